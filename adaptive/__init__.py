@@ -1,0 +1,1 @@
+"""Adaptive: image classifiers that can stop early."""

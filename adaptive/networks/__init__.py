@@ -1,0 +1,1 @@
+"""Networks that can stop early: backbone, exits, collaboration, equilibrium, cost."""

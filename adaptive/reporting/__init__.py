@@ -1,0 +1,1 @@
+"""Records, dashboards and figures."""

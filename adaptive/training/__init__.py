@@ -1,0 +1,1 @@
+"""Training: task, objective, engine, loop, checkpoint and the callbacks that watch."""

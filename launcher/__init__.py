@@ -1,0 +1,1 @@
+"""How work starts: the `adaptive` command and the script for distributed launchers."""
