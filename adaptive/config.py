@@ -322,9 +322,6 @@ class Config(Section):
         """Return the phases, or the single implied one."""
         return list(self.phases) or [PhaseConfig(epochs=self.train.epochs)]
 
-    def __iter__(self) -> Iterator[Any]:  # a Config is not a mapping; iterating one is a slip
-        raise TypeError("iterate Config.model_fields, not a Config")
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply ``section.key=value`` overrides.

@@ -25,5 +25,5 @@ class TrainingError(AdaptiveError):
     """Training cannot go on: the loss is not finite, or too many steps in a row were skipped."""
 
 
-class EnvironmentProblem(AdaptiveError):
+class MachineError(AdaptiveError):
     """This machine lacks what the run asks for: a device, disk space, a right, a program."""
