@@ -1,1 +1,19 @@
 """Adaptive: image classifiers that can stop early."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Imported on first use: torch and timm take seconds, and `adaptive --help` needs neither.
+_HOMES = {
+    "AdaptiveNetwork": "adaptive.networks.network",
+    "create_model": "adaptive.networks.create",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'adaptive' has no attribute {name!r}")

@@ -1,0 +1,41 @@
+"""Progress of packing on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY = 10.0  # seconds
+
+
+class PackProgress:
+    """Counts packed images; a context manager that shows nothing when switched off."""
+
+    def __init__(self, total: int, done: int, shown: bool) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
+        self._total = total
+        self._done = done
+        self._told = time.monotonic()
+        columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
+        self._task = self._bar.add_task("packing", total=total, completed=done)
+
+    def __enter__(self) -> PackProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, images: int) -> None:
+        """Count further images as done."""
+        self._done += images
+        self._bar.advance(self._task, images)
+        if not self._console.is_terminal and time.monotonic() - self._told >= _LINE_EVERY:
+            self._told = time.monotonic()
+            self._console.print(f"packed {self._done} of {self._total} images", highlight=False)

@@ -1,0 +1,186 @@
+"""What there is to pack: image files in class folders, or a data set that comes with a library."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adaptive.errors import DataError, MachineError
+
+# torchvision's list, and GIF, of which single frames are taken.
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_DIGITS_TEST, _DIGITS_VAL = 300, 200
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to pack: its name (a path below the source), label, size in bytes, and where its bytes are."""
+
+    name: str
+    label: int
+    size: int
+    changed: int = 0  # modification time in ns
+    data: bytes | None = None
+
+
+@dataclass
+class Source:
+    """Everything that will be packed; items are sorted, shuffling comes later."""
+
+    root: Path | None
+    classes: list[str]
+    splits: dict[str, list[Item]]
+    ignored: int = 0
+
+
+def open_source(source: str | Path) -> Source:
+    """List the images of a folder of class folders (optionally below train/, val/, test/) or of ``builtin:digits``.
+
+    Raises:
+        DataError: the source is missing, holds no images, a training class is empty, or another split has classes
+            that train lacks.
+        MachineError: the builtin data set's library is not installed.
+    """
+    if str(source).startswith("builtin:"):
+        return _builtin(str(source))
+    root = Path(source)
+    if not root.is_dir():
+        kind = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"source {root} {kind}; give a folder of class folders, or builtin:digits")
+    scan = _Scan(root)
+    folders = scan.split_folders()
+    names = {split: [p.name for p in scan.subfolders(folder)] for split, folder in folders.items()}
+    classes = names["train"]
+    if not classes:
+        raise DataError(f"{folders['train']} holds no class folders; put each class's images in a folder of its name")
+    for split, found in names.items():
+        if strange := sorted(set(found) - set(classes)):
+            raise DataError(
+                f"{folders[split]} has {len(strange)} classes that train lacks: {', '.join(strange[:5])}; "
+                "remove them or add training images"
+            )
+    labels = {name: label for label, name in enumerate(classes)}
+    splits = {s: [item for name in names[s] for item in scan.images(folders[s] / name, labels[name])] for s in folders}
+    _check_filled(root, classes, splits)
+    return Source(root, classes, splits, scan.ignored)
+
+
+def hold_out(source: Source, count: int, seed: int) -> None:
+    """Move ``count`` training images to a new split val, each class in proportion to its size.
+
+    Raises:
+        DataError: there is a val split already, or too few training images to leave every class one.
+    """
+    if "val" in source.splits:
+        raise DataError(f"--hold-out {count}: the source already has a val split; leave the flag out")
+    source.splits["val"], source.splits["train"] = _take(source.splits["train"], count, seed, "--hold-out")
+
+
+def _take(items: list[Item], count: int, seed: int, flag: str) -> tuple[list[Item], list[Item]]:
+    sizes = Counter(item.label for item in items)
+    if count > len(items) - len(sizes):
+        raise DataError(
+            f"{flag} {count} is too many: of {len(items)} training images every one of {len(sizes)} classes keeps "
+            f"at least one; take {len(items) - len(sizes)} or less"
+        )
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed], spawn_key=(1,))))
+    seen: Counter[int] = Counter()
+    ranks = np.empty(len(items))
+    # An image's rank in its class, as a share of the class, orders all classes evenly; the last of each is kept.
+    for position in generator.permutation(len(items)):
+        label = items[position].label
+        seen[label] += 1
+        last = seen[label] == sizes[label]
+        ranks[position] = np.inf if last else (seen[label] - generator.random()) / sizes[label]
+    taken = set(np.argsort(ranks, kind="stable")[:count].tolist())
+    return [i for n, i in enumerate(items) if n in taken], [i for n, i in enumerate(items) if n not in taken]
+
+
+@dataclass
+class _Scan:
+    """Walks a source folder and counts the files that are not images."""
+
+    root: Path
+    ignored: int = field(default=0)
+
+    def split_folders(self) -> dict[str, Path]:
+        """Map split names to their folders; without a train folder the source itself is train."""
+        found = {p.name: p for p in self.subfolders(self.root)}
+        splits = [name for name in found if name in _SPLIT_FOLDERS]
+        if "train" not in found:
+            if splits and len(splits) == len(found):
+                raise DataError(f"{self.root} has {', '.join(splits)} but no train folder; add it, or rename one")
+            return {"train": self.root}
+        if {"val", "validation"} <= set(splits):
+            raise DataError(f"{self.root} has both val and validation; keep one of them")
+        for name in set(found) - set(splits):
+            self.ignored += sum(1 for _ in _files(found[name]))
+        return {_SPLIT_FOLDERS[name]: found[name] for name in splits}
+
+    def subfolders(self, folder: Path) -> list[Path]:
+        """Return the visible sub-folders by name, and count the files beside them."""
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        folders = [p for p in entries if p.is_dir()]
+        for path in folders:
+            try:
+                path.name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(f"folder {os.fsencode(path.name)!r} in {folder} is not UTF-8; rename it") from None
+        return folders
+
+    def images(self, folder: Path, label: int) -> Iterator[Item]:
+        """Yield the images below a class folder, sorted by path."""
+        for path in _files(folder):
+            if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+                self.ignored += 1
+                continue
+            status = path.stat()
+            yield Item(path.relative_to(self.root).as_posix(), label, status.st_size, status.st_mtime_ns)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]]) -> None:
+    if not splits["train"]:
+        raise DataError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}) for training; check the path")
+    counts = Counter(item.label for item in splits["train"])
+    empty = [name for label, name in enumerate(classes) if not counts[label]]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(classes)} classes in {root} have no training image: {', '.join(empty[:5])}; "
+            "add images or remove the folders"
+        )
+    for split, items in splits.items():
+        if not items:
+            raise DataError(f"split {split} of {root} holds no images; fill or remove its folder")
+
+
+def _builtin(name: str) -> Source:
+    if name != "builtin:digits":
+        raise DataError(f"source {name} is unknown; the only builtin one is builtin:digits")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MachineError("builtin:digits needs scikit-learn; install it with: pip install scikit-learn") from None
+    digits = load_digits()
+    items = []
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        stream = io.BytesIO()
+        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(stream, "png")
+        items.append(Item(f"digits/{number:04d}.png", int(label), stream.tell(), data=stream.getvalue()))
+    test, rest = _take(items, _DIGITS_TEST, 0, name)
+    val, train = _take(rest, _DIGITS_VAL, 0, name)
+    return Source(None, [str(n) for n in digits.target_names], {"train": train, "val": val, "test": test})

@@ -1,0 +1,63 @@
+"""Every exit over a whole dataset split, each image counted exactly once over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adaptive.errors import DataError
+from adaptive.inference.metrics import ExitMeter
+
+
+class LabelledBatch(Protocol):
+    """Images (N, 3, H, W) and labels (N,), -1 marking padding."""
+
+    @property
+    def images(self) -> Tensor:
+        """Images (N, 3, H, W)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,), -1 for padding."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Per exit, first exit first: cross entropy, top-1 and top-5 and agreement with the last exit in percent."""
+
+    samples: int
+    loss: list[float]
+    top1: list[float]
+    top5: list[float]
+    agreement: list[float]
+
+
+@torch.inference_mode()
+def measure_exits(
+    forward: Callable[[Tensor], list[Tensor]],
+    batches: Iterable[LabelledBatch],
+    exits: int,
+    device: torch.device,
+    expected: int,
+    all_reduce: Callable[[Tensor], Tensor] = lambda values: values,
+    channels_last: bool = False,
+) -> Measurement:
+    """Run every exit over the batches of this rank and sum over ranks.
+
+    Raises:
+        DataError: the number of images counted differs from ``expected``.
+    """
+    meter = ExitMeter(exits, device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for batch in batches:
+        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        meter.add(forward(images), batch.labels.to(device, non_blocking=True))
+    values = meter.reduce(all_reduce)
+    samples = round(values["samples"][0])
+    if samples != expected:
+        raise DataError(f"evaluation counted {samples} images, but the split holds {expected}")
+    return Measurement(samples, values["loss"], values["top1"], values["top5"], values["agreement"])

@@ -1,0 +1,122 @@
+"""Plain timm models: building one, filling it with weights, and what timm knows about it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import group_parameters
+from torch import nn
+
+from adaptive.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A plain timm model and the images it takes: (channels, size, size), size in pixels."""
+
+    name: str
+    model: nn.Module
+    size: int
+    channels: int
+
+
+def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -> Backbone:
+    """Build a plain timm model.
+
+    Args:
+        name: of any timm model.
+        input_size: side of the square images in pixels; by default the model's own.
+        arguments: of timm.create_model.
+
+    Raises:
+        ModelError: timm has no such model, or cannot build it so.
+    """
+    if not timm.is_model(name.partition(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
+        raise ModelError(f"backbone = {name!r}: timm has no such model; {remedy}")
+    try:
+        if input_size is None or "img_size" in arguments:
+            model = timm.create_model(name, **arguments)
+        else:
+            model = _build_for_size(name, input_size, arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"backbone = {name!r}: timm cannot build it with {arguments}: {reason}") from error
+    default = configuration(model).get("input_size", (3, 224, 224))
+    size = input_size or arguments.get("img_size") or default
+    side = size[-1] if isinstance(size, tuple | list) else size
+    return Backbone(name, model, int(side), int(arguments.get("in_chans", default[0])))
+
+
+def _build_for_size(name: str, size: int, arguments: dict[str, Any]) -> nn.Module:
+    """Models with position embeddings or windows must be told the image size; the others do not know the argument."""
+    try:
+        return timm.create_model(name, img_size=size, **arguments)  # type: ignore[no-any-return]
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
+
+
+def configuration(model: nn.Module) -> dict[str, Any]:
+    """What timm noted about a model: input size, name of the classifier and more."""
+    return dict(getattr(model, "pretrained_cfg", None) or {})
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters of a timm model's classifiers."""
+    names = configuration(model).get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def classifier_width(model: nn.Module) -> int:
+    """Width of the pooled feature that a timm model's own classifier reads."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    for part in classifier if isinstance(classifier, tuple | list) else (classifier,):
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if isinstance(module, nn.Linear):
+                return module.in_features
+            if isinstance(module, nn.modules.conv._ConvNd):
+                return module.in_channels
+    return int(getattr(model, "head_hidden_size", None) or getattr(model, "num_features", 0) or 1)
+
+
+def layer_groups(model: nn.Module) -> dict[str, int]:
+    """Layer of every parameter, 0 at the input, as timm groups them for layer-wise learning rates; empty if it does not."""
+    if not hasattr(model, "group_matcher"):
+        return {}
+    groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    return {name: int(layer) for name, layer in groups.items()}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a file of plain timm weights; a classifier of another class count is left as it is.
+
+    Raises:
+        ModelError: the file is missing, cannot be read, or does not fit the model.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights = {str(path)!r}: no such file")
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # the readers of the two formats raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"weights = {str(path)!r}: cannot be read as tensors only: {reason}") from error
+    current = model.state_dict()
+    for key in [key for key in state if key in current and key.startswith(classifier_names(model))]:
+        if state[key].shape != current[key].shape:
+            log.warning("%s: %s has shape %s and is left out", path, key, tuple(state[key].shape))
+            state[key] = current[key]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"weights = {str(path)!r}: does not fit the backbone: {reason}") from error

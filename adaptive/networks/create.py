@@ -1,0 +1,148 @@
+"""The factory: a timm name -> an adaptive network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptive.errors import ModelError
+from adaptive.networks.backbone import (
+    Backbone,
+    build_backbone,
+    classifier_names,
+    classifier_width,
+    layer_groups,
+    load_weights,
+)
+from adaptive.networks.cut import Cut, cut, sample_images
+from adaptive.networks.exits import EarlyExit, LastExit, describe
+from adaptive.networks.names import PlainNames
+from adaptive.networks.network import AdaptiveNetwork, State
+
+TOLERANCE = 1e-5  # of the largest logit
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    exits: int | list[str] = 4,
+    equilibrium: bool | str = True,
+    collaboration: bool = True,
+    pretrained: bool = False,
+    *,
+    input_size: int | None = None,
+    head_width: int = 0,
+    head_dropout: float = 0.0,
+    weights: str | Path | None = None,
+    **backbone: Any,
+) -> AdaptiveNetwork:
+    """Build a timm model with early exits.
+
+    Args:
+        name: any timm model.
+        num_classes: C.
+        exits: number of exits, placed at equal shares of the backbone's MACs, or the names of the modules after which the
+            early ones branch off; the last exit is always the backbone's own end.
+        equilibrium: Gradient Equilibrium; True or ``"crossing"``, ``"tap"``, or False.
+        collaboration: whether each exit also reads the previous exit's prediction.
+        pretrained: start from timm's pretrained weights.
+        input_size: side of the square images in pixels; by default the backbone's own.
+        head_width: width of a pointwise layer in front of an early exit's pooling; 0 leaves it out.
+        head_dropout: dropout in front of an early exit's classifier.
+        weights: file of plain timm weights to start from; a classifier of another class count is left out.
+        backbone: further arguments of timm.create_model.
+
+    Returns:
+        The network, on the CPU, in training mode. ``net(images)`` gives the k logits, each (N, C).
+
+    Raises:
+        ModelError: no such backbone or module, a number out of range, or a backbone that cannot be cut.
+    """
+    if isinstance(exits, int) and exits < 1:
+        raise ModelError(f"exits = {exits}: a network has at least one exit")
+    if num_classes < 1:
+        raise ModelError(f"num_classes = {num_classes}: the exits need at least one class")
+    plain = build_backbone(name, input_size, num_classes=num_classes, pretrained=pretrained, **backbone)
+    if weights is not None:
+        load_weights(plain.model, Path(weights))
+    images = sample_images(plain.model, 3, plain.size, plain.channels)
+    pieces = cut(plain.model, exits if isinstance(exits, int) else list(exits), plain.size, plain.channels)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = plain.model.eval()(images)
+    features = [describe(place.shape_with_batch, plain.model) for place in pieces.places]
+    heads: list[EarlyExit | LastExit] = [
+        EarlyExit(feature, num_classes, collaboration and i > 0, head_width, head_dropout)
+        for i, feature in enumerate(features)
+    ]
+    heads.append(LastExit(pieces.head, num_classes, classifier_width(plain.model) if collaboration and features else 0))
+    network = AdaptiveNetwork(
+        [*pieces.blocks],
+        heads,
+        exit_names=[place.name for place in pieces.places],
+        batch_dims=pieces.batch_dims,
+        overwritten=pieces.overwritten,
+        names=_names(plain, pieces, heads),
+        input_size=plain.size,
+        channels=plain.channels,
+        num_classes=num_classes,
+        equilibrium=equilibrium,
+        collaboration=collaboration,
+    )
+    verify(name, network, images, expected)
+    return network.train()
+
+
+def _names(plain: Backbone, pieces: Cut, heads: list[EarlyExit | LastExit]) -> PlainNames:
+    """Match names, and make sure that every tensor has exactly one home (raises ModelError)."""
+    model, parts = plain.model, [*pieces.blocks, *heads]
+    homes: dict[int, set[int]] = {}
+    for i, part in enumerate(parts):
+        for tensor in part.state_dict(keep_vars=True).values():
+            homes.setdefault(id(tensor), set()).add(i)
+    state = model.state_dict(keep_vars=True)
+    for key, tensor in state.items():
+        if len(homes.get(id(tensor), ())) != 1:
+            where = ", ".join(place.name for place in pieces.places)
+            raise ModelError(
+                f"backbone = {plain.name!r}: cut after {where}, {key} is needed in several blocks; name other modules in exits"
+            )
+    holder = nn.ModuleDict({"blocks": nn.ModuleList(pieces.blocks), "exits": nn.ModuleList(heads)})
+    no_decay = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    own = holder.state_dict(keep_vars=True)
+    return PlainNames(own, state, classifier_names(model), layer_groups(model), no_decay)
+
+
+def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor) -> None:
+    """Compare the last exit with the plain model's logits while samples are taken out at the branching points.
+
+    Args:
+        name: of the backbone, for the message.
+        network: on the CPU; put into eval mode.
+        images: (N, C, H, W).
+        expected: (N, classes), the plain model's logits in eval mode.
+
+    Raises:
+        ModelError: they differ by more than 1e-5 of the largest logit.
+    """
+    network.eval()
+    collaboration, network.collaboration = network.collaboration, False
+    left = torch.arange(len(images))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state: State = network.start(images)
+        for i in range(len(network.blocks)):
+            state = network.run_block(i, state)
+            if i < len(network.blocks) - 1 and len(left) > 1:
+                state = network.select(state, torch.arange(1, len(left)), len(left))
+                left = left[1:]
+        logits = network.run_exit(len(network.exits) - 1, state)
+    network.collaboration = collaboration
+    wanted = expected[left]
+    margin = TOLERANCE * float(wanted.abs().max())
+    if logits.shape != wanted.shape or not torch.allclose(logits, wanted, rtol=0, atol=margin, equal_nan=True):
+        where = ", ".join(network.exit_names)
+        raise ModelError(
+            f"backbone = {name!r}: cut after {where}, its logits differ from the plain model's; name other modules in exits"
+        )

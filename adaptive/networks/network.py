@@ -1,0 +1,256 @@
+"""The network: k blocks, k exits, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from adaptive.errors import ModelError
+from adaptive.networks.cost import ExitCost, count_macs
+from adaptive.networks.emit import BatchDim
+from adaptive.networks.equilibrium import branch
+from adaptive.networks.exits import EarlyExit, LastExit
+from adaptive.networks.names import PlainNames
+
+Equilibrium = Literal["crossing", "tap", False]
+
+
+class State(tuple[Tensor, ...]):
+    """The tensors that cross a branching point, and where the batch is in each of them (None: nowhere)."""
+
+    batch_dims: tuple[BatchDim | None, ...]
+
+    @classmethod
+    def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...]) -> State:
+        """Join tensors with the places of their batch dimension."""
+        state = cls(tensors)
+        state.batch_dims = batch_dims
+        return state
+
+
+class AdaptiveNetwork(nn.Module):
+    """A backbone in k blocks with k exits; calling it gives the list of k logits, first exit first.
+
+    Attributes:
+        blocks: the k blocks, in order.
+        exits: the k exits, in order; the link that feeds an exit belongs to it (``exits[i].link``).
+        exit_names: the modules of the backbone after which the k - 1 early exits branch off.
+        equilibrium: ``"crossing"``, ``"tap"`` or False; may be changed between forward passes.
+        checkpointing: recompute each block in the backward pass; may be changed between forward passes.
+        layer_ids: layer of the plain model (0 at the input) that a parameter belongs to, by this network's names; what
+            the network adds to the backbone is absent.
+        num_layers: number of those layers.
+        input_size: side in pixels of the square images that the backbone was cut for.
+        channels: of those images.
+    """
+
+    def __init__(
+        self,
+        blocks: list[nn.Module],
+        exits: list[EarlyExit | LastExit],
+        *,
+        exit_names: list[str],
+        batch_dims: list[tuple[BatchDim | None, ...]],
+        overwritten: list[bool],
+        names: PlainNames,
+        input_size: int,
+        channels: int,
+        num_classes: int,
+        equilibrium: bool | str,
+        collaboration: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.exits = nn.ModuleList(exits)
+        self.exit_names = exit_names
+        self.batch_dims = batch_dims
+        self.overwritten = overwritten
+        self.names = names
+        self.layer_ids, self.num_layers = names.layer_ids, names.num_layers
+        self.input_size, self.channels, self.num_classes = input_size, channels, num_classes
+        self.equilibrium: Equilibrium = _scope(equilibrium)
+        self._has_links = collaboration
+        self._collaboration = collaboration
+        self.checkpointing = False
+        self.register_load_state_dict_pre_hook(_accept_plain_names)
+
+    @property
+    def collaboration(self) -> bool:
+        """Whether exits read the previous exit's prediction; may be changed between forward passes."""
+        return self._collaboration
+
+    @collaboration.setter
+    def collaboration(self, value: bool) -> None:
+        if value and not self._has_links:
+            raise ModelError("collaboration = True: this network was built without links; pass it to create_model")
+        self._collaboration = bool(value)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W) images -> k logits of (N, classes)."""
+        state: tuple[Tensor, ...] = (images,)
+        logits: list[Tensor] = []
+        last = len(self.blocks) - 1
+        for i in range(last + 1):
+            state = self._advance(i, state)
+            tap = state
+            if i < last:
+                feature, state = self._branch(i, state)
+                tap = (feature,)
+            previous = logits[-1] if logits and self._collaboration else None
+            logits.append(self.exits[i](*tap, previous_logits=previous))
+        return logits
+
+    def _advance(self, i: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        block = self.blocks[i]
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *state, use_reentrant=False, context_fn=_Recomputing(block))  # type: ignore[no-any-return]
+        return block(*state)  # type: ignore[no-any-return]
+
+    def _branch(self, i: int, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        feature, onward = state[0], state
+        if self.equilibrium and torch.is_grad_enabled():
+            feature, onward = branch(state, len(self.blocks) - i, self.equilibrium)
+        if self.overwritten[i]:
+            onward = (onward[0].clone(), *onward[1:])
+        return feature, onward
+
+    def start(self, images: Tensor) -> State:
+        """(N, C, H, W) images -> the state in front of the first block."""
+        return State.of((images,), ((0, 1),))
+
+    def run_block(self, i: int, state: tuple[Tensor, ...]) -> State:
+        """State in front of block i (from 0) -> state behind it."""
+        return State.of(tuple(self._advance(i, tuple(state))), self.batch_dims[i])
+
+    def run_exit(self, i: int, state: tuple[Tensor, ...], previous_logits: Tensor | None = None) -> Tensor:
+        """Logits (N, classes) of exit i (from 0), from the state behind block i and the previous exit's logits.
+
+        Raises:
+            ModelError: the exit collaborates and the previous exit's logits are missing.
+        """
+        if i > 0 and self._collaboration and previous_logits is None:
+            raise ModelError(f"run_exit({i}, ...): pass exit {i - 1}'s logits, or set collaboration = False")
+        previous = previous_logits if self._collaboration else None
+        last = i == len(self.exits) - 1
+        feature = state[0].clone() if not last and self.overwritten[i] else state[0]
+        tap = tuple(state) if last else (feature,)
+        return self.exits[i](*tap, previous_logits=previous)  # type: ignore[no-any-return]
+
+    def select(self, state: State, indices: Tensor, batch: int) -> State:
+        """The state of some samples only.
+
+        Args:
+            state: as start, run_block or select gave it.
+            indices: (M,) positions of the samples to keep.
+            batch: N, the number of samples in the state.
+        """
+        kept = []
+        for tensor, where in zip(state, state.batch_dims, strict=True):
+            if where is None:
+                kept.append(tensor)
+                continue
+            dim, multiple = where
+            if multiple == 1:
+                kept.append(tensor.index_select(dim, indices))
+            else:  # a sample's entries (windows, patches) lie together
+                parts = tensor.unflatten(dim, (batch, multiple)).index_select(dim, indices)
+                kept.append(parts.flatten(dim, dim + 1))
+        return State.of(tuple(kept), state.batch_dims)
+
+    @torch.no_grad()
+    def costs(self, input_size: int | None = None) -> list[ExitCost]:
+        """Cumulative cost of every exit for one image, with every earlier head and collaboration link.
+
+        Args:
+            input_size: side of the square image in pixels; by default the one that the backbone was cut for.
+
+        Raises:
+            ModelError: the backbone does not run on images of that size.
+        """
+        size = input_size or self.input_size
+        like = next(self.parameters())
+        images = torch.zeros(1, self.channels, size, size, device=like.device, dtype=like.dtype)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        costs, parameters, previous = [], 0, None
+        try:
+            with FlopCounterMode(display=False) as counter:
+                state: State = self.start(images)
+                for i, (block, exit_) in enumerate(zip(self.blocks, self.exits, strict=True)):
+                    state = self.run_block(i, state)
+                    previous = self.run_exit(i, state, previous)
+                    parameters += _size(block) + _size(exit_)
+                    unread = 0 if self._collaboration or exit_.link is None else _size(exit_.link)
+                    parameters -= unread
+                    costs.append(ExitCost(count_macs(counter), parameters))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"costs: input_size = {size} does not fit this backbone ({reason})") from error
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return costs
+
+    def plain_name(self, name: str) -> str | None:
+        """Name that a parameter or buffer of this network has in the plain timm model; None if it was added."""
+        return self.names.plain.get(name)
+
+    def backbone_state_dict(self) -> dict[str, Tensor]:
+        """The plain timm model's state_dict: its names, this network's values."""
+        own = self.state_dict()
+        return {plain: own[name] for name, plain in self.names.plain.items() if name in own}
+
+    def direct_parameters(self, i: int) -> list[nn.Parameter]:
+        """Parameters that block i's graph reads by itself from inside its (never called) containers."""
+        return self.blocks[i].direct_parameters()  # type: ignore[operator,no-any-return]
+
+    def block_parameters(self, i: int) -> Iterator[nn.Parameter]:
+        """Parameters of block i (from 0), without its exit."""
+        return self.blocks[i].parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names, in this network, of the parameters that timm says should not decay."""
+        return self.names.no_weight_decay
+
+
+def _scope(equilibrium: bool | str) -> Equilibrium:
+    if equilibrium not in (True, False, "crossing", "tap"):
+        raise ModelError(f"equilibrium = {equilibrium!r}: use True, 'crossing', 'tap' or False")
+    return "crossing" if equilibrium is True else equilibrium  # type: ignore[return-value]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in module.parameters())
+
+
+class _Recomputing:
+    """Contexts for torch.utils.checkpoint: the second pass over a block must not count for BatchNorm's statistics."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _frozen_statistics(self.block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def _accept_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(module, AdaptiveNetwork)
+    module.names.rename(module, state, prefix)

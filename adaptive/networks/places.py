@@ -1,0 +1,197 @@
+"""Where exits can branch off: modules behind which everything depends on what crosses, and how to choose among them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from adaptive.errors import ModelError
+from adaptive.networks.trace import FORWARD_FEATURES, Recording, Ref, Span, refs
+
+MOST_CROSSING = 3  # tensors; more would be the inside of a densely connected block
+DEPTH_PENALTY = 0.02  # of the total compute, per level of nesting: prefer a stage's end to the middle of a unit
+CROSSING_PENALTY = 0.15  # per further tensor that crosses: only where there is nothing with one
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module after which an exit can branch off.
+
+    Attributes:
+        name: the module.
+        share: of the backbone's MACs spent up to its end.
+        shape: of its output for one sample, without the batch.
+        position: number of recorded operations up to its end.
+        crossing: number of input-dependent tensors that are needed later.
+        parents: the modules around it.
+    """
+
+    name: str
+    share: float
+    shape: tuple[int, ...]
+    position: int
+    crossing: int
+    parents: tuple[str, ...]
+    in_place: bool = False
+
+    @property
+    def shape_with_batch(self) -> tuple[int, ...]:
+        """Shape of its output for two samples."""
+        return (2, *self.shape)
+
+
+class Survey:
+    """What a recording of everything says about where a model can be cut.
+
+    Args:
+        model: the recorded model.
+        recording: in eval mode, with every module opened that has children.
+    """
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self.model = model
+        self.recording = recording
+        self.first_use, self.last_use, self.born, self.dependent = self._dataflow()
+        self.stretches = self._parameter_stretches()
+        features = recording.span(FORWARD_FEATURES)
+        self.end = features.end if features and not features.parents else self._last_weighted()
+        self.suitable = {place.name: place for place in map(self._place, recording.spans) if place is not None}
+
+    def _dataflow(self) -> tuple[dict[int, int], dict[int, int], dict[int, int], set[int]]:
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        born = {0: -1}
+        dependent = {0}
+        for i, op in enumerate(self.recording.ops):
+            used = refs((op.args, op.kwargs))
+            for index in used:
+                first.setdefault(index, i)
+                last[index] = i
+            for index in refs(op.output):
+                born[index] = i
+                if used & dependent:
+                    dependent.add(index)
+        for index in refs(self.recording.result):
+            last[index] = len(self.recording.ops)
+        return first, last, born, dependent
+
+    def _parameter_stretches(self) -> list[tuple[int, int]]:
+        """For each module with weights that is used more than once: from its first use to its last. No cut in there."""
+        weighted = {name for name, module in self.model.named_modules() if list(module.parameters(recurse=False))}
+        called = {str(op.target) for op in self.recording.ops if op.kind == "call_module"}
+        uses: dict[str, list[int]] = {}
+        for i, op in enumerate(self.recording.ops):
+            owner = str(op.target) if op.kind == "call_module" else str(op.target).rpartition(".")[0]
+            if op.kind in ("call_module", "get_attr") and owner in weighted & called:
+                uses.setdefault(owner, []).append(i)
+        return [(min(where), max(where)) for where in uses.values() if len(where) > 1]
+
+    def _last_weighted(self) -> int:
+        """Where the last module with weights begins: the least that the backbone's own exit can hold."""
+        weighted = {name for name, module in self.model.named_modules() if list(module.parameters())}
+        return max(
+            (i for i, op in enumerate(self.recording.ops) if op.kind == "call_module" and op.target in weighted),
+            default=0,
+        )
+
+    def crossing(self, position: int) -> list[int]:
+        """Input-dependent tensors born before a position and needed behind it."""
+        return [
+            index for index in sorted(self.dependent) if self.born[index] < position <= self.last_use.get(index, -1)
+        ]
+
+    def _place(self, span: Span) -> Place | None:
+        output = span.output
+        # A span of one output that is a batch-first floating tensor with channels, in front of the backbone's own end.
+        if span.name == FORWARD_FEATURES or not isinstance(output, Ref) or not 0 < span.end < self.end:
+            return None
+        shape = self.recording.shapes[output.index]
+        if not self.recording.floating[output.index] or not 2 <= len(shape) <= 4 or shape[0] != 2:
+            return None
+        if self.recording.span(span.name) is None or any(a < span.end <= b for a, b in self.stretches):
+            return None
+        crossing = self.crossing(span.end)
+        if output.index not in crossing or len(crossing) > MOST_CROSSING:
+            return None
+        has_children = next(self.model.get_submodule(span.name).children(), None) is not None
+        if len(crossing) > 1 and not has_children:
+            return None
+        share = span.macs / max(self.recording.macs, 1)
+        in_place = output.index in self.recording.changed
+        return Place(span.name, share, shape[1:], span.end, len(crossing), span.parents, in_place)
+
+    def places(self, without: Collection[str] = ()) -> list[Place]:
+        """One place for each distinct amount of compute, in order: the fewest crossing tensors, then the outermost.
+
+        Args:
+            without: modules that cannot be opened; places inside them are left out.
+        """
+        best: dict[float, Place] = {}
+        for place in sorted(self.suitable.values(), key=lambda p: (p.position, -depth(p))):
+            if place.in_place or place.share <= 0 or not {*place.parents, place.name}.isdisjoint(without):
+                continue
+            if isinstance(self.model.get_submodule(place.name), nn.Identity):
+                continue
+            rival = best.get(place.share)
+            if rival is None or (place.crossing, depth(place)) <= (rival.crossing, depth(rival)):
+                best[place.share] = place
+        return sorted(best.values(), key=lambda p: p.position)
+
+    def named(self, names: list[str]) -> list[Place]:
+        """The places that a user asked for.
+
+        Raises:
+            ModelError: a name is unknown, unsuitable, given twice or out of order.
+        """
+        for name in names:
+            if name not in self.suitable:
+                known = any(name == other for other, _ in self.model.named_modules())
+                close = difflib.get_close_matches(name, self.suitable, n=3, cutoff=0.3)
+                remedy = f"did you mean {' or '.join(close)}?" if close else "give a number of exits instead"
+                why = "no exit can branch off after it" if known else "the backbone has no such module"
+                raise ModelError(f"exits: module {name!r}: {why}; {remedy}")
+        chosen = [self.suitable[name] for name in names]
+        for one, other in zip(chosen, chosen[1:], strict=False):
+            if one.position >= other.position:
+                raise ModelError(
+                    f"exits: {other.name!r} does not come after {one.name!r}; name each module once, from input to output"
+                )
+        return chosen
+
+
+def depth(place: Place) -> int:
+    """How deeply a module is nested."""
+    return place.name.count(".")
+
+
+def spread(places: list[Place], exits: int) -> list[Place]:
+    """Choose the early exits of a network of ``exits`` exits: near shares 1/k, 2/k, ... of the compute.
+
+    The least total distance from these shares, where nesting and further crossing tensors count as distance; found by
+    dynamic programming over the places in order.
+
+    Raises:
+        ModelError: there are fewer places than early exits.
+    """
+    early = exits - 1
+    if early > len(places):
+        raise ModelError(
+            f"exits = {exits}: this backbone has {len(places)} places for early exits; ask for at most {len(places) + 1}"
+        )
+    # best[j]: least cost of the exits so far when the last of them is at one of the first j places, and their indices
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(places) + 1)
+    for number in range(1, exits):
+        row: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())] * (len(places) + 1)
+        for j, place in enumerate(places, start=1):
+            cost, indices = best[j - 1]
+            here = cost + _cost(place, number / exits)
+            row[j] = min(row[j - 1], (here, (*indices, j - 1)), key=lambda entry: entry[0])
+        best = row
+    return [places[i] for i in best[-1][1]]
+
+
+def _cost(place: Place, share: float) -> float:
+    return abs(place.share - share) + DEPTH_PENALTY * depth(place) + CROSSING_PENALTY * (place.crossing - 1)

@@ -1,0 +1,155 @@
+"""Figures: accuracy against cost, and the course of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adaptive.errors import MachineError
+from adaptive.reporting.console import per_exit
+from adaptive.reporting.tables import human
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 13,
+    "axes.labelsize": 12,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+DOTS_PER_INCH = 150
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against cost, of one network in one way of use.
+
+    Attributes:
+        label: its name in the legend; an anytime and a budgeted curve of one label share a colour.
+        macs: multiply-adds of one image (for a budgeted curve: on average), rising.
+        top1: accuracy in percent, one for each cost.
+        kind: "anytime" is one point per exit, numbered; "budgeted" is a policy's curve, drawn dashed.
+    """
+
+    label: str
+    macs: Sequence[float]
+    top1: Sequence[float]
+    kind: Literal["anytime", "budgeted"] = "anytime"
+
+    def __post_init__(self) -> None:
+        if len(self.macs) != len(self.top1):
+            raise ValueError(f"curve {self.label!r}: {len(self.macs)} costs for {len(self.top1)} accuracies")
+
+
+def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str = "") -> Path:
+    """Draw top-1 accuracy (%) over multiply-adds into a PNG.
+
+    Returns the path; raises MachineError if the file cannot be written.
+    """
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    with _figure(path, columns=1) as (_, [axes]):
+        for curve in curves:
+            _draw_curve(axes, curve, labels.index(curve.label))
+        # A wide range of costs, as over several networks, crowds the cheap end of a linear axis.
+        costs = [cost for curve in curves for cost in curve.macs if cost > 0]
+        if costs and max(costs) > 20 * min(costs):
+            axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: human(value))
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=title)
+        axes.margins(x=0.06, y=0.1)
+        if curves:
+            axes.legend(loc="lower right")
+    return Path(path)
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw loss and every exit's top-1 (%) over the steps, from the records of ``metrics.jsonl``, into a PNG.
+
+    Validation is drawn solid, training thin and pale. Returns the path (MachineError if it cannot be written).
+    """
+    with _figure(path, columns=2) as (_, [losses, accuracies]):
+        _draw_loss(losses, records)
+        exits = sorted({number for split in ("train", "val") for r in records for number in per_exit(r, split, "top1")})
+        for index, number in enumerate(exits):
+            colour = COLOURS[index] if len(exits) <= len(COLOURS) else _shade(index / (len(exits) - 1))
+            _draw_series(accuracies, records, f"train/exit_{number}/top1", color=colour, alpha=0.4, linewidth=1.1)
+            _draw_series(
+                accuracies, records, f"val/exit_{number}/top1", color=colour, marker="o", markersize=3.5, zorder=3
+            )
+            accuracies.plot([], [], color=colour, label=f"exit {number}")
+        accuracies.set(xlabel="step", ylabel="top-1 accuracy (%)", title="Accuracy (validation bold, training pale)")
+        if exits:
+            accuracies.legend(loc="lower right", ncols=2 if len(exits) > 4 else 1)
+    return Path(path)
+
+
+@contextmanager
+def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a styled figure with its axes, and write it as PNG at the end."""
+    # Figure without pyplot: no window system, no figure left behind in pyplot's list, safe beside a user's own plots.
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(7.2 if columns == 1 else 5.6 * columns, 4.6), dpi=DOTS_PER_INCH, layout="tight")
+        FigureCanvasAgg(figure)
+        yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
+        try:
+            figure.savefig(path, format="png")
+        except OSError as error:
+            raise MachineError(f"cannot write the figure {path}: {error.strerror or error}") from error
+
+
+def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
+    if curve.kind == "budgeted":
+        axes.plot(curve.macs, curve.top1, color=colour, linestyle=(0, (4, 1.5)), label=f"{curve.label}, budgeted")
+        return
+    marker = MARKERS[index % len(MARKERS)]
+    axes.plot(curve.macs, curve.top1, color=colour, marker=marker, markersize=7, label=curve.label, zorder=3)
+    for number, point in enumerate(zip(curve.macs, curve.top1, strict=True), start=1):
+        axes.annotate(
+            str(number), point, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=10, color=colour
+        )
+
+
+def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    _draw_series(axes, records, "train/loss", color=COLOURS[0], label="training", linewidth=1.2)
+    _draw_series(axes, records, "val/loss", color=COLOURS[1], label="validation", marker="o", markersize=3.5)
+    axes.set(xlabel="step", ylabel="loss", title="Loss")
+    if axes.lines:
+        axes.legend(loc="upper right")
+
+
+def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    """Plot one metric over the steps; a value that is not finite leaves a gap."""
+    points = [(r["step"], r[key] if math.isfinite(r[key]) else math.nan) for r in records if r.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def _shade(position: float) -> str:
+    """Return a colour of the viridis scale, for more exits than there are distinct colours."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis"](0.9 * position))

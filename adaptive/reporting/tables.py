@@ -1,0 +1,51 @@
+"""Tables for the terminal, and numbers with units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "exit": ("exit", str),
+    "module": ("after", str),
+    "macs": ("MACs", lambda value: human(value)),
+    "share": ("share", lambda value: f"{100 * value:.1f} %"),
+    "parameters": ("parameters", lambda value: human(value)),
+    "top1": ("top-1 %", lambda value: f"{value:.2f}"),
+    "top5": ("top-5 %", lambda value: f"{value:.2f}"),
+    "loss": ("loss", lambda value: f"{value:.3f}"),
+}
+
+
+def human(number: float, digits: int = 3) -> str:
+    """Return a count with a unit and ``digits`` significant digits: 1_820_000_000 becomes "1.82 G"."""
+    # Rounding may reach the next unit, so it comes first: 999 960 is 1.00 M, not 1000 k.
+    number = float(f"{number:.{digits - 1}e}")
+    for size, unit in UNITS:
+        if abs(number) >= size:
+            whole = len(str(int(abs(number) / size)))
+            return f"{number / size:.{max(digits - whole, 0)}f} {unit}"
+    return f"{number:.{digits}g}"
+
+
+def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Table:
+    """Return a table with one line per exit.
+
+    Args:
+        rows: per exit ``exit`` (number), ``module`` (the module it follows), ``macs`` (cumulative multiply-adds of one
+            image), ``share`` (of the full cost, 0 to 1), ``parameters``, ``top1`` and ``top5`` (percent), ``loss``.
+            Columns that no row has are left out; single missing or None values stay blank.
+        title: printed above.
+    """
+    rows = list(rows)
+    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        table.add_column(COLUMNS[name][0], justify="left" if name == "module" else "right", no_wrap=name != "module")
+    for row in rows:
+        table.add_row(*("" if row.get(name) is None else COLUMNS[name][1](row[name]) for name in names))
+    return table

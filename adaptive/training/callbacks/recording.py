@@ -1,0 +1,97 @@
+"""Training records every n steps: losses and accuracies per exit, gradient norms per block, speed, memory."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from adaptive.inference.metrics import exit_records
+from adaptive.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from adaptive.training.trainer import Trainer
+
+GIB = 2**30
+
+
+class TrainingRecords(Callback):
+    """Publishes what was counted since the last record; between records nothing waits for the device."""
+
+    def __init__(self, every_steps: int, gradient_norms: bool):
+        self.every_steps = every_steps
+        self.gradient_norms = gradient_norms
+        self._norms: dict[str, float] = {}
+        self._steps = 0
+        self._since = time.perf_counter()
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Publish the network's costs, which accuracies are to be read against."""
+        self._restart(trainer)
+        costs = trainer.costs
+        values: dict[str, Any] = {}
+        for i, cost in enumerate(costs, start=1):
+            values[f"model/exit_{i}/macs"] = cost.macs
+            values[f"model/exit_{i}/parameters"] = cost.parameters
+        if trainer.progress.step == 0:
+            trainer.publish(values)
+
+    def on_gradients(self, trainer: Trainer) -> None:
+        """Measure gradient norms where the coming step will be recorded."""
+        if self.gradient_norms and (trainer.progress.step + 1) % self.every_steps == 0:
+            self._norms = block_gradient_norms(trainer)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Publish at every n-th step."""
+        self._steps += 1
+        if trainer.progress.step % self.every_steps == 0:
+            trainer.publish(self._values(trainer))
+            self._restart(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Keep validation and saving out of the measured speed."""
+        self._since += time.perf_counter() - trainer.step_ended
+
+    def _values(self, trainer: Trainer) -> dict[str, Any]:
+        counted = trainer.active.meter.reduce(trainer.all_reduce)
+        seconds = trainer.step_ended - self._since if self._steps else 0.0
+        groups = trainer.active.optimizer.param_groups
+        values = exit_records(counted, "train")
+        values |= self._norms
+        values |= {
+            "train/lr": max(group["lr"] for group in groups),
+            "train/images_per_second": self._steps * trainer.batch.global_batch / max(seconds, 1e-9),
+            "train/data_wait_share": min(1.0, trainer.data_seconds / max(seconds, 1e-9)),
+            "train/memory_gib": memory_gib(trainer.device),
+            "train/skipped_steps": trainer.progress.skipped,
+        }
+        return values
+
+    def _restart(self, trainer: Trainer) -> None:
+        if trainer.started:
+            trainer.active.meter.reset()
+        trainer.data_seconds = 0.0
+        self._steps = 0
+        self._norms = {}
+        self._since = time.perf_counter()
+
+
+def block_gradient_norms(trainer: Trainer) -> dict[str, float]:
+    """Return the norm of every block's and exit's averaged gradient, as the optimizer will see it (collective)."""
+    network, engine = trainer.active.network, trainer.active.engine
+    norms = {}
+    for kind, parts in (("block", network.blocks), ("exit", network.exits)):
+        for i, part in enumerate(parts, start=1):
+            gradients = [g for g in map(engine.full_gradient, part.parameters()) if g is not None]
+            if gradients:
+                norms[f"train/gradient_norm/{kind}_{i}"] = torch.nn.utils.get_total_norm(gradients).item()
+    return norms
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak of this rank's device memory, on a CPU its resident memory, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return psutil.Process().memory_info().rss / GIB

@@ -1,0 +1,45 @@
+"""Validation of every exit after an epoch, and of the moving average where there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptive.config import EvaluateConfig
+from adaptive.inference.measure import Measurement
+from adaptive.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from adaptive.training.trainer import Trainer
+
+
+class Validation(Callback):
+    """Measures the validation split; what picks the best checkpoint comes from it, never from the test set."""
+
+    def __init__(self, config: EvaluateConfig):
+        self.config = config
+        self.validated_step = -1
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Validate after every n-th epoch, and after the last."""
+        due = trainer.epoch % self.config.every_epochs == 0 or trainer.at_end
+        if not due or self.validated_step == trainer.progress.step:
+            return
+        self.validated_step = trainer.progress.step
+        values: dict[str, float] = {}
+        score = None
+        for kind, measurement in trainer.validate().items():
+            values |= _records(measurement, kind)
+            # The moving average comes last: where there is one, it is what gets deployed.
+            score = measurement.top1[-1]
+            if self.config.best == "mean":
+                score = sum(measurement.top1) / len(measurement.top1)
+        trainer.score = score
+        trainer.publish(values)
+
+
+def _records(measurement: Measurement, prefix: str) -> dict[str, float]:
+    values: dict[str, float] = {f"{prefix}/loss": sum(measurement.loss), f"{prefix}/images": measurement.samples}
+    for name in ("loss", "top1", "top5", "agreement"):
+        for i, value in enumerate(getattr(measurement, name), start=1):
+            values[f"{prefix}/exit_{i}/{name}"] = value
+    return values

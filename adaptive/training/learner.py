@@ -1,0 +1,117 @@
+"""Building what a phase trains with: engine, moving average, teacher, objective."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
+
+from adaptive.config import Config
+from adaptive.data.transforms import Mixer
+from adaptive.inference.metrics import ExitMeter
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
+from adaptive.training.ema import ExponentialAverage
+from adaptive.training.engine import Engine, autocast, deepspeed_config
+from adaptive.training.objective import ExitObjective
+from adaptive.training.optimizer import build_optimizer, is_scale_invariant
+from adaptive.training.phases import PhasePlan, prepare_phase
+from adaptive.training.snapshot import Learner
+from adaptive.training.task import ClassificationTask
+from adaptive.training.teacher import NetworkTeacher, Teacher, frozen_teacher, last_exit, model_teacher
+
+COLLECTIVE_TIMEOUT = 1800.0
+
+
+def build_learner(
+    config: Config,
+    plan: PhasePlan,
+    network: AdaptiveNetwork,
+    batch: BatchSizes,
+    device: torch.device,
+    frozen_weights: dict[str, Tensor] | None = None,
+) -> tuple[Learner, Teacher | None]:
+    """Prepare a network for a phase and put it under the engine; returns it with the phase's teacher.
+
+    ``frozen_weights`` are a frozen teacher's, from the checkpoint of a run that is continued inside the phase; without
+    them the network as it is now becomes the frozen teacher.
+    """
+    train = config.train
+    prepare_phase(network, plan)
+    if config.model.sync_batchnorm:
+        network = convert_sync_batchnorm(network)
+    network.to(device)
+    if train.channels_last:
+        network.to(memory_format=torch.channels_last)
+    network.checkpointing = train.checkpointing
+    average = ExponentialAverage(network, train.ema_decay) if train.ema_decay else None
+    teacher = _build_teacher(config, plan, network, average, device, frozen_weights)
+    if train.compile:
+        network.compile()
+    optimizer = build_optimizer(network, config.optimizer, plan.lr)
+    engine = Engine(network, optimizer, deepspeed_config(config, batch), COLLECTIVE_TIMEOUT)
+    keeps_frozen = plan.gamma > 0 and config.distillation.teacher == "frozen"
+    frozen = teacher.network if keeps_frozen and isinstance(teacher, NetworkTeacher) else None
+    return Learner(engine, network, average, frozen), teacher
+
+
+def build_task(
+    config: Config,
+    plan: PhasePlan,
+    engine: Engine,
+    teacher: Teacher | None,
+    meter: ExitMeter,
+    batch: BatchSizes,
+    num_classes: int,
+) -> ClassificationTask:
+    """Bind the engine's forward pass to the phase's objective and mixing."""
+    distillation = config.distillation
+    objective = ExitObjective(
+        len(plan.exit_weights),
+        plan.exit_weights,
+        plan.gamma,
+        distillation.temperature,
+        distillation.reduction,
+        teach_last=distillation.teacher == "model",
+    )
+    mixer = Mixer(config.data, num_classes, batch.micro_batch)
+    return ClassificationTask(engine, objective, teacher, mixer, meter, config.train.seed)
+
+
+def warn_about_scale_invariance(config: Config) -> str | None:
+    """Return the warning for Gradient Equilibrium with an optimizer that cancels it, or None."""
+    if not config.model.equilibrium or not is_scale_invariant(config.optimizer.name):
+        return None
+    text = (
+        f"model.equilibrium rescales gradients, but {config.optimizer.name}'s step does not depend on their scale: "
+        "it has almost no effect here. Use optimizer.name=sgd, or model.equilibrium=false to silence this"
+    )
+    warnings.warn(text, stacklevel=2)
+    return text
+
+
+def _build_teacher(
+    config: Config,
+    plan: PhasePlan,
+    network: AdaptiveNetwork,
+    average: ExponentialAverage | None,
+    device: torch.device,
+    frozen_weights: dict[str, Tensor] | None,
+) -> Teacher | None:
+    if plan.gamma == 0:
+        return None
+    context = autocast(config.train.precision, device)
+    kind = config.distillation.teacher
+    if kind == "last":
+        return last_exit
+    if kind == "ema":
+        assert average is not None, "the configuration was checked for ema_decay"
+        return NetworkTeacher(average.network, context)
+    if kind == "frozen":
+        teacher = frozen_teacher(network, context)
+        if frozen_weights:
+            teacher.network.load_state_dict(frozen_weights)
+        return teacher
+    return model_teacher(config.distillation, network.num_classes, device, context)

@@ -1,0 +1,87 @@
+"""The loss over all exits: cross entropy and one-for-all distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from adaptive.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExitLosses:
+    """One loss to minimise and what it is made of.
+
+    ``total`` is a scalar with gradient; ``cross_entropy`` and ``divergence`` hold one detached value per exit, averaged
+    over the batch (the divergence is T^2 * KL from the teacher, 0 where nothing is taught).
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor
+
+
+def distillation_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "batchmean"
+) -> Tensor:
+    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), without gradient into the teacher.
+
+    Logits are (N, C). ``batchmean`` sums over classes and averages over the batch; ``mean`` divides by C as well, as
+    the released code of arXiv 1908.06294 does.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher.detach() / temperature, dim=-1),
+        reduction=reduction,
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+class ExitObjective:
+    """Weighted sum over exits of (1 - gamma) * CE + gamma * T^2 * KL; the last exit learns from labels alone.
+
+    With the last exit as teacher this is the one-for-all distillation of arXiv 1908.06294, section 3.3. With an
+    external teacher (``teach_last``) the last exit is taught too, for it is then a student like the others.
+    """
+
+    def __init__(
+        self,
+        exits: int,
+        weights: Sequence[float] | None = None,
+        gamma: float = 0.0,
+        temperature: float = 1.0,
+        reduction: str = "batchmean",
+        teach_last: bool = False,
+    ):
+        if weights is not None and len(weights) != exits:
+            raise ConfigError(f"exit weights {list(weights)} have {len(weights)} values for {exits} exits")
+        self.weights = [1.0] * exits if weights is None else [float(w) for w in weights]
+        self.gamma = gamma
+        self.temperature = temperature
+        self.reduction = reduction
+        self.taught = exits if teach_last else exits - 1
+
+    def __call__(self, logits: Sequence[Tensor], targets: Tensor, teacher: Tensor | None = None) -> ExitLosses:
+        """Compute the loss of k logits (N, C) against class indices (N,) or soft labels (N, C).
+
+        ``teacher`` holds the teacher's logits (N, C), or is None where nothing is distilled.
+        """
+        total = logits[0].new_zeros((), dtype=torch.float32)
+        entropies, divergences = [], []
+        for i, exit_logits in enumerate(logits):
+            z = exit_logits.float()
+            entropy = F.cross_entropy(z, targets)
+            divergence = torch.zeros_like(entropy)
+            loss = entropy
+            if teacher is not None and self.gamma > 0 and i < self.taught:
+                divergence = distillation_divergence(z, teacher.float(), self.temperature, self.reduction)
+                loss = (1 - self.gamma) * entropy + self.gamma * divergence
+            total = total + self.weights[i] * loss
+            entropies.append(entropy.detach())
+            divergences.append(divergence.detach())
+        return ExitLosses(total, torch.stack(entropies), torch.stack(divergences))

@@ -1,0 +1,175 @@
+"""From a configuration to a trained run folder: check, build, train."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from adaptive.config import Config
+from adaptive.data.index import DatasetIndex
+from adaptive.errors import AdaptiveError
+from adaptive.networks.create import create_model
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.reporting.console import Console
+from adaptive.reporting.dashboard import open_dashboard
+from adaptive.reporting.record import Record
+from adaptive.training import preflight
+from adaptive.training.batch import BatchSizes, batch_sizes
+from adaptive.training.callbacks.base import Callback
+from adaptive.training.callbacks.checkpointing import Checkpointing
+from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
+from adaptive.training.callbacks.recording import TrainingRecords
+from adaptive.training.callbacks.validation import Validation
+from adaptive.training.checkpoint import CheckpointStore
+from adaptive.training.engine import init_distributed, resolve_device
+from adaptive.training.learner import COLLECTIVE_TIMEOUT, warn_about_scale_invariance
+from adaptive.training.trainer import Trainer
+
+VERSIONS_OF = ("torch", "deepspeed", "timm", "webdataset", "wandb")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all that train together."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be checked and built before the ranks meet."""
+
+    config: Config
+    ranks: Ranks
+    folder: Path
+    device: torch.device
+    batch: BatchSizes
+    index: DatasetIndex
+    network: AdaptiveNetwork
+
+
+def prepare(config: Config, ranks: Ranks) -> Prepared:
+    """Check the configuration against machine, dataset and backbone, and build the network on the CPU.
+
+    Raises:
+        AdaptiveError: one of its kinds, naming key, value and remedy. Nothing has been written but the run folder.
+    """
+    device = resolve_device(config.train.device, ranks.local_rank)
+    batch = batch_sizes(config.train, ranks.world)
+    index = preflight.check_dataset(config)
+    folder = Path(str(config.train.run_folder))
+    preflight.check_run_folder(folder)
+    network = build_network(config, index)
+    preflight.check_exit_weights(config, len(network.exits))
+    preflight.check_disk_space(folder, network, config)
+    return Prepared(config, ranks, folder, device, batch, index, network)
+
+
+def build_network(config: Config, index: DatasetIndex) -> AdaptiveNetwork:
+    """Build the configured network with the seed's initial weights, on the CPU."""
+    model = config.model
+    torch.manual_seed(config.train.seed)
+    return create_model(
+        model.backbone,
+        num_classes=len(index.classes),
+        exits=model.exits,
+        equilibrium=model.equilibrium,
+        collaboration=model.collaboration,
+        pretrained=model.pretrained,
+        input_size=config.data.image_size,
+        head_width=model.head_width,
+        head_dropout=model.head_dropout,
+        weights=model.weights,
+        **model.options,
+    )
+
+
+def train(prepared: Prepared) -> Path:
+    """Join the other ranks, train from wherever the run folder stands, and return that folder."""
+    config, ranks, folder = prepared.config, prepared.ranks, prepared.folder
+    init_distributed(COLLECTIVE_TIMEOUT)
+    store = CheckpointStore(folder / "checkpoints")
+    checkpoint, passed_over = _decided_by_first_rank(
+        ranks, lambda: preflight.find_resume_point(config, prepared.index, store)
+    )
+    callbacks: list[Callback] = [
+        TrainingRecords(config.tracking.every_steps, config.tracking.gradient_norms),
+        Validation(config.evaluate),
+        Checkpointing(config.checkpoint),
+    ]
+    trainer = Trainer(
+        config, prepared.index, prepared.network, prepared.batch, prepared.device, ranks.rank, store, callbacks
+    )
+    if ranks.rank == 0:
+        preflight.write_config(config, folder)
+        trainer.callbacks += _observers(trainer, prepared)
+        for reason in passed_over:
+            trainer.message(f"passed over a damaged checkpoint: {reason}")
+        _introduce(trainer, prepared, checkpoint.step if checkpoint else 0)
+    trainer.run(checkpoint)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return folder
+
+
+def _observers(trainer: Trainer, prepared: Prepared) -> list[Callback]:
+    config, folder = prepared.config, prepared.folder
+    console = Console(trainer.total_steps, enabled=True, epochs=trainer.total_epochs)
+    notes = {
+        "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
+        "dataset": prepared.index.fingerprint,
+        "world": prepared.ranks.world,
+        "exits": prepared.network.exit_names,
+        "macs": [cost.macs for cost in trainer.costs],
+    }
+    dashboard = open_dashboard(config.tracking, folder, config.model_dump(), notes)
+    # The record comes first: it is the log, the others are windows on it.
+    return [RecordObserver(Record(folder / "metrics.jsonl")), ConsoleObserver(console), DashboardObserver(dashboard)]
+
+
+def _introduce(trainer: Trainer, prepared: Prepared, start: int) -> None:
+    config, batch = prepared.config, prepared.batch
+    names = [*prepared.network.exit_names, "the backbone's end"]
+    exits = ", ".join(f"{name} ({cost.macs / 1e6:,.1f} M)" for name, cost in zip(names, trainer.costs, strict=True))
+    trainer.message(f"{config.model.backbone}, exits after (multiply-adds): {exits}")
+    trainer.message(
+        f"{prepared.device.type}, {batch.world} rank(s) x {batch.micro_batch} images x {batch.accumulation} "
+        f"accumulated = {batch.global_batch} per step, {trainer.total_steps} steps, "
+        f"{config.train.precision}, ZeRO {config.train.zero_stage}"
+    )
+    if start:
+        trainer.message(f"continuing {prepared.folder} from step {start}")
+    warning = warn_about_scale_invariance(config)
+    if warning:
+        trainer.message(f"note: {warning}")
+
+
+def _decided_by_first_rank(ranks: Ranks, decide: Callable[[], Any]) -> Any:
+    """Let rank 0 look at the disk and tell the others, so that all start from the same checkpoint or fail alike."""
+    outcome: list[Any] = [None]
+    if ranks.rank == 0:
+        try:
+            outcome = [decide()]
+        except AdaptiveError as error:
+            outcome = [error]
+    if ranks.world > 1:
+        dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], AdaptiveError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def limit_threads() -> None:
+    """Without a setting of the user's, keep several ranks on one machine from fighting for its cores."""
+    if "OMP_NUM_THREADS" not in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))

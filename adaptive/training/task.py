@@ -1,0 +1,49 @@
+"""The training task: network, mixing, teacher and objective bound together, so that the loop never hears of exits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptive.data.transforms import Mixer
+from adaptive.inference.metrics import ExitMeter
+from adaptive.training.objective import ExitObjective
+from adaptive.training.teacher import Teacher
+
+
+class ClassificationTask:
+    """Turns a micro batch into one loss, and counts what the run reports."""
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], list[Tensor]],
+        objective: ExitObjective,
+        teacher: Teacher | None,
+        mixer: Mixer,
+        meter: ExitMeter,
+        seed: int,
+    ):
+        self.forward = forward
+        self.objective = objective
+        self.teacher = teacher
+        self.mixer = mixer
+        self.meter = meter
+        self.seed = seed
+
+    def loss(self, images: Tensor, labels: Tensor, place: Sequence[int]) -> Tensor:
+        """Return the scalar loss of images (N, 3, H, W) and labels (N,).
+
+        ``place`` is (step, rank, micro batch): all randomness of the step (mixing, dropout, stochastic depth) is a
+        function of the seed and of it, so a resumed run draws what the undisturbed one drew.
+        """
+        seeds = [self.seed, *place]
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        images, targets = self.mixer(images, labels, seeds)
+        logits = self.forward(images)
+        teacher = self.teacher(images, logits) if self.teacher is not None else None
+        losses = self.objective(logits, targets, teacher)
+        self.meter.add(logits, targets, losses.cross_entropy, losses.divergence)
+        return losses.total

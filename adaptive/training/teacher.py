@@ -1,0 +1,58 @@
+"""Who teaches the exits: the last exit in training, a frozen copy, the moving average, or another model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from adaptive.config import DistillationConfig
+from adaptive.errors import ConfigError
+
+Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
+def last_exit(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
+    """Let the last exit teach, without gradient."""
+    return logits[-1].detach()
+
+
+class NetworkTeacher:
+    """A network in eval mode that teaches with its (last) logits."""
+
+    def __init__(self, network: nn.Module, autocast: torch.autocast):
+        self.network = network.eval().requires_grad_(False)
+        self.autocast = autocast
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, logits: Sequence[Tensor]) -> Tensor:
+        """Return the teacher's logits (N, C) for images (N, 3, H, W)."""
+        with self.autocast:
+            outputs = self.network(images)
+        return outputs if isinstance(outputs, Tensor) else outputs[-1]
+
+
+def frozen_teacher(network: nn.Module, autocast: torch.autocast) -> NetworkTeacher:
+    """Teach with a copy of the network as it is now."""
+    return NetworkTeacher(copy.deepcopy(network), autocast)
+
+
+def model_teacher(
+    config: DistillationConfig, num_classes: int, device: torch.device, autocast: torch.autocast
+) -> NetworkTeacher:
+    """Build the timm model that ``distillation.teacher_model`` names (raises ConfigError)."""
+    name, weights = str(config.teacher_model), config.teacher_weights
+    if weights is not None and not Path(weights).is_file():
+        raise ConfigError(f"distillation.teacher_weights = {weights!r} is no file")
+    try:
+        model = timm.create_model(name, num_classes=num_classes, pretrained=weights is None)
+        if weights is not None:
+            load_checkpoint(model, weights, weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"distillation.teacher_model = {name!r} cannot be built: {error}") from error
+    return NetworkTeacher(model.to(device), autocast)

@@ -1,0 +1,325 @@
+"""A run: phases one after another, each with an engine of its own, and the thin loop over steps inside."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from adaptive.config import Config
+from adaptive.data.index import DatasetIndex
+from adaptive.data.stream import Batch, EvaluationStream, TrainStream
+from adaptive.errors import TrainingError
+from adaptive.inference.measure import Measurement, measure_exits
+from adaptive.inference.metrics import ExitMeter
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
+from adaptive.training.callbacks.base import Callback
+from adaptive.training.checkpoint import Checkpoint, CheckpointStore
+from adaptive.training.engine import Engine, all_reduce, autocast, barrier
+from adaptive.training.learner import build_learner, build_task
+from adaptive.training.optimizer import build_scheduler
+from adaptive.training.phases import PhasePlan, plan_phase, set_modes
+from adaptive.training.progress import Progress
+from adaptive.training.snapshot import Learner, averaged_statistics, capture, restore, running_statistics, whole_weights
+from adaptive.training.task import ClassificationTask
+
+
+@dataclass
+class ActivePhase:
+    """All that exists while one phase trains."""
+
+    plan: PhasePlan
+    learner: Learner
+    scheduler: Scheduler
+    task: ClassificationTask
+    meter: ExitMeter
+    last_step: int
+
+    @property
+    def engine(self) -> Engine:
+        """The phase's engine."""
+        return self.learner.engine
+
+    @property
+    def network(self) -> AdaptiveNetwork:
+        """The network in training."""
+        return self.learner.network
+
+    @property
+    def optimizer(self) -> Any:
+        """The engine's optimizer; its param_groups carry the learning rates."""
+        return self.learner.engine.optimizer
+
+
+class Trainer:
+    """Trains a network through all phases of a configuration, from wherever the run stands.
+
+    ``network`` is a template on the CPU: every phase trains a copy of it, so that an engine never meets a network that
+    another engine has partitioned.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        index: DatasetIndex,
+        network: AdaptiveNetwork,
+        batch: BatchSizes,
+        device: torch.device,
+        rank: int,
+        store: CheckpointStore,
+        callbacks: Sequence[Callback],
+    ):
+        self.config, self.index, self.template, self.batch = config, index, network, batch
+        self.device, self.rank, self.store, self.callbacks = device, rank, store, list(callbacks)
+        self.exits = len(network.exits)
+        self.costs = network.costs()
+        self.plans = [plan_phase(config, phase, self.exits) for phase in config.resolved_phases()]
+        self.progress = Progress()
+        self.resumed = False
+        self.score: float | None = None
+        self.data_seconds = 0.0
+        self.step_ended = time.perf_counter()
+        self.all_reduce: Callable[[Tensor], Tensor] = all_reduce
+        self._active: ActivePhase | None = None
+        data, train = config.data, config.train
+        self.stream = TrainStream(
+            index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
+            micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
+            pin_memory=device.type == "cuda",
+        )  # fmt: skip
+        self.validation_stream = EvaluationStream(
+            index, data.path, data.val_split, data, batch=config.evaluate.batch, rank=rank, world=batch.world,
+            workers=data.workers, pin_memory=device.type == "cuda",
+        )  # fmt: skip
+
+    @property
+    def active(self) -> ActivePhase:
+        """The phase in training."""
+        assert self._active is not None, "no phase has started"
+        return self._active
+
+    @property
+    def started(self) -> bool:
+        """Whether a phase has started."""
+        return self._active is not None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, or train.max_steps where that is less."""
+        full = sum(plan.epochs for plan in self.plans) * self.stream.steps_per_epoch
+        return min(full, self.config.train.max_steps or full)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(plan.epochs for plan in self.plans)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the last step belonged to, from 1."""
+        return max(self.progress.step - 1, 0) // self.stream.steps_per_epoch + 1
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step ended an epoch or the run."""
+        return self.progress.step % self.stream.steps_per_epoch == 0 or self.at_end
+
+    @property
+    def at_end(self) -> bool:
+        """Whether no step is left."""
+        return self.progress.step >= self.total_steps
+
+    def run(self, checkpoint: Checkpoint | None = None) -> None:
+        """Train to the end, from ``checkpoint`` where one is given.
+
+        Raises:
+            TrainingError: too many steps in a row had a gradient that is not finite.
+            DataError: a sample cannot be read.
+        """
+        error: BaseException | None = None
+        try:
+            state = self._load(checkpoint)
+            self._notify("on_start")
+            while self.progress.phase < len(self.plans) and not self.at_end:
+                self._start_phase(checkpoint, state)
+                state = None
+                for _ in self._steps():
+                    self._notify("on_step")
+                    if self.at_epoch_end:
+                        self._notify("on_epoch_end")
+                self._end_phase()
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self, error)
+
+    def publish(self, values: Mapping[str, Any]) -> None:
+        """Hand values to every observer, with the position they belong to."""
+        position = {"step": self.progress.step, "epoch": self.epoch, "samples": self.progress.samples}
+        plan = self.plans[min(self.progress.phase, len(self.plans) - 1)]
+        complete = {**position, "phase": plan.name, **values}
+        for callback in self.callbacks:
+            callback.on_values(self, complete)
+
+    def message(self, text: str) -> None:
+        """Show the reader a line."""
+        for callback in self.callbacks:
+            callback.on_message(self, text)
+
+    def validate(self) -> dict[str, Measurement]:
+        """Measure the validation split with the network in training, and with its moving average (collective)."""
+        active = self.active
+        measured = {}
+        active.network.eval()
+        own = {name: b.clone() for name, b in running_statistics(active.network).items()}
+        _set_statistics(active.network, averaged_statistics(active.network))
+        measured["val"] = self._measure(active.engine)
+        _set_statistics(active.network, own)
+        set_modes(active.network, active.plan)
+        if active.learner.average is not None:
+            average = active.learner.average.network
+            own = {name: b.clone() for name, b in running_statistics(average).items()}
+            _set_statistics(average, averaged_statistics(average))
+
+            def forward(images: Tensor) -> list[Tensor]:
+                with autocast(self.config.train.precision, self.device):
+                    return average(images)
+
+            measured["val_ema"] = self._measure(forward)
+            _set_statistics(average, own)
+        return measured
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment (collective; rank 0 writes)."""
+        tensors, state = capture(self.active.learner)
+        state |= {
+            "progress": {**self.progress.as_dict(), "finished": self.at_end},
+            "exits": self.template.exit_names,
+            "classes": self.index.classes,
+            "dataset": self.index.fingerprint,
+            "world": self.batch.world,
+        }
+        if self.rank == 0:
+            self.store.save(self.progress.step, tensors, state, self.score)
+            self.store.prune(self.config.checkpoint.keep)
+        barrier()
+
+    def _measure(self, forward: Callable[[Tensor], list[Tensor]]) -> Measurement:
+        stream = self.validation_stream
+        return measure_exits(
+            forward, stream, self.exits, self.device, stream.total, all_reduce, self.config.train.channels_last
+        )
+
+    def _notify(self, moment: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, moment)(self)
+
+    def _load(self, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+        if checkpoint is None:
+            return None
+        state = checkpoint.state()
+        self.progress = Progress(**state["progress"])
+        self.template.load_state_dict(checkpoint.tensors("weights"))
+        self.resumed = True
+        if self.progress.phase_step >= self._phase_steps(self.progress.phase):
+            self.progress.next_phase()  # it was saved as its phase ended: the next one starts from these weights
+            return None
+        return state
+
+    def _phase_steps(self, phase: int) -> int:
+        return self.plans[phase].epochs * self.stream.steps_per_epoch
+
+    def _start_phase(self, checkpoint: Checkpoint | None, state: dict[str, Any] | None) -> None:
+        """Build the phase's engine; with ``state`` continue inside the phase, else begin it."""
+        progress, config = self.progress, self.config
+        plan = self.plans[progress.phase]
+        files = ("optimizer", "ema", "teacher", "statistics")
+        tensors = {name: checkpoint.tensors(name) for name in files} if checkpoint and state else {}
+        network = copy.deepcopy(self.template)
+        learner, teacher = build_learner(config, plan, network, self.batch, self.device, tensors.get("teacher"))
+        scheduler = build_scheduler(
+            learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, self.stream.steps_per_epoch
+        )
+        if state:
+            restore(learner, tensors, state)
+        scheduler.step_update(progress.phase_applied)
+        meter = ExitMeter(self.exits, self.device)
+        task = build_task(config, plan, learner.engine, teacher, meter, self.batch, len(self.index.classes))
+        last_step = min(self.total_steps, progress.step - progress.phase_step + self._phase_steps(progress.phase))
+        self._active = ActivePhase(plan, learner, scheduler, task, meter, last_step)
+        set_modes(network, plan)
+
+    def _end_phase(self) -> None:
+        """Carry the learned weights over to the template, for the next phase or for whoever asks."""
+        self.template.load_state_dict(whole_weights(self.active.engine, self.active.network))
+        self.active.engine.destroy()
+        if self.progress.phase_step >= self._phase_steps(self.progress.phase):
+            self.progress.next_phase()
+        self._active = None
+
+    def _steps(self) -> Iterator[None]:
+        """Run the phase's remaining steps, yielding after each."""
+        active, progress = self.active, self.progress
+        batches = self.stream.batches(progress.step, active.last_step)
+        try:
+            while progress.step < active.last_step:
+                applied = self._step(batches)
+                progress.advance(applied, self.batch.global_batch)
+                if applied:
+                    self._follow_applied_step()
+                self.step_ended = time.perf_counter()
+                if progress.skipped_in_row >= self.config.train.max_skipped:
+                    raise TrainingError(self._divergence())
+                yield
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def _step(self, batches: Iterator[Batch]) -> bool:
+        active = self.active
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        applied = False
+        for micro in range(self.batch.accumulation):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            self.data_seconds += time.perf_counter() - waiting
+            images = batch.images.to(self.device, non_blocking=True, memory_format=layout)
+            labels = batch.labels.to(self.device, non_blocking=True)
+            loss = active.task.loss(images, labels, (self.progress.step, self.rank, micro))
+            active.engine.backward(loss)
+            if micro == self.batch.accumulation - 1:
+                self._notify("on_gradients")
+            applied = active.engine.step()
+        return applied
+
+    def _follow_applied_step(self) -> None:
+        """Move what follows applied steps only: the learning rate and the moving average."""
+        active = self.active
+        active.scheduler.step_update(self.progress.phase_applied)
+        average = active.learner.average
+        if average is not None:
+            parameters = list(active.network.parameters())
+            with active.engine.gathered(parameters):
+                average.update(parameters, active.network.buffers())
+
+    def _divergence(self) -> str:
+        last, _ = self.store.newest_valid()
+        remedy = f"the last good checkpoint is {last.path}" if last else "no checkpoint had been written yet"
+        return (
+            f"{self.progress.skipped_in_row} steps in a row had a gradient that is not finite, up to step "
+            f"{self.progress.step}; {remedy}. Lower optimizer.lr, set train.clip_norm, or use train.precision=fp32"
+        )
+
+
+def _set_statistics(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    buffers = running_statistics(network)
+    for name, value in values.items():
+        buffers[name].copy_(value)

@@ -1,0 +1,75 @@
+"""The ``adaptive`` command: one module per sub-command, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+
+COMMANDS = {
+    "pack": "turn folders of images into WebDataset shards",
+    "train": "train a network with early exits, or continue a run",
+    "evaluate": "measure every exit of a run on a split",
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser; only the called command's module is imported, which keeps ``--help`` fast."""
+    parser = argparse.ArgumentParser(prog="adaptive", description="Train and run image classifiers that stop early.")
+    parser.add_argument("--version", action="store_true", help="print versions and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        child = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"launcher.{name}")
+            module.add_arguments(child)
+            child.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
+    words = sys.argv[1:] if arguments is None else arguments
+    called = next((word for word in words if word in COMMANDS), None)
+    parser = build_parser(called)
+    intermixed = parser.parse_args(words) if called != "train" else _parse_train(parser, words)
+    if intermixed.version:
+        print(_versions())
+        return
+    if not intermixed.command:
+        parser.print_help()
+        return
+    from adaptive.errors import AdaptiveError
+
+    try:
+        code = intermixed.run(intermixed)
+    except AdaptiveError as error:
+        print(f"adaptive {intermixed.command}: error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print(f"adaptive {intermixed.command}: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _parse_train(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Allow options between and after the overrides, which argparse's sub-commands do not."""
+    options = [word for word in words if word.startswith("--")]
+    others = [word for word in words if not word.startswith("--")]
+    return parser.parse_args([*others[: others.index("train") + 1], *options, *others[others.index("train") + 1 :]])
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    packages = ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb")
+    return "\n".join(f"{name} {version(name)}" for name in packages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Train a configuration, alone or on many ranks: ``deepspeed --num_gpus 2 launcher/train.py CONFIG [key=value ...]``.
+
+The same script starts under torchrun and srun, and behind ``adaptive train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a script: make the checkout importable also where it is not installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from adaptive.config import documented_keys, dump_config, load_config
+from adaptive.errors import AdaptiveError
+
+DESCRIPTION = "Train a network with early exits. An existing run folder is continued."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", nargs="?", help="YAML configuration, for example configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=10")
+    parser.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
+    parser.add_argument("--help-config", action="store_true", help="explain every configuration key and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    if arguments.help_config:
+        for key, field in documented_keys():
+            print(f"{key}\n    {' '.join((field.description or '').split())}")
+        return 0
+    if arguments.config is None:
+        raise AdaptiveError("no configuration given; try: adaptive train configs/quickstart.yaml")
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return 0
+    # Heavy imports only now, so that --help and wrong keys answer at once.
+    from adaptive.training.run import limit_threads, prepare, train
+    from launcher.environment import find_ranks
+
+    ranks = find_ranks()
+    limit_threads()
+    try:
+        prepared = prepare(config, ranks)
+    except AdaptiveError:
+        if ranks.rank:
+            time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
+        raise
+    folder = train(prepared)
+    if ranks.rank == 0:
+        print(f"trained: {folder}\nnext: adaptive evaluate {folder}")
+    return 0
+
+
+def main() -> None:
+    """Entry point of the script."""
+    parser = argparse.ArgumentParser(prog="train.py", description=DESCRIPTION)
+    add_arguments(parser)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        code = run(parser.parse_intermixed_args())
+    except AdaptiveError as error:
+        place = f" (rank {rank})" if rank else ""
+        print(f"adaptive train: error{place}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    sys.stdout.flush()
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # a group with a failed peer may abort or hang in its destructors
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
