@@ -86,7 +86,9 @@ def _choose(store: CheckpointStore, which: str) -> Checkpoint:
     found = [c for c in store.all() if which.isdigit() and c.step == int(which)]
     if not found:
         steps = ", ".join(str(c.step) for c in store.all()) or "none"
-        raise CheckpointError(f"{store.folder} has no checkpoint {which!r}; use best, last, or one of the steps {steps}")
+        raise CheckpointError(
+            f"{store.folder} has no checkpoint {which!r}; use best, last, or one of the steps {steps}"
+        )
     fault = verify(found[0].path)
     if fault:
         raise CheckpointError(f"{found[0].path} is damaged: {fault}")

@@ -170,10 +170,10 @@ def _staging(staging: Path) -> Iterator[None]:
         try:
             # A record lock is not inherited by workers: it ends with this process, however that ends.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{staging} is in use by another adaptive pack; wait for it or give another folder"
-            ) from None
+        except (BlockingIOError, PermissionError):
+            raise DataError(f"{staging} is in use by another adaptive pack; wait for it to end") from None
+        except OSError:
+            pass  # a file system without locks: two packings at once are then the user's lookout
         yield
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 
 # Spawn keys: they keep these draws apart from each other and from the sample order's, whose entropy looks alike.
 AUGMENT = 1
@@ -23,14 +24,14 @@ def seeded(purpose: int, *entropy: int) -> Iterator[None]:
     sequence = np.random.SeedSequence(entropy, spawn_key=(purpose,))
     words = sequence.generate_state(2)
     # Exchanging numpy's bit generator is ten times faster than copying its state there and back.
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    states = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
     random.seed(int(words[0]))
-    np.random.set_bit_generator(np.random.PCG64(sequence))
+    mtrand.set_bit_generator(np.random.PCG64(sequence))
     # Not torch.manual_seed, which would reseed the GPU's generator (dropout) as well.
     torch.default_generator.manual_seed(int(words[1]))
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
+        mtrand.set_bit_generator(states[1])
         torch.set_rng_state(states[2])

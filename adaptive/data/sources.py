@@ -52,7 +52,13 @@ def open_source(source: str | Path) -> Source:
     """
     if str(source).startswith("builtin:"):
         return _builtin(str(source))
-    root = Path(source)
+    try:
+        return _open_folder(Path(source))
+    except OSError as error:
+        raise DataError(f"source {error.filename or source} cannot be read: {error.strerror}; check it") from None
+
+
+def _open_folder(root: Path) -> Source:
     if not root.is_dir():
         kind = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"source {root} {kind}; give a folder of class folders, or builtin:digits")
@@ -70,6 +76,8 @@ def open_source(source: str | Path) -> Source:
             )
     labels = {name: label for label, name in enumerate(classes)}
     splits = {s: [item for name in names[s] for item in scan.images(folders[s] / name, labels[name])] for s in folders}
+    for folder in {root, *folders.values()}:
+        scan.count_loose(folder)
     _check_filled(root, classes, splits)
     return Source(root, classes, splits, scan.ignored)
 
@@ -127,7 +135,7 @@ class _Scan:
         return {_SPLIT_FOLDERS[name]: found[name] for name in splits}
 
     def subfolders(self, folder: Path) -> list[Path]:
-        """Return the visible sub-folders by name, and count the files beside them."""
+        """Return the visible sub-folders by name."""
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
         folders = [p for p in entries if p.is_dir()]
         for path in folders:
@@ -137,14 +145,23 @@ class _Scan:
                 raise DataError(f"folder {os.fsencode(path.name)!r} in {folder} is not UTF-8; rename it") from None
         return folders
 
+    def count_loose(self, folder: Path) -> None:
+        """Count the files beside class or split folders: they belong to no class."""
+        self.ignored += sum(1 for path in folder.iterdir() if not path.is_dir())
+
     def images(self, folder: Path, label: int) -> Iterator[Item]:
         """Yield the images below a class folder, sorted by path."""
         for path in _files(folder):
             if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
                 self.ignored += 1
                 continue
-            status = path.stat()
-            yield Item(path.relative_to(self.root).as_posix(), label, status.st_size, status.st_mtime_ns)
+            name = path.relative_to(self.root).as_posix()
+            try:
+                status = path.stat()
+            except OSError:  # a dangling link: reading it will say so, and it counts as a bad image
+                yield Item(name, label, 0)
+            else:
+                yield Item(name, label, status.st_size, status.st_mtime_ns)
 
 
 def _files(folder: Path) -> Iterator[Path]:

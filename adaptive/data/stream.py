@@ -248,7 +248,13 @@ def _load(source: _Source, batch: int, workers: int, pin_memory: bool) -> Iterat
         source, webdataset.map(source.samples), webdataset.batched(batch, collation_fn=_collate), _report_failure
     )
     loader = DataLoader(
-        pipeline, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_settle_worker
+        pipeline,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_settle_worker,
+        # The loader draws a seed that nothing here uses; from torch's own generator, a resumed run would see the gap.
+        generator=torch.Generator(),
     )
     iterator = iter(loader)
     try:

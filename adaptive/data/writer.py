@@ -100,13 +100,16 @@ def write_shard(task: ShardTask) -> ShardRecord:
 
 
 def finished_record(task: ShardTask) -> ShardRecord | None:
-    """Return the record of a shard that an interrupted packing left complete, if there is one."""
+    """Return the record of a shard that an interrupted packing left complete, if there is one.
+
+    A shard that lacks bad images is written anew: a file may have been unreadable for the moment only.
+    """
     try:
         record = ShardRecord.model_validate_json((task.records / f"{task.name}.json").read_bytes())
         size = (task.folder / task.name).stat().st_size
     except (OSError, ValueError):
         return None
-    return record if size == record.info.bytes else None
+    return record if size == record.info.bytes and not record.bad else None
 
 
 @dataclass(frozen=True)

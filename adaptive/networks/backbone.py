@@ -59,11 +59,11 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
 def _build_for_size(name: str, size: int, arguments: dict[str, Any]) -> nn.Module:
     """Models with position embeddings or windows must be told the image size; the others do not know the argument."""
     try:
-        return timm.create_model(name, img_size=size, **arguments)  # type: ignore[no-any-return]
+        return timm.create_model(name, img_size=size, **arguments)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
+        return timm.create_model(name, **arguments)
 
 
 def configuration(model: nn.Module) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
-def classifier_width(model: nn.Module) -> int:
+def classifier_width(model: Any) -> int:
     """Width of the pooled feature that a timm model's own classifier reads."""
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     for part in classifier if isinstance(classifier, tuple | list) else (classifier,):
@@ -89,8 +89,8 @@ def classifier_width(model: nn.Module) -> int:
     return int(getattr(model, "head_hidden_size", None) or getattr(model, "num_features", 0) or 1)
 
 
-def layer_groups(model: nn.Module) -> dict[str, int]:
-    """Layer of every parameter, 0 at the input, as timm groups them for layer-wise learning rates; empty if it does not."""
+def layer_groups(model: Any) -> dict[str, int]:
+    """Layer of every parameter (0 at the input), as timm groups them for layer-wise rates; empty if it does not."""
     if not hasattr(model, "group_matcher"):
         return {}
     groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)

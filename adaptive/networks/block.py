@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -11,8 +14,8 @@ from torch import Tensor, fx, nn
 class Block(nn.Module):
     """Runs a torch.fx graph over modules and parameters taken from a root module, under their own names.
 
-    The graph's ``get_attr`` of ``training`` reads this block's mode. In contrast to torch.fx.GraphModule, non-persistent
-    buffers stay non-persistent, and a copy shares the generated code.
+    The graph's ``get_attr`` of ``training`` reads this block's mode. In contrast to torch.fx.GraphModule,
+    non-persistent buffers stay non-persistent, and a copy shares the generated code.
 
     Args:
         root: the module that holds everything the graph names.
@@ -28,7 +31,9 @@ class Block(nn.Module):
                 _graft(root, self, name)
         self._read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
         code = graph.python_code("self")
-        self._source, self._globals = code.src, _Scope(code.globals)
+        self._source = code.src
+        # Modules by name: they can be neither copied nor pickled.
+        self._globals = {k: _Import(v.__name__) if isinstance(v, ModuleType) else v for k, v in code.globals.items()}
         self._run = _compiled(self._source, self._globals)
 
     def forward(self, *state: Tensor) -> Any:
@@ -44,15 +49,15 @@ class Block(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != "_run"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._run = _compiled(self._source, self._globals)
 
 
-class _Scope(dict[str, Any]):
-    """Names the generated code refers to: modules and functions, which copies of a block share."""
+@dataclass(frozen=True)
+class _Import:
+    """A module that the generated code refers to."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Scope:
-        return self
+    name: str
 
 
 def _graft(root: nn.Module, block: nn.Module, name: str) -> None:
@@ -77,6 +82,6 @@ def _compiled(source: str, names: dict[str, Any]) -> Any:
     filename = f"<adaptive block {hash(source):x}>"
     # Tracebacks (and torch.compile's messages) can then show the generated lines.
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    scope = dict(names)
+    scope = {k: importlib.import_module(v.name) if isinstance(v, _Import) else v for k, v in names.items()}
     exec(compile(source, filename, "exec"), scope)
     return scope["forward"]

@@ -1,4 +1,4 @@
-"""Inline Subnetwork Collaboration: an exit also reads the previous exit's prediction (arXiv 1908.06294, section 3.2)."""
+"""Inline Subnetwork Collaboration: an exit also reads the previous exit's prediction (arXiv 1908.06294)."""
 
 from __future__ import annotations
 

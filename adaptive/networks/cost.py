@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 LINEAR_OPS = {
     torch.ops.aten.mm,
@@ -24,8 +26,8 @@ class ExitCost:
     """What has been spent when an exit has answered, for one image.
 
     Attributes:
-        macs: multiply-adds of convolutions and linear layers (attention's products of activations are not counted), up to
-            and including this exit, with the heads of all earlier exits and every collaboration link on the way.
+        macs: multiply-adds of convolutions and linear layers (attention's products of activations are not counted),
+            up to and including this exit, with the heads of all earlier exits and every collaboration link on the way.
         parameters: parameters of the same parts.
     """
 
@@ -33,6 +35,23 @@ class ExitCost:
     parameters: int
 
 
-def count_macs(counter: FlopCounterMode) -> int:
-    """Multiply-adds of convolutions and linear layers that a counter has seen so far."""
-    return sum(flops for op, flops in counter.flop_counts["Global"].items() if op in LINEAR_OPS) // 2
+class MacCounter(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and linear layers that run under it.
+
+    The formulas are those of torch.utils.flop_counter. Its FlopCounterMode itself also follows modules through
+    autograd, which fails on models that make class tokens from parameters while gradients are off (CaiT).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in LINEAR_OPS:
+            with self:  # inference mode leaves aten.linear whole; its parts are counted
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        result = func(*args, **kwargs)
+        self.macs += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) // 2
+        return result

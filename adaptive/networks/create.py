@@ -44,8 +44,8 @@ def create_model(
     Args:
         name: any timm model.
         num_classes: C.
-        exits: number of exits, placed at equal shares of the backbone's MACs, or the names of the modules after which the
-            early ones branch off; the last exit is always the backbone's own end.
+        exits: number of exits, placed at equal shares of the backbone's MACs, or the names of the modules after which
+            the early ones branch off; the last exit is always the backbone's own end.
         equilibrium: Gradient Equilibrium; True or ``"crossing"``, ``"tap"``, or False.
         collaboration: whether each exit also reads the previous exit's prediction.
         pretrained: start from timm's pretrained weights.
@@ -97,7 +97,8 @@ def create_model(
 
 def _names(plain: Backbone, pieces: Cut, heads: list[EarlyExit | LastExit]) -> PlainNames:
     """Match names, and make sure that every tensor has exactly one home (raises ModelError)."""
-    model, parts = plain.model, [*pieces.blocks, *heads]
+    model: Any = plain.model
+    parts = [*pieces.blocks, *heads]
     homes: dict[int, set[int]] = {}
     for i, part in enumerate(parts):
         for tensor in part.state_dict(keep_vars=True).values():
@@ -107,7 +108,8 @@ def _names(plain: Backbone, pieces: Cut, heads: list[EarlyExit | LastExit]) -> P
         if len(homes.get(id(tensor), ())) != 1:
             where = ", ".join(place.name for place in pieces.places)
             raise ModelError(
-                f"backbone = {plain.name!r}: cut after {where}, {key} is needed in several blocks; name other modules in exits"
+                f"backbone = {plain.name!r}: cut after {where}, {key} is needed in several blocks; "
+                "name other modules in exits"
             )
     holder = nn.ModuleDict({"blocks": nn.ModuleList(pieces.blocks), "exits": nn.ModuleList(heads)})
     no_decay = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
@@ -144,5 +146,6 @@ def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor
     if logits.shape != wanted.shape or not torch.allclose(logits, wanted, rtol=0, atol=margin, equal_nan=True):
         where = ", ".join(network.exit_names)
         raise ModelError(
-            f"backbone = {name!r}: cut after {where}, its logits differ from the plain model's; name other modules in exits"
+            f"backbone = {name!r}: cut after {where}, its logits differ from the plain model's; "
+            "name other modules in exits"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from adaptive.errors import ModelError
 from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.block import Block
-from adaptive.networks.emit import BatchDim, Emitter, Untraceable, batch_dim, merge
+from adaptive.networks.emit import BatchDim, Emitter, TraceError, batch_dim, merge
 from adaptive.networks.places import Place, Survey, spread
 from adaptive.networks.trace import FORWARD_FEATURES, Op, Recording, Ref, record, refs
 
@@ -100,14 +101,14 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
             places = surveyed.named(exits)
             try:
                 return _cut_at(model, surveyed, places, size, channels)
-            except Untraceable as error:
+            except TraceError as error:
                 raise ModelError(f"exits = {exits}: cannot cut there; {error}; name other modules") from error
         unopenable: set[str] = set()
         for _ in range(ATTEMPTS):
             places = spread(surveyed.places(unopenable), exits)
             try:
                 return _cut_at(model, surveyed, places, size, channels)
-            except Untraceable as error:
+            except TraceError as error:
                 if not error.module or error.module in unopenable:
                     raise ModelError(f"exits = {exits}: cannot cut this backbone; {error}") from error
                 unopenable.add(error.module)
@@ -122,8 +123,8 @@ def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, 
     ops = merge(two, three, training)
     ends = [_end_of(two, place.name) for place in places]
     ends.append(_backbone_end(two))
-    if any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
-        raise Untraceable("", "an exit lies behind the backbone's own end")
+    if any(a >= b for a, b in itertools.pairwise(ends)):
+        raise TraceError("", "an exit lies behind the backbone's own end")
     if not isinstance(two.result, Ref):
         raise ModelError(f"the backbone returns {type(two.result).__name__}, not one tensor of logits")
     taps = [_tap(two, place.name) for place in places]
@@ -168,15 +169,16 @@ def _last_owner(surveyed: Survey) -> tuple[str, ...]:
 def _end_of(recording: Recording, name: str) -> int:
     span = recording.span(name)
     if span is None:
-        raise Untraceable("", f"module {name} is not called once")
+        raise TraceError("", f"module {name} is not called once")
     return span.end
 
 
 def _tap(recording: Recording, name: str) -> int:
     span = recording.span(name)
-    assert span is not None
-    assert isinstance(span.output, Ref)
-    return span.output.index
+    tensor = span.tensor() if span else None
+    if tensor is None:
+        raise TraceError("", f"module {name} does not return one tensor")
+    return tensor.index
 
 
 def _backbone_end(recording: Recording) -> int:

@@ -14,7 +14,7 @@ from adaptive.networks.trace import Constant, Op, Recording, Ref, map_tree, refs
 BatchDim = tuple[int, int]  # the batch's dimension in a tensor, and how many entries of it belong to one sample
 
 
-class Untraceable(Exception):
+class TraceError(Exception):
     """The model's own code, in the named module, cannot be written down as a graph."""
 
     def __init__(self, module: str, reason: str) -> None:
@@ -50,29 +50,30 @@ def merge(two: Recording, three: Recording, training: Recording) -> list[Op]:
     """Combine recordings at batch 2, at batch 3, and at batch 2 in training mode and another precision.
 
     Raises:
-        Untraceable: the runs differ in what was done, not only in constants.
+        TraceError: the runs differ in what was done, not only in constants.
     """
     for i, ops in enumerate(zip(two.ops, three.ops, training.ops, strict=False)):
         if len({(op.kind, str(op.target)) for op in ops}) > 1:
-            raise Untraceable(ops[0].owner, f"its steps depend on batch size, mode or precision (step {i})")
+            raise TraceError(ops[0].owner, f"its steps depend on batch size, mode or precision (step {i})")
     if not len(two.ops) == len(three.ops) == len(training.ops):
-        raise Untraceable("", "its number of steps depends on batch size, mode or precision")
+        raise TraceError("", "its number of steps depends on batch size, mode or precision")
     merged = []
     for a, b, t in zip(two.ops, three.ops, training.ops, strict=True):
         args, kwargs = _merge_tree(a.args, b.args, t.args, a.owner), _merge_tree(a.kwargs, b.kwargs, t.kwargs, a.owner)
         merged.append(Op(a.kind, a.target, args, kwargs, a.output, a.owner))
     if not refs(two.result) == refs(three.result) == refs(training.result):
-        raise Untraceable("", "what it returns depends on batch size or mode")
+        raise TraceError("", "what it returns depends on batch size or mode")
     return merged
 
 
 def _merge_tree(a: Any, b: Any, t: Any, owner: str) -> Any:
     if isinstance(a, slice):
-        ends = [(s.start, s.stop, s.step) for s in (a, b, t)]
-        return slice(*_merge_tree(*ends, owner))
+        return slice(
+            *(_merge_tree(getattr(a, e), getattr(b, e), getattr(t, e), owner) for e in ("start", "stop", "step"))
+        )
     if isinstance(a, list | tuple):
         if not len(a) == len(b) == len(t):
-            raise Untraceable(owner, "the length of a list depends on batch size or mode")
+            raise TraceError(owner, "the length of a list depends on batch size or mode")
         return type(a)(_merge_tree(*items, owner) for items in zip(a, b, t, strict=True))
     if isinstance(a, dict):
         return {key: _merge_tree(a[key], b[key], t[key], owner) for key in a}
@@ -80,18 +81,18 @@ def _merge_tree(a: Any, b: Any, t: Any, owner: str) -> Any:
         return InputDevice()
     if isinstance(a, Constant):
         if not (isinstance(b, Constant) and a.tensor.shape == b.tensor.shape and torch.equal(a.tensor, b.tensor)):
-            raise Untraceable(owner, "a tensor comes from a place that cannot be recorded")
+            raise TraceError(owner, "a tensor comes from a place that cannot be recorded")
         return a
     if isinstance(a, int) and not isinstance(a, bool) and a != b and a == t:
         return BatchInteger(b - a, a - 2 * (b - a))
     if a is not b and a != b:
-        raise Untraceable(owner, f"a value depends on the batch size: {a} against {b}")
+        raise TraceError(owner, f"a value depends on the batch size: {a} against {b}")
     if a is t or a == t:
         return a
     if isinstance(a, torch.dtype):
         return InputDtype()
     if isinstance(a, Ref) or isinstance(t, Ref):
-        raise Untraceable(owner, "which tensors it reads depends on the mode")
+        raise TraceError(owner, "which tensors it reads depends on the mode")
     return ByMode(t, a)
 
 
@@ -104,7 +105,7 @@ def batch_dim(index: int, two: Recording, three: Recording) -> BatchDim | None:
     """Where the batch is in a tensor of the recordings; None if it is not there.
 
     Raises:
-        Untraceable: several dimensions depend on the batch, or one does so but not as a multiple.
+        TraceError: several dimensions depend on the batch, or one does so but not as a multiple.
     """
     shape, other = two.shapes[index], three.shapes[index]
     different = [d for d, (m, n) in enumerate(zip(shape, other, strict=True)) if m != n]
@@ -113,7 +114,7 @@ def batch_dim(index: int, two: Recording, three: Recording) -> BatchDim | None:
     dim = different[0]
     multiple = other[dim] - shape[dim]
     if len(different) > 1 or shape[dim] != 2 * multiple:
-        raise Untraceable("", f"a tensor that crosses has shape {shape} for 2 samples and {other} for 3")
+        raise TraceError("", f"a tensor that crosses has shape {shape} for 2 samples and {other} for 3")
     return dim, multiple
 
 
@@ -198,7 +199,7 @@ class _Scope:
             if where is not None:
                 size = self.graph.call_method("size", (self.nodes[index], where[0]))
                 return size if where[1] == 1 else self.graph.call_function(operator.floordiv, (size, where[1]))
-        raise Untraceable("", "no tensor that crosses carries the batch")
+        raise TraceError("", "no tensor that crosses carries the batch")
 
     def _constant(self, tensor: torch.Tensor) -> fx.Node:
         known = self.emitter.constants

@@ -51,8 +51,8 @@ def branch(state: tuple[Tensor, ...], remaining: int, scope: str) -> tuple[Tenso
     Args:
         state: the crossing tensors; the exit reads the first one.
         remaining: number of exits at or behind this point, this one included.
-        scope: ``crossing`` rescales every crossing tensor (the published rule), ``tap`` only the one that the exit reads
-            (the authors' released code).
+        scope: ``crossing`` rescales every crossing tensor (the published rule), ``tap`` only the one that the exit
+            reads (the authors' released code).
 
     Returns:
         The exit's tensor, and the state for the next block.

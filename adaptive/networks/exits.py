@@ -53,9 +53,10 @@ def describe(shape: tuple[int, ...], model: nn.Module) -> Feature:
 def _known_widths(model: nn.Module) -> set[int]:
     info = getattr(model, "feature_info", None)
     entries = getattr(info, "info", info) or []
-    widths = {entry.get("num_chs") for entry in entries if isinstance(entry, dict)}
-    widths |= {getattr(model, "num_features", None), getattr(model, "embed_dim", None)}
-    return {width for width in widths if isinstance(width, int)}
+    found = [entry.get("num_chs") for entry in entries if isinstance(entry, dict)]
+    for declared in (getattr(model, "num_features", None), getattr(model, "embed_dim", None)):
+        found += declared if isinstance(declared, list | tuple) else [declared]
+    return {width for width in found if isinstance(width, int)}
 
 
 def _prefix_tokens(tokens: int, model: nn.Module) -> int:

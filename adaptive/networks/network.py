@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive.errors import ModelError
-from adaptive.networks.cost import ExitCost, count_macs
+from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.emit import BatchDim
 from adaptive.networks.equilibrium import branch
 from adaptive.networks.exits import EarlyExit, LastExit
@@ -109,8 +108,10 @@ class AdaptiveNetwork(nn.Module):
     def _advance(self, i: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         block = self.blocks[i]
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *state, use_reentrant=False, context_fn=_Recomputing(block))  # type: ignore[no-any-return]
-        return block(*state)  # type: ignore[no-any-return]
+            if torch.compiler.is_compiling():  # the compiler recomputes operations, not side effects
+                return checkpoint(block, *state, use_reentrant=False)
+            return checkpoint(block, *state, use_reentrant=False, context_fn=_Recomputing(block))
+        return block(*state)
 
     def _branch(self, i: int, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         feature, onward = state[0], state
@@ -140,7 +141,7 @@ class AdaptiveNetwork(nn.Module):
         last = i == len(self.exits) - 1
         feature = state[0].clone() if not last and self.overwritten[i] else state[0]
         tap = tuple(state) if last else (feature,)
-        return self.exits[i](*tap, previous_logits=previous)  # type: ignore[no-any-return]
+        return self.exits[i](*tap, previous_logits=previous)
 
     def select(self, state: State, indices: Tensor, batch: int) -> State:
         """The state of some samples only.
@@ -180,15 +181,15 @@ class AdaptiveNetwork(nn.Module):
         self.eval()
         costs, parameters, previous = [], 0, None
         try:
-            with FlopCounterMode(display=False) as counter:
+            with MacCounter() as counter:
                 state: State = self.start(images)
                 for i, (block, exit_) in enumerate(zip(self.blocks, self.exits, strict=True)):
                     state = self.run_block(i, state)
                     previous = self.run_exit(i, state, previous)
                     parameters += _size(block) + _size(exit_)
-                    unread = 0 if self._collaboration or exit_.link is None else _size(exit_.link)
-                    parameters -= unread
-                    costs.append(ExitCost(count_macs(counter), parameters))
+                    if isinstance(exit_.link, nn.Module) and not self._collaboration:
+                        parameters -= _size(exit_.link)
+                    costs.append(ExitCost(counter.macs, parameters))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"costs: input_size = {size} does not fit this backbone ({reason})") from error
@@ -208,7 +209,7 @@ class AdaptiveNetwork(nn.Module):
 
     def direct_parameters(self, i: int) -> list[nn.Parameter]:
         """Parameters that block i's graph reads by itself from inside its (never called) containers."""
-        return self.blocks[i].direct_parameters()  # type: ignore[operator,no-any-return]
+        return self.blocks[i].direct_parameters()  # type: ignore[operator]
 
     def block_parameters(self, i: int) -> Iterator[nn.Parameter]:
         """Parameters of block i (from 0), without its exit."""
@@ -241,14 +242,16 @@ class _Recomputing:
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm count into copies, which are forgotten."""
     norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False  # type: ignore[assignment]
+        norm._buffers.update({name: t.clone() for name, t in norm._buffers.items() if t is not None})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True  # type: ignore[assignment]
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def _accept_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

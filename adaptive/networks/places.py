@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
 
 from adaptive.errors import ModelError
-from adaptive.networks.trace import FORWARD_FEATURES, Recording, Ref, Span, refs
+from adaptive.networks.trace import FORWARD_FEATURES, Recording, Span, refs
 
 MOST_CROSSING = 3  # tensors; more would be the inside of a densely connected block
 DEPTH_PENALTY = 0.02  # of the total compute, per level of nesting: prefer a stage's end to the middle of a unit
@@ -104,9 +105,9 @@ class Survey:
         ]
 
     def _place(self, span: Span) -> Place | None:
-        output = span.output
-        # A span of one output that is a batch-first floating tensor with channels, in front of the backbone's own end.
-        if span.name == FORWARD_FEATURES or not isinstance(output, Ref) or not 0 < span.end < self.end:
+        output = span.tensor()
+        # One batch-first floating tensor with channels, in front of the backbone's own end.
+        if span.name == FORWARD_FEATURES or output is None or not 0 < span.end < self.end:
             return None
         shape = self.recording.shapes[output.index]
         if not self.recording.floating[output.index] or not 2 <= len(shape) <= 4 or shape[0] != 2:
@@ -115,9 +116,6 @@ class Survey:
             return None
         crossing = self.crossing(span.end)
         if output.index not in crossing or len(crossing) > MOST_CROSSING:
-            return None
-        has_children = next(self.model.get_submodule(span.name).children(), None) is not None
-        if len(crossing) > 1 and not has_children:
             return None
         share = span.macs / max(self.recording.macs, 1)
         in_place = output.index in self.recording.changed
@@ -133,7 +131,9 @@ class Survey:
         for place in sorted(self.suitable.values(), key=lambda p: (p.position, -depth(p))):
             if place.in_place or place.share <= 0 or not {*place.parents, place.name}.isdisjoint(without):
                 continue
-            if isinstance(self.model.get_submodule(place.name), nn.Identity):
+            module = self.model.get_submodule(place.name)
+            # Beside an operation inside a residual unit the shortcut crosses too: only a cell's end may have company.
+            if isinstance(module, nn.Identity) or (place.crossing > 1 and next(module.children(), None) is None):
                 continue
             rival = best.get(place.share)
             if rival is None or (place.crossing, depth(place)) <= (rival.crossing, depth(rival)):
@@ -154,10 +154,11 @@ class Survey:
                 why = "no exit can branch off after it" if known else "the backbone has no such module"
                 raise ModelError(f"exits: module {name!r}: {why}; {remedy}")
         chosen = [self.suitable[name] for name in names]
-        for one, other in zip(chosen, chosen[1:], strict=False):
+        for one, other in itertools.pairwise(chosen):
             if one.position >= other.position:
                 raise ModelError(
-                    f"exits: {other.name!r} does not come after {one.name!r}; name each module once, from input to output"
+                    f"exits: {other.name!r} does not come after {one.name!r}; "
+                    "name each module once, from input to output"
                 )
         return chosen
 
@@ -179,7 +180,8 @@ def spread(places: list[Place], exits: int) -> list[Place]:
     early = exits - 1
     if early > len(places):
         raise ModelError(
-            f"exits = {exits}: this backbone has {len(places)} places for early exits; ask for at most {len(places) + 1}"
+            f"exits = {exits}: this backbone has {len(places)} places for early exits; "
+            f"ask for at most {len(places) + 1}"
         )
     # best[j]: least cost of the exits so far when the last of them is at one of the first j places, and their indices
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(places) + 1)

@@ -1,7 +1,7 @@
 """Recording: run a model for real and write down what it does, module by module or operation by operation.
 
-A module that is not opened is one entry of the record, whatever it does inside; an opened module is run through, and the
-tensor operations of its own forward are written down one by one.
+A module that is not opened is one entry of the record, whatever it does inside; an opened module is run through, and
+the tensor operations of its own forward are written down one by one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from adaptive.networks.cost import count_macs
+from adaptive.networks.cost import MacCounter
 
 FORWARD_FEATURES = "forward_features()"  # not a module name: the end of the backbone proper
 REFLECTED = {
@@ -67,6 +66,11 @@ class Span:
     output: Any
     parents: tuple[str, ...]
     macs: int
+
+    def tensor(self) -> Ref | None:
+        """The tensor that was returned, alone or beside sizes and the like; None if there were none or several."""
+        found = refs(self.output)
+        return Ref(found.pop()) if len(found) == 1 else None
 
 
 @dataclass
@@ -123,15 +127,15 @@ def record(model: nn.Module, images: Tensor, opened: set[str] | None = None) -> 
     """
     if opened is None:
         opened = {name for name, module in model.named_modules() if next(module.children(), None) is not None}
-    # FlopCounterMode looks at dispatched operations, the recorder at Python calls: they do not see each other.
-    counter = FlopCounterMode(display=False)
-    recorder = _Recorder(model, opened, lambda: count_macs(counter))
+    # The counter looks at dispatched operations, the recorder at Python calls: they do not see each other.
+    counter = MacCounter()
+    recorder = _Recorder(model, opened, lambda: counter.macs)
     with torch.no_grad(), _recorded_calls(recorder), _marked_features(model, recorder), counter, recorder:
         recorder.tag(images, Ref(0))
         recorder.note(images)
         result = model(images)
     recorder.recording.result = recorder.resolve(map_tree(result, recorder.hold))
-    recorder.recording.macs = count_macs(counter)
+    recorder.recording.macs = counter.macs
     return recorder.recording
 
 
@@ -290,7 +294,7 @@ def _recorded_calls(recorder: _Recorder) -> Iterator[None]:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return recorder.call(module, lambda: original(module, *args, **kwargs), args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign,assignment]
+    nn.Module.__call__ = call  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ class Console:
 
     @_observing
     def update(self, step: int) -> None:
-        """Move the bar to ``step``; the first call marks where this session's clock starts."""
+        """Move the bar to ``step``; the first call starts the clock."""
         if self._started is None:
             self._started = (time.monotonic(), step)
         if self._progress is not None:
@@ -134,7 +134,7 @@ class Console:
         return parts
 
     def _eta(self, step: int) -> str:
-        """Return the time to the last step at this session's average pace (pauses for validation included)."""
+        """Return the time left at the average pace since the first update (pauses for validation included)."""
         if self._started is None or step <= self._started[1]:
             return "-:--:--"
         begin, first = self._started

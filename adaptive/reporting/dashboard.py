@@ -136,7 +136,7 @@ class _ClientDashboard(Dashboard):
         ours.settimeout(self._limit)
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
         with theirs, (folder / "wandb" / "client.log").open("ab") as log:
-            # A session of its own keeps the terminal's Ctrl+C and the scheduler's signals away from the client.
+            # A process group of its own keeps the terminal's Ctrl+C and the scheduler's signals away from the client.
             self._process = subprocess.Popen(
                 [sys.executable, str(CLIENT)], stdin=theirs.fileno(), stdout=log, stderr=log, start_new_session=True
             )
@@ -149,7 +149,7 @@ class _ClientDashboard(Dashboard):
         except TimeoutError:
             raise _ClientError(f"the client took nothing for {self._limit:g} s") from None
         except OSError:
-            raise _ClientError(ENDED) from None
+            self._wait_for("nothing")  # raises with the cause, if the client left one
 
     def _check(self) -> None:
         """Raise if the client has reported an error or ended since the last call."""
@@ -177,7 +177,7 @@ class _ClientDashboard(Dashboard):
         return content
 
     def _sync_command(self) -> str:
-        # All sessions of a requeued run are one W&B run: the pattern takes them together, in order.
+        # All starts of a requeued run are one W&B run: the pattern takes them together, in order.
         folder = Path(self._folder)
         return f"wandb sync {shlex.quote(str(folder.parent))}/*run-*-{folder.name.rpartition('-')[2]}"
 

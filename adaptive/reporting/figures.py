@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "h", "D", "p", "8", "H")  # roomy enough for an exit's number
 STYLE: dict[str, Any] = {
     "font.size": 11,
     "axes.titlesize": 13,
@@ -71,12 +71,12 @@ def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str 
         costs = [cost for curve in curves for cost in curve.macs if cost > 0]
         if costs and max(costs) > 20 * min(costs):
             axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: human(value))
+        axes.xaxis.set_major_formatter(lambda value, _: _without_zeros(human(value)))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=title)
         axes.margins(x=0.06, y=0.1)
         if curves:
-            axes.legend(loc="lower right")
+            axes.legend(loc="lower right", markerscale=0.6)
     return Path(path)
 
 
@@ -125,11 +125,18 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
         axes.plot(curve.macs, curve.top1, color=colour, linestyle=(0, (4, 1.5)), label=f"{curve.label}, budgeted")
         return
     marker = MARKERS[index % len(MARKERS)]
-    axes.plot(curve.macs, curve.top1, color=colour, marker=marker, markersize=7, label=curve.label, zorder=3)
+    above = 3 + index  # a marker hides another curve's number beneath it, not only its marker
+    axes.plot(curve.macs, curve.top1, color=colour, marker=marker, markersize=13, label=curve.label, zorder=above)
     for number, point in enumerate(zip(curve.macs, curve.top1, strict=True), start=1):
         axes.annotate(
-            str(number), point, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=10, color=colour
+            str(number), point, ha="center", va="center_baseline", fontsize=9, color="white", zorder=above + 0.5
         )
+
+
+def _without_zeros(text: str) -> str:
+    """Shorten "1.20 G" to "1.2 G", as suits a tick."""
+    number, *unit = text.split()
+    return " ".join([f"{float(number):g}", *unit])
 
 
 def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,10 +74,11 @@ class CheckpointStore:
                 shutil.rmtree(final)
             aside.rename(final)
             sync_folder(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or error
             raise MachineError(
-                f"checkpoint {final} cannot be written: {error.strerror or error}; free space or rights are needed"
+                f"checkpoint {final} cannot be written: {reason}; free space or rights are needed"
             ) from error
         return Checkpoint(final, step, score)
 
@@ -92,7 +94,7 @@ class CheckpointStore:
 
     def newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that passes its checksums, and why newer ones were passed over."""
-        passed_over = []
+        passed_over: list[str] = []
         for checkpoint in reversed(self.all()):
             fault = verify(checkpoint.path)
             if fault is None:
@@ -136,8 +138,9 @@ def verify(path: Path) -> str | None:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if os.path.getsize(file) != entry["bytes"]:  # noqa: PTH202 (os.stat's error text is clearer in a traceback)
-            return f"{name} has {os.path.getsize(file)} bytes, expected {entry['bytes']}"  # noqa: PTH202
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            return f"{name} has {size} bytes, expected {entry['bytes']}"
         if file_sha256(file) != entry["sha256"]:
             return f"{name} does not match its checksum"
     return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch import Tensor
 
 from adaptive.errors import ConfigError
@@ -36,9 +36,11 @@ def distillation_divergence(
     divergence = F.kl_div(
         F.log_softmax(student / temperature, dim=-1),
         F.log_softmax(teacher.detach() / temperature, dim=-1),
-        reduction=reduction,
+        reduction="batchmean",
         log_target=True,
     )
+    if reduction == "mean":  # torch is about to change what its own "mean" means here
+        divergence = divergence / student.shape[-1]
     return divergence * temperature**2
 
 

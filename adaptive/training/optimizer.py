@@ -130,7 +130,8 @@ def build_scheduler(
         sched=config.name,
         num_epochs=updates,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
-        decay_milestones=[max(1, round(share * updates)) for share in config.milestones],
+        # timm decays one update before a milestone is reached.
+        decay_milestones=[round(share * updates) + 1 for share in config.milestones],
         decay_rate=config.decay_rate,
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptive.data.transforms import Mixer
-from adaptive.inference.metrics import ExitMeter
+from adaptive.inference.metrics import ExitMeter, exit_records
 from adaptive.training.objective import ExitObjective
 from adaptive.training.teacher import Teacher
 
@@ -32,6 +32,7 @@ class ClassificationTask:
         self.mixer = mixer
         self.meter = meter
         self.seed = seed
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=meter.sums.device)
 
     def loss(self, images: Tensor, labels: Tensor, place: Sequence[int]) -> Tensor:
         """Return the scalar loss of images (N, 3, H, W) and labels (N,).
@@ -46,4 +47,19 @@ class ClassificationTask:
         teacher = self.teacher(images, logits) if self.teacher is not None else None
         losses = self.objective(logits, targets, teacher)
         self.meter.add(logits, targets, losses.cross_entropy, losses.divergence)
+        self.loss_sum += losses.total.detach() * len(images)
         return losses.total
+
+    def report(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return what was counted since the last reset as record keys, summed over ranks (collective).
+
+        ``train/loss`` is the objective that is minimised; ``train/exit_i/loss`` are the exits' cross entropies.
+        """
+        values = self.meter.reduce(all_reduce)
+        loss = all_reduce(self.loss_sum.clone()).item() / max(values["samples"][0], 1)
+        return exit_records(values, "train") | {"train/loss": loss}
+
+    def reset(self) -> None:
+        """Start counting again."""
+        self.meter.reset()
+        self.loss_sum.zero_()

@@ -39,7 +39,6 @@ class ActivePhase:
     learner: Learner
     scheduler: Scheduler
     task: ClassificationTask
-    meter: ExitMeter
     last_step: int
 
     @property
@@ -255,7 +254,7 @@ class Trainer:
         meter = ExitMeter(self.exits, self.device)
         task = build_task(config, plan, learner.engine, teacher, meter, self.batch, len(self.index.classes))
         last_step = min(self.total_steps, progress.step - progress.phase_step + self._phase_steps(progress.phase))
-        self._active = ActivePhase(plan, learner, scheduler, task, meter, last_step)
+        self._active = ActivePhase(plan, learner, scheduler, task, last_step)
         set_modes(network, plan)
 
     def _end_phase(self) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from adaptive.inference.metrics import exit_records
 from adaptive.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -55,10 +54,9 @@ class TrainingRecords(Callback):
         self._since += time.perf_counter() - trainer.step_ended
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
-        counted = trainer.active.meter.reduce(trainer.all_reduce)
+        values: dict[str, Any] = trainer.active.task.report(trainer.all_reduce)
         seconds = trainer.step_ended - self._since if self._steps else 0.0
         groups = trainer.active.optimizer.param_groups
-        values = exit_records(counted, "train")
         values |= self._norms
         values |= {
             "train/lr": max(group["lr"] for group in groups),
@@ -71,7 +69,7 @@ class TrainingRecords(Callback):
 
     def _restart(self, trainer: Trainer) -> None:
         if trainer.started:
-            trainer.active.meter.reset()
+            trainer.active.task.reset()
         trainer.data_seconds = 0.0
         self._steps = 0
         self._norms = {}

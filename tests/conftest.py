@@ -1,0 +1,17 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scanned digits, packed once for the whole session, in several shards."""
+    from adaptive.data.pack import pack
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack("builtin:digits", folder, shard_bytes=600_000, workers=1, progress=False)
+    return folder

@@ -1,0 +1,32 @@
+"""Configurations and small runs that several tests share; top-level functions, so that ranks can import them."""
+
+from pathlib import Path
+from typing import Any
+
+from adaptive.config import Config, parse_config
+
+VIT = {"backbone": "test_vit", "exits": 2, "collaboration": False, "options": {"img_size": 32}}
+RESNET = {"backbone": "test_resnet", "exits": 3, "collaboration": True}
+
+
+def config(data: Path | str, run_folder: Path | str = "unused", **sections: dict[str, Any]) -> Config:
+    """A small run on the digits; ``sections`` are merged over the defaults here."""
+    tree: dict[str, Any] = {
+        "model": dict(RESNET),
+        "data": {"path": str(data), "image_size": 32, "crop": "none", "flip": 0.0, "eval_crop": 1.0, "workers": 0},
+        "optimizer": {"lr": 0.05},
+        "train": {"run_folder": str(run_folder), "epochs": 1, "global_batch": 32, "device": "cpu"},
+        "evaluate": {"batch": 100},
+        "tracking": {"every_steps": 5},
+    }
+    for name, section in sections.items():
+        tree[name] = section if isinstance(section, list) else {**tree.get(name, {}), **section}
+    return parse_config(tree)
+
+
+def train_here(tree: Config) -> str:
+    """Train a configuration as one of the ranks that the environment names, or alone."""
+    from adaptive.training.run import prepare, train
+    from launcher.environment import find_ranks
+
+    return str(train(prepare(tree, find_ranks())))
