@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     # Heavy imports only now, so that --help and wrong keys answer at once.
+    from adaptive.training.engine import leave
     from adaptive.training.run import limit_threads, prepare, train
     from launcher.environment import find_ranks
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
         raise
     folder = train(prepared)
+    leave()
     if ranks.rank == 0:
         print(f"trained: {folder}\nnext: adaptive evaluate {folder}")
     return 0

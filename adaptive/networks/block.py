@@ -25,6 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, root: nn.Module, graph: fx.Graph, extra: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.training = root.training
         named = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
         for name in [*named, *extra]:
             if name != "training":

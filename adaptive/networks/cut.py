@@ -14,7 +14,7 @@ from adaptive.errors import ModelError
 from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.block import Block
 from adaptive.networks.emit import BatchDim, Emitter, TraceError, batch_dim, merge
-from adaptive.networks.places import Place, Survey, spread
+from adaptive.networks.places import Place, Survey, backbone_end, spread
 from adaptive.networks.trace import FORWARD_FEATURES, Op, Recording, Ref, record, refs
 
 ATTEMPTS = 8  # choices of places to try before giving up, when a model's own code forbids some
@@ -98,16 +98,16 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
     with torch.random.fork_rng(devices=[]):
         surveyed = survey(model, size, channels)
         if isinstance(exits, list):
-            places = surveyed.named(exits)
+            named = surveyed.named(exits)
             try:
-                return _cut_at(model, surveyed, places, size, channels)
+                return _cut_at(model, surveyed, named, size, channels)
             except TraceError as error:
                 raise ModelError(f"exits = {exits}: cannot cut there; {error}; name other modules") from error
         unopenable: set[str] = set()
         for _ in range(ATTEMPTS):
-            places = spread(surveyed.places(unopenable), exits)
+            chosen = spread(surveyed.places(unopenable), exits)
             try:
-                return _cut_at(model, surveyed, places, size, channels)
+                return _cut_at(model, surveyed, chosen, size, channels)
             except TraceError as error:
                 if not error.module or error.module in unopenable:
                     raise ModelError(f"exits = {exits}: cannot cut this backbone; {error}") from error
@@ -117,12 +117,11 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
 
 def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, channels: int) -> Cut:
     opened = {parent for place in places for parent in place.parents}
-    last = _last_owner(surveyed)
-    opened |= set(last)
+    opened |= set(_parents_of_end(surveyed))
     two, three, training = _recordings(model, opened, size, channels)
     ops = merge(two, three, training)
     ends = [_end_of(two, place.name) for place in places]
-    ends.append(_backbone_end(two))
+    ends.append(backbone_end(model, two))
     if any(a >= b for a, b in itertools.pairwise(ends)):
         raise TraceError("", "an exit lies behind the backbone's own end")
     if not isinstance(two.result, Ref):
@@ -158,9 +157,10 @@ def _recordings(model: nn.Module, opened: set[str], size: int, channels: int) ->
         return two, three, record(copy.deepcopy(model).train(), images, opened)
 
 
-def _last_owner(surveyed: Survey) -> tuple[str, ...]:
+def _parents_of_end(surveyed: Survey) -> tuple[str, ...]:
     """The modules around the backbone's own end."""
-    if surveyed.recording.span(FORWARD_FEATURES):
+    features = surveyed.recording.span(FORWARD_FEATURES)
+    if features and not features.parents:
         return ()
     op = surveyed.recording.ops[surveyed.end]
     return next((s.parents for s in surveyed.recording.spans if s.name == op.target), ())
@@ -179,13 +179,6 @@ def _tap(recording: Recording, name: str) -> int:
     if tensor is None:
         raise TraceError("", f"module {name} does not return one tensor")
     return tensor.index
-
-
-def _backbone_end(recording: Recording) -> int:
-    features = recording.span(FORWARD_FEATURES)
-    if features and not features.parents:
-        return features.end
-    return max(i for i, op in enumerate(recording.ops) if op.kind == "call_module")
 
 
 def _crossing(recording: Recording, ops: list[Op], position: int) -> list[int]:

@@ -57,8 +57,7 @@ class Survey:
         self.recording = recording
         self.first_use, self.last_use, self.born, self.dependent = self._dataflow()
         self.stretches = self._parameter_stretches()
-        features = recording.span(FORWARD_FEATURES)
-        self.end = features.end if features and not features.parents else self._last_weighted()
+        self.end = backbone_end(model, recording)
         self.suitable = {place.name: place for place in map(self._place, recording.spans) if place is not None}
 
     def _dataflow(self) -> tuple[dict[int, int], dict[int, int], dict[int, int], set[int]]:
@@ -89,14 +88,6 @@ class Survey:
             if op.kind in ("call_module", "get_attr") and owner in weighted & called:
                 uses.setdefault(owner, []).append(i)
         return [(min(where), max(where)) for where in uses.values() if len(where) > 1]
-
-    def _last_weighted(self) -> int:
-        """Where the last module with weights begins: the least that the backbone's own exit can hold."""
-        weighted = {name for name, module in self.model.named_modules() if list(module.parameters())}
-        return max(
-            (i for i, op in enumerate(self.recording.ops) if op.kind == "call_module" and op.target in weighted),
-            default=0,
-        )
 
     def crossing(self, position: int) -> list[int]:
         """Input-dependent tensors born before a position and needed behind it."""
@@ -161,6 +152,16 @@ class Survey:
                     "name each module once, from input to output"
                 )
         return chosen
+
+
+def backbone_end(model: nn.Module, recording: Recording) -> int:
+    """Where the last exit's own part begins: where forward_features returned, or else before the last weights."""
+    features = recording.span(FORWARD_FEATURES)
+    if features and not features.parents:
+        return features.end
+    weighted = {name for name, module in model.named_modules() if next(module.parameters(), None) is not None}
+    calls = enumerate(recording.ops)
+    return max((i for i, op in calls if op.kind == "call_module" and op.target in weighted), default=0)
 
 
 def depth(place: Place) -> int:

@@ -49,6 +49,8 @@ def init_distributed(timeout_seconds: float = 1800.0) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    if dist.is_initialized():
+        return
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
 
 
@@ -259,6 +261,12 @@ def all_reduce(values: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def leave() -> None:
+    """Leave the process group, at the end of a process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -40,21 +40,29 @@ def build_learner(
     """
     train = config.train
     prepare_phase(network, plan)
-    if config.model.sync_batchnorm:
-        network = convert_sync_batchnorm(network)
-    network.to(device)
-    if train.channels_last:
-        network.to(memory_format=torch.channels_last)
-    network.checkpointing = train.checkpointing
+    network = arrange(network, config, device)
     average = ExponentialAverage(network, train.ema_decay) if train.ema_decay else None
     teacher = _build_teacher(config, plan, network, average, device, frozen_weights)
     if train.compile:
         network.compile()
     optimizer = build_optimizer(network, config.optimizer, plan.lr)
     engine = Engine(network, optimizer, deepspeed_config(config, batch), COLLECTIVE_TIMEOUT)
+    if train.channels_last and train.zero_stage == 0:
+        # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have to
+        # stay as they are; there the images' layout alone makes convolutions run channels-last.
+        network.to(memory_format=torch.channels_last)
     keeps_frozen = plan.gamma > 0 and config.distillation.teacher == "frozen"
     frozen = teacher.network if keeps_frozen and isinstance(teacher, NetworkTeacher) else None
     return Learner(engine, network, average, frozen), teacher
+
+
+def arrange(network: AdaptiveNetwork, config: Config, device: torch.device) -> AdaptiveNetwork:
+    """Put the network on its device, with synchronised BatchNorm and checkpointing as asked."""
+    if config.model.sync_batchnorm:
+        network = convert_sync_batchnorm(network)
+    network.to(device)
+    network.checkpointing = config.train.checkpointing
+    return network
 
 
 def build_task(

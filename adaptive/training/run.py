@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from adaptive.config import Config
 from adaptive.data.index import DatasetIndex
-from adaptive.errors import AdaptiveError
+from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.reporting.console import Console
@@ -65,6 +65,8 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
         AdaptiveError: one of its kinds, naming key, value and remedy. Nothing has been written but the run folder.
     """
     device = resolve_device(config.train.device, ranks.local_rank)
+    if config.model.sync_batchnorm and device.type != "cuda":
+        raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
     batch = batch_sizes(config.train, ranks.world)
     index = preflight.check_dataset(config)
     folder = Path(str(config.train.run_folder))
@@ -117,8 +119,6 @@ def train(prepared: Prepared) -> Path:
             trainer.message(f"passed over a damaged checkpoint: {reason}")
         _introduce(trainer, prepared, checkpoint.step if checkpoint else 0)
     trainer.run(checkpoint)
-    if dist.is_initialized():
-        dist.destroy_process_group()
     return folder
 
 

@@ -9,7 +9,7 @@ VIT = {"backbone": "test_vit", "exits": 2, "collaboration": False, "options": {"
 RESNET = {"backbone": "test_resnet", "exits": 3, "collaboration": True}
 
 
-def config(data: Path | str, run_folder: Path | str = "unused", **sections: dict[str, Any]) -> Config:
+def config(data: Path | str, run_folder: Path | str = "unused", /, **sections: dict[str, Any]) -> Config:
     """A small run on the digits; ``sections`` are merged over the defaults here."""
     tree: dict[str, Any] = {
         "model": dict(RESNET),

@@ -1,0 +1,312 @@
+"""Whole runs on one rank: resuming, phases, teachers, skipped steps, and options that must do something."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.ranks import run_ranks
+from tests.training.setups import VIT, config, train_here
+
+# Enough randomness that a resumed run goes astray if any of it is not a function of the position.
+AUGMENTED = {
+    "crop": "pad",
+    "crop_padding": 2,
+    "auto_augment": "rand-m5-n2",
+    "erasing": 0.3,
+    "mixup": 0.2,
+    "label_smoothing": 0.1,
+}
+
+
+def final(folder: Path | str, name: str = "weights") -> dict[str, torch.Tensor]:
+    from adaptive.training.checkpoint import CheckpointStore
+
+    return CheckpointStore(Path(folder) / "checkpoints").all()[-1].tensors(name)
+
+
+def records(folder: Path | str) -> list[dict]:
+    from adaptive.reporting.record import read
+
+    return read(Path(folder) / "metrics.jsonl")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def _disturbed(data: str, folder: str) -> dict[str, bool]:
+    """Two phases with a frozen teacher, EMA, augmentation and dropout, stopped in either phase and continued."""
+    sections = {
+        "model": {"options": {"drop_path_rate": 0.1, "drop_rate": 0.1}},
+        "data": AUGMENTED,
+        "train": {"ema_decay": 0.9, "global_batch": 64},
+        "distillation": {"gamma": 0.5, "teacher": "frozen"},
+        "phases": [{"name": "one", "epochs": 1, "distillation": False}, {"name": "two", "epochs": 1, "learn": "exits"}],
+        "tracking": {"every_steps": 3},
+    }
+
+    def run(name: str, **train) -> Path:
+        tree = config(data, Path(folder) / name, **{**sections, "train": {**sections["train"], **train}})
+        return Path(train_here(tree))
+
+    whole = run("whole")
+    for stop in (7, 27, 60):  # in phase one, in phase two (20 steps each), and to the end
+        broken = run("broken", max_steps=stop)
+    result = {name: equal(final(whole, name), final(broken, name)) for name in ("weights", "ema", "optimizer")}
+    timed = ("images_per_second", "data_wait_share", "memory_gib")
+
+    def lasting(folder: Path) -> list[dict]:
+        """Training records made in one piece; the two restarts cut the counting of steps 9 and 27 short."""
+        kept = [r for r in records(folder) if "train/lr" in r and r["step"] not in (9, 30)]
+        return [{k: v for k, v in r.items() if not k.endswith(timed)} for r in kept]
+
+    result["records"] = lasting(whole) == lasting(broken)
+    return result
+
+
+@pytest.mark.ranks
+def test_a_run_stopped_in_either_phase_ends_bit_for_bit_the_same(digits: Path, tmp_path: Path) -> None:
+    result = run_ranks(_disturbed, 1, str(digits), str(tmp_path))[0]
+    assert result == {"weights": True, "ema": True, "optimizer": True, "records": True}
+
+
+def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Backbone alone, then its early exits alone; returns the weights at the start and after each phase."""
+    from adaptive.data.index import load_index
+    from adaptive.training.run import build_network
+
+    tree = config(
+        data,
+        Path(folder) / "run",
+        train={"global_batch": 128},
+        phases=[{"epochs": 1, "learn": "backbone"}, {"epochs": 1, "learn": "early_exits"}, {"epochs": 1}],
+        checkpoint={"keep": 9},
+    )
+    train_here(tree)
+    from adaptive.training.checkpoint import CheckpointStore
+
+    start = build_network(tree, load_index(data)).state_dict()
+    ends = [c.tensors("weights") for c in CheckpointStore(Path(folder) / "run" / "checkpoints").all()]
+    return {"start": dict(start), **{f"after {i}": weights for i, weights in enumerate(ends, start=1)}}
+
+
+@pytest.mark.ranks
+def test_frozen_parts_stay_bit_for_bit_and_the_rest_learns(digits: Path, tmp_path: Path) -> None:
+    weights = run_ranks(_phases, 1, str(digits), str(tmp_path))[0]
+
+    def changed(before: str, after: str) -> set[str]:
+        return {k for k in weights[before] if not torch.equal(weights[before][k], weights[after][k])}
+
+    first = changed("start", "after 1")
+    assert first
+    assert all(name.startswith(("blocks.", "exits.2.head.")) for name in first)
+    assert {name for name in weights["start"] if name.startswith("blocks.") and "running" in name} <= first
+    second = changed("after 1", "after 2")
+    assert {name.split(".")[1] for name in second} == {"0", "1"}
+    assert all(name.startswith("exits.") for name in second)
+    assert any("link" in name for name in second)
+    third = changed("after 2", "after 3")
+    assert {name.rsplit(".", 1)[0] for name in third} == {name.rsplit(".", 1)[0] for name in weights["start"]}
+
+
+def _teachers(data: str, folder: str) -> dict[str, list[float]]:
+    """First recorded divergences per exit, by teacher."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    external = timm.create_model("test_vit", num_classes=10, img_size=32)
+    save_file(external.state_dict(), Path(folder) / "teacher.safetensors")
+    cases: dict[str, dict] = {
+        "off": {"gamma": 0.0},
+        "last": {"gamma": 0.5},
+        "hot": {"gamma": 0.5, "temperature": 4.0},
+        "frozen": {"gamma": 0.5, "teacher": "frozen"},
+        "ema": {"gamma": 0.5, "teacher": "ema"},
+        "released": {"gamma": 0.5, "reduction": "mean"},
+    }
+    found = {}
+    for name, distillation in cases.items():
+        run = config(
+            data, Path(folder) / name, distillation=distillation, train={"max_steps": 6, "ema_decay": 0.9},
+            tracking={"every_steps": 6, "gradient_norms": False},
+        )  # fmt: skip
+        train_here(run)
+        record = next(r for r in records(Path(folder) / name) if "train/loss" in r)
+        found[name] = [record[f"train/exit_{i}/divergence"] for i in (1, 2, 3)]
+        entropies = sum(record[f"train/exit_{i}/loss"] for i in (1, 2, 3))
+        found[f"{name} loss"] = [record["train/loss"], entropies]
+    return found
+
+
+@pytest.mark.ranks
+def test_every_teacher_teaches_and_the_last_exit_is_spared(digits: Path, tmp_path: Path) -> None:
+    found = run_ranks(_teachers, 1, str(digits), str(tmp_path))[0]
+    assert found["off"] == [0.0, 0.0, 0.0]
+    assert found["off loss"][0] == pytest.approx(found["off loss"][1], rel=1e-5)
+    for name in ("last", "hot", "frozen", "ema", "released"):
+        assert found[name][0] > 0, name
+        assert found[name][1] > 0, name
+        assert found[name][2] == 0, name
+        assert found[f"{name} loss"][0] != pytest.approx(found[f"{name} loss"][1], rel=1e-3), name
+    values = [found[name][0] for name in ("last", "hot", "frozen", "ema", "released")]
+    assert len(set(values)) == len(values)
+
+
+def _skipping(data: str, folder: str) -> dict[str, object]:
+    from adaptive.errors import TrainingError
+    from adaptive.training import trainer as module
+    from adaptive.training.callbacks.base import Callback
+
+    class Poison(Callback):
+        """Spoils one rank's gradient at chosen steps, as a diverging network would."""
+
+        def __init__(self, steps: set[int]):
+            self.steps = steps
+            self.rates: list[float] = []
+
+        def on_gradients(self, trainer) -> None:
+            if trainer.progress.step in self.steps:
+                next(trainer.active.network.parameters()).grad.fill_(math.inf)
+
+        def on_step(self, trainer) -> None:
+            self.rates.append(trainer.active.optimizer.param_groups[0]["lr"])
+
+    result: dict[str, object] = {}
+    original = module.Trainer.__init__
+    for name, steps in (("some", {2, 3, 6}), ("many", set(range(4, 40)))):
+        poison = Poison(steps)
+
+        def patched(self, *arguments, _poison=poison, **keywords) -> None:
+            original(self, *arguments, **keywords)
+            self.callbacks.append(_poison)
+
+        module.Trainer.__init__ = patched
+        tree = config(
+            data, Path(folder) / name, train={"max_steps": 12, "max_skipped": 4}, schedule={"name": "cosine"},
+            checkpoint={"every_steps": 3}, tracking={"every_steps": 4, "gradient_norms": False},
+        )  # fmt: skip
+        try:
+            train_here(tree)
+        except TrainingError as error:
+            result["error"] = str(error)
+        result[name] = poison.rates
+        result[f"{name} skipped"] = records(Path(folder) / name)[-1].get("train/skipped_steps")
+    module.Trainer.__init__ = original
+    return result
+
+
+@pytest.mark.ranks
+def test_steps_that_are_not_finite_are_skipped_and_the_schedule_waits(digits: Path, tmp_path: Path) -> None:
+    result = run_ranks(_skipping, 1, str(digits), str(tmp_path))[0]
+    rates = result["some"]
+    assert rates[2] == rates[1] == rates[3]
+    assert rates[6] == rates[5]
+    assert len(set(rates)) == 12 - 3
+    assert "4 steps in a row" in str(result["error"])
+    assert "step-00000006" in str(result["error"])  # skipped steps left its weights as they were
+    assert len(result["many"]) == 7
+
+
+def _options(data: str, folder: str) -> dict[str, list[float]]:
+    """Losses of short runs that differ in one option; what must not change them, does not, and what must, does."""
+    from adaptive.training.trainer import Trainer
+
+    layouts: dict[str, bool] = {}
+    runs = []
+    original = Trainer._step
+
+    def spy(self, batches):
+        weight = next(p for p in self.active.network.parameters() if p.ndim == 4 and p.shape[1] > 1)
+        layouts[runs[-1]] = weight.is_contiguous(memory_format=torch.channels_last)
+        return original(self, batches)
+
+    Trainer._step = spy
+    cases: dict[str, dict] = {
+        "plain": {},
+        "channels_last": {"train": {"channels_last": True}},
+        "checkpointing": {"train": {"checkpointing": True}},
+        "clipped": {"train": {"clip_norm": 0.05}},
+        "clipped_zero": {"train": {"clip_norm": 0.05, "zero_stage": 2}},
+        "weights": {"train": {"exit_weights": [0.0, 0.0, 1.0]}},
+        "no_ge": {"model": {"equilibrium": False}},
+        "no_isc": {"model": {"collaboration": False}},
+        "nesterov": {"optimizer": {"nesterov": True}},
+        "stage_option": {"train": {"zero_stage": 2}, "deepspeed": {"zero_optimization": {"reduce_bucket_size": 1000}}},
+    }
+    losses = {}
+    for name, sections in cases.items():
+        runs.append(name)
+        train = {"max_steps": 6, "global_batch": 32, **sections.pop("train", {})}
+        run = config(data, Path(folder) / name, train=train, tracking={"every_steps": 1}, **sections)
+        train_here(run)
+        losses[name] = [r["train/loss"] for r in records(Path(folder) / name) if "train/loss" in r]
+    losses["layouts"] = [layouts["plain"], layouts["channels_last"]]
+    return losses
+
+
+@pytest.mark.ranks
+def test_options_change_what_they_should(digits: Path, tmp_path: Path) -> None:
+    losses = run_ranks(_options, 1, str(digits), str(tmp_path))[0]
+    plain = losses["plain"]
+    for same in ("checkpointing", "stage_option"):
+        assert losses[same] == pytest.approx(plain, rel=1e-4), same
+    # Other kernels round otherwise, and behind ReLU and max pooling that grows within a few steps.
+    assert losses["channels_last"][:2] == pytest.approx(plain[:2], rel=1e-4)
+    assert losses["layouts"] == [False, True]
+    assert losses["clipped"] == pytest.approx(losses["clipped_zero"], rel=1e-4)
+    for other in ("clipped", "weights", "no_ge", "no_isc", "nesterov"):
+        assert losses[other] != pytest.approx(plain, rel=1e-3), other
+    # A step of at most lr * clip hardly moves: the clipped run learns slower than the plain one.
+    assert losses["clipped"][-1] > plain[-1]
+
+
+def test_arranging_converts_batchnorm_and_switches_checkpointing() -> None:
+    from adaptive.networks.create import create_model
+    from adaptive.training.learner import arrange
+
+    tree = config("x", model={"sync_batchnorm": True}, train={"device": "auto", "checkpointing": True})
+    network = arrange(create_model("test_resnet", num_classes=4, exits=2, input_size=32), tree, torch.device("cpu"))
+    norms = [m for m in network.blocks.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
+    assert network.checkpointing
+
+
+def test_equilibrium_with_a_scale_invariant_optimizer_is_told_once() -> None:
+    from adaptive.training.learner import warn_about_scale_invariance
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert "adamw" in str(warn_about_scale_invariance(config("x", optimizer={"name": "adamw"})))
+        assert warn_about_scale_invariance(config("x")) is None
+        silent = config("x", optimizer={"name": "adamw"}, model={"equilibrium": False})
+        assert warn_about_scale_invariance(silent) is None
+    assert len(caught) == 1
+
+
+def _compiled(data: str, folder: str) -> tuple[list[float], list[float], int]:
+    import torch._dynamo
+
+    results = []
+    for name in (False, True):
+        run = config(
+            data, Path(folder) / str(name), model=VIT, train={"max_steps": 5, "compile": name},
+            tracking={"every_steps": 1},
+        )  # fmt: skip
+        train_here(run)
+        results.append([r["train/loss"] for r in records(Path(folder) / str(name)) if "train/loss" in r])
+    frames = torch._dynamo.utils.counters["frames"]["ok"]
+    return results[0], results[1], frames
+
+
+@pytest.mark.ranks
+def test_compiled_run_compiles_and_equals_the_plain_one(digits: Path, tmp_path: Path) -> None:
+    plain, compiled, frames = run_ranks(_compiled, 1, str(digits), str(tmp_path), seconds=400)[0]
+    assert frames >= 1
+    assert compiled == pytest.approx(plain, rel=1e-3)
