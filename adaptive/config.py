@@ -1,43 +1,23 @@
-"""The typed configuration tree: YAML in, validated frozen objects out.
+"""The typed configuration tree: one frozen class per component.
 
-One class per component; the sentence under every field is its documentation (``adaptive train --help-config`` and
-docs/configuration.md are made from it). Values are checked strictly: a string where a number belongs is an error.
+The sentence under every field is its documentation (``adaptive train --help-config`` and docs/configuration.md are made
+from it). Values are checked strictly: a string where a number belongs is an error. Reading files and overrides is
+`adaptive.config_loading`'s.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from adaptive.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
-
-# DeepSpeed settings that another section owns: setting them twice would let the two disagree.
-OWNED_ELSEWHERE = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
-    "gradient_clipping": "train.clip_norm",
-    "optimizer": "the optimizer section",
-    "scheduler": "the schedule section",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "torch_autocast": "train.precision",
-}
 
 
 class Section(BaseModel):
@@ -323,192 +303,23 @@ class Config(Section):
         return list(self.phases) or [PhaseConfig(epochs=self.train.epochs)]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML configuration and apply ``section.key=value`` overrides.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown (with the nearest names), a value has the wrong type or
-            lies outside its range, or two keys contradict each other.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"configuration file {path} does not exist{_nearest_file(path)}")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    config = parse_config(tree, source=str(path))
-    if config.train.run_folder is None:
-        train = config.train.model_copy(update={"run_folder": str(Path("runs") / path.stem)})
-        config = config.model_copy(update={"train": train})
-    return config
-
-
-def parse_config(tree: dict[str, Any], source: str = "configuration") -> Config:
-    """Validate a plain tree, as read from YAML, and return the typed one (raises ConfigError)."""
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{source}: {_explain(first)}{more}") from None
-    _check_consistency(config)
-    return config
-
-
-def dump_config(config: Config) -> str:
-    """Return the complete configuration as YAML, every default written out."""
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 110
-    yaml.dump(config.model_dump(), stream)
-    return stream.getvalue()
-
-
-def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys in which two configurations differ, with both values."""
-    first, second = (dict(_leaves(c.model_dump())) for c in (one, other))
-    return {k: (first.get(k), second.get(k)) for k in sorted({*first, *second}) if first.get(k) != second.get(k)}
-
-
 def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield every configuration key with its field (type, default, description), depth first."""
     for name, field in section.model_fields.items():
-        nested = next((t for t in _types_in(field.annotation) if _is_section(t)), None)
+        nested = next((t for t in types_in(field.annotation) if is_section(t)), None)
         if nested is None:
             yield prefix + name, field
         else:
             yield from documented_keys(nested, f"{prefix}{name}.")
 
 
-def _types_in(annotation: Any) -> Iterator[Any]:
+def types_in(annotation: Any) -> Iterator[Any]:
+    """Yield a type and all types nested in its arguments."""
     yield annotation
     for argument in get_args(annotation):
-        yield from _types_in(argument)
+        yield from types_in(argument)
 
 
-def _is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> bool:
+    """Tell whether a type is one of the sections."""
     return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected section.key=value, for example train.epochs=10")
-    *parents, last = key.split(".")
-    node: Any = tree
-    for name in parents:
-        node = _child(node, name, key)
-    value = _parse_yaml(text, f"override {override!r}") if text else ""
-    if isinstance(node, list):
-        node[_position(node, last, key)] = value
-    else:
-        node[last] = value
-
-
-def _child(node: Any, name: str, key: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, name, key)]
-    if node.get(name) is None:
-        node[name] = {}
-    child = node[name]
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"override {key}: {name} is a value ({child!r}), not a section")
-    return child
-
-
-def _position(node: list[Any], name: str, key: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"override {key}: {name!r} is no position in a list of {len(node)}; use 0..{len(node) - 1}")
-    return int(name)
-
-
-def _explain(error: ErrorDetails) -> str:
-    location = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = sorted(_keys_at(location[:-1]))
-        close = difflib.get_close_matches(location[-1], known, n=3) or [
-            key for key, _ in documented_keys() if key.split(".")[-1] == location[-1]
-        ]
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {'.'.join(location)}; {remedy}"
-    key = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
-    if error["type"] == "missing":
-        return f"{key} is missing; add it to the file or give {key}=..."
-    value = error["input"]
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key} = {value!r} is not allowed: {message}"
-
-
-def _keys_at(location: list[str]) -> set[str]:
-    section: type[BaseModel] = Config
-    for part in location:
-        if part.isdigit() or part not in section.model_fields:
-            continue
-        nested = next((t for t in _types_in(section.model_fields[part].annotation) if _is_section(t)), None)
-        section = nested or section
-    return set(section.model_fields)
-
-
-def _nearest_file(path: Path) -> str:
-    folder = path.parent
-    names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
-
-
-def _check_consistency(config: Config) -> None:
-    """Cross-field rules that need neither the dataset nor the network (raises ConfigError)."""
-    train, data, distillation = config.train, config.data, config.distillation
-    if data.crop_scale[0] > data.crop_scale[1]:
-        raise ConfigError(f"data.crop_scale = {data.crop_scale}: the lower end comes first")
-    if data.crop_ratio[0] > data.crop_ratio[1]:
-        raise ConfigError(f"data.crop_ratio = {data.crop_ratio}: the lower end comes first")
-    if train.micro_batch and train.global_batch % train.micro_batch:
-        raise ConfigError(
-            f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}"
-        )
-    if distillation.teacher == "model" and not distillation.teacher_model:
-        raise ConfigError("distillation.teacher = 'model' needs distillation.teacher_model, a timm model name")
-    if distillation.gamma > 0 and distillation.teacher == "ema" and not train.ema_decay:
-        raise ConfigError("distillation.teacher = 'ema' needs train.ema_decay > 0, for example 0.9999")
-    if config.optimizer.nesterov and config.optimizer.name != "sgd":
-        raise ConfigError(f"optimizer.nesterov is for sgd only, not for {config.optimizer.name!r}")
-    if train.device == "cpu" and config.model.sync_batchnorm:
-        raise ConfigError("model.sync_batchnorm = true needs a GPU; set it to false with train.device = 'cpu'")
-    if config.model.pretrained and config.model.weights:
-        raise ConfigError("model.pretrained and model.weights exclude each other; keep one")
-    for key, owner in OWNED_ELSEWHERE.items():
-        if key in config.deepspeed:
-            raise ConfigError(f"deepspeed.{key} is set by {owner}; remove it from the deepspeed section")
-    if "stage" in config.deepspeed.get("zero_optimization", {}):
-        raise ConfigError("deepspeed.zero_optimization.stage is set by train.zero_stage; remove it")
-    if isinstance(config.model.exits, int):
-        _check_exit_weights(config, config.model.exits)
-
-
-def _check_exit_weights(config: Config, exits: int) -> None:
-    named = [("train.exit_weights", config.train.exit_weights)]
-    named += [(f"phases.{i}.exit_weights", phase.exit_weights) for i, phase in enumerate(config.phases)]
-    for key, weights in named:
-        if weights is not None and len(weights) != exits:
-            raise ConfigError(f"{key} = {weights} has {len(weights)} values for {exits} exits")
-        if weights is not None and not any(weights):
-            raise ConfigError(f"{key} = {weights}: at least one exit must have a weight above 0")

@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from adaptive.config import Config, load_config
+from adaptive.config import Config
+from adaptive.config_loading import load_config
 from adaptive.data.transforms import eval_transform
 from adaptive.errors import CheckpointError
 from adaptive.networks.create import create_model

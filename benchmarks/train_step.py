@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would report on stderr that there is no GPU
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report on stderr that there is no GPU
 
 import torch
 from rich.console import Console

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive.config import parse_config
+from adaptive.config_loading import parse_config
 from adaptive.networks.backbone import build_backbone
 from adaptive.networks.create import create_model
 from adaptive.training.batch import batch_sizes

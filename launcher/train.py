@@ -14,7 +14,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: make the checkout importable also where it is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adaptive.config import documented_keys, dump_config, load_config
+from adaptive.config_loading import dump_config, load_config
 from adaptive.errors import AdaptiveError
 
 DESCRIPTION = "Train a network with early exits. An existing run folder is continued."
@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     if arguments.help_config:
-        for key, field in documented_keys():
-            print(f"{key}\n    {' '.join((field.description or '').split())}")
+        from adaptive.config_reference import configuration_reference
+
+        print(configuration_reference(), end="")
         return 0
     if arguments.config is None:
         raise AdaptiveError("no configuration given; try: adaptive train configs/quickstart.yaml")

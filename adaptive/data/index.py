@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adaptive.errors import DataError
+from adaptive.files import file_sha256, write_atomically
 
 INDEX_NAME = "index.json"
 VERSION = 1
@@ -135,35 +135,6 @@ def check_shards(index: DatasetIndex, folder: str | Path, split: str, deep: bool
                 f"shard {path} is damaged: sha256 {found[:12]}, the index says {shard.sha256[:12]}; "
                 "copy it again or pack again"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that readers, and a crash, see the old content or the new and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _validate(tree: object, path: Path) -> DatasetIndex:

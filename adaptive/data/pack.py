@@ -23,14 +23,13 @@ from adaptive.data.index import (
     DatasetIndex,
     SplitInfo,
     load_index,
-    sync_folder,
-    write_atomically,
     write_index,
 )
 from adaptive.data.progress import PackProgress
 from adaptive.data.sources import Item, Source, hold_out, open_source
 from adaptive.data.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
 from adaptive.errors import DataError, MachineError
+from adaptive.files import sync_folder, write_atomically
 
 SHARD_BYTES = 256 << 20
 SHARD_COUNT = 10_000

@@ -17,8 +17,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from adaptive.data.decode import ImageError, decode
-from adaptive.data.index import ShardInfo, file_sha256, sync_folder, write_atomically
+from adaptive.data.index import ShardInfo
 from adaptive.data.sources import Item
+from adaptive.files import file_sha256, sync_folder, write_atomically
 
 _PARENT_POLL = 0.2  # seconds
 _stop: Event | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.errors import DataError, MachineError
+from adaptive.files import write_atomically
 
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -58,7 +59,7 @@ class Record:
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line, record in _parse(lines, self.path) if record["step"] <= step)
             if kept != b"".join(lines):
-                _replace(self.path, kept)
+                write_atomically(self.path, kept)
         except OSError as error:
             raise _machine_error("trim", self.path, error) from error
 
@@ -112,18 +113,6 @@ def _parse(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]
                 f"{path}, line {number}: not a record (a JSON object with an integer step); remove or mend that line"
             )
     return parsed
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

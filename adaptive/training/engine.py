@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adaptive.config import Config
 from adaptive.errors import MachineError
+from adaptive.networks.block import Block
 from adaptive.training.batch import BatchSizes
 
 # Loss scale of fp16: start, growth after this many good steps, lowest value.
@@ -211,9 +212,10 @@ class Engine:
     def _register_external_parameters(self) -> None:
         if self.stage < 3:
             return
-        for i, block in enumerate(getattr(self.network, "blocks", [])):
-            for parameter in self.network.direct_parameters(i):
-                self._deepspeed.zero.register_external_parameter(block, parameter)
+        for part in self.network.modules():
+            if isinstance(part, Block):
+                for parameter in part.direct_parameters():
+                    self._deepspeed.zero.register_external_parameter(part, parameter)
 
     def _set_group_timeouts(self, seconds: float) -> None:
         # DeepSpeed makes groups of its own and gives them torch's default of 30 minutes, whatever it was told.

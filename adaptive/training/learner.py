@@ -48,8 +48,8 @@ def build_learner(
     optimizer = build_optimizer(network, config.optimizer, plan.lr)
     engine = Engine(network, optimizer, deepspeed_config(config, batch), COLLECTIVE_TIMEOUT)
     if train.channels_last and train.zero_stage == 0:
-        # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have to
-        # stay as they are; there the images' layout alone makes convolutions run channels-last.
+        # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have
+        # to stay as they are; there the images' layout alone makes convolutions run channels-last.
         network.to(memory_format=torch.channels_last)
     keeps_frozen = plan.gamma > 0 and config.distillation.teacher == "frozen"
     frozen = teacher.network if keeps_frozen and isinstance(teacher, NetworkTeacher) else None

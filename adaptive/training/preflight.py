@@ -6,7 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from adaptive.config import Config, differences, dump_config, load_config
+from adaptive.config import Config
+from adaptive.config_loading import differences, dump_config, load_config
 from adaptive.data.index import DatasetIndex, check_shards, load_index
 from adaptive.data.plan import steps_per_epoch
 from adaptive.errors import CheckpointError, ConfigError, MachineError

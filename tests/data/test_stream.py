@@ -16,10 +16,10 @@ from PIL import Image
 from adaptive.config import DataConfig
 from adaptive.data import plan
 from adaptive.data.index import SplitInfo, load_index, write_index
-from adaptive.data.index import file_sha256 as sha256
 from adaptive.data.pack import pack
 from adaptive.data.stream import PADDING, EvaluationStream, TrainStream
 from adaptive.errors import ConfigError, DataError, MachineError
+from adaptive.files import file_sha256 as sha256
 
 # More workers than this machine has cores are what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from adaptive.config import Config, parse_config
+from adaptive.config import Config
+from adaptive.config_loading import parse_config
 
 VIT = {"backbone": "test_vit", "exits": 2, "collaboration": False, "options": {"img_size": 32}}
 RESNET = {"backbone": "test_resnet", "exits": 3, "collaboration": True}

@@ -1,0 +1,59 @@
+"""Rules that tie several configuration keys together."""
+
+from __future__ import annotations
+
+from adaptive.config import Config
+from adaptive.errors import ConfigError
+
+# DeepSpeed settings that another section owns: setting them twice would let the two disagree.
+OWNED_ELSEWHERE = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "train.clip_norm",
+    "optimizer": "the optimizer section",
+    "scheduler": "the schedule section",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+
+
+def check_consistency(config: Config) -> None:
+    """Cross-field rules that need neither the dataset nor the network (raises ConfigError)."""
+    train, data, distillation = config.train, config.data, config.distillation
+    if data.crop_scale[0] > data.crop_scale[1]:
+        raise ConfigError(f"data.crop_scale = {data.crop_scale}: the lower end comes first")
+    if data.crop_ratio[0] > data.crop_ratio[1]:
+        raise ConfigError(f"data.crop_ratio = {data.crop_ratio}: the lower end comes first")
+    if train.micro_batch and train.global_batch % train.micro_batch:
+        raise ConfigError(
+            f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}"
+        )
+    if distillation.teacher == "model" and not distillation.teacher_model:
+        raise ConfigError("distillation.teacher = 'model' needs distillation.teacher_model, a timm model name")
+    if distillation.gamma > 0 and distillation.teacher == "ema" and not train.ema_decay:
+        raise ConfigError("distillation.teacher = 'ema' needs train.ema_decay > 0, for example 0.9999")
+    if config.optimizer.nesterov and config.optimizer.name != "sgd":
+        raise ConfigError(f"optimizer.nesterov is for sgd only, not for {config.optimizer.name!r}")
+    if train.device == "cpu" and config.model.sync_batchnorm:
+        raise ConfigError("model.sync_batchnorm = true needs a GPU; set it to false with train.device = 'cpu'")
+    if config.model.pretrained and config.model.weights:
+        raise ConfigError("model.pretrained and model.weights exclude each other; keep one")
+    for key, owner in OWNED_ELSEWHERE.items():
+        if key in config.deepspeed:
+            raise ConfigError(f"deepspeed.{key} is set by {owner}; remove it from the deepspeed section")
+    if "stage" in config.deepspeed.get("zero_optimization", {}):
+        raise ConfigError("deepspeed.zero_optimization.stage is set by train.zero_stage; remove it")
+    if isinstance(config.model.exits, int):
+        _check_exit_weights(config, config.model.exits)
+
+
+def _check_exit_weights(config: Config, exits: int) -> None:
+    named = [("train.exit_weights", config.train.exit_weights)]
+    named += [(f"phases.{i}.exit_weights", phase.exit_weights) for i, phase in enumerate(config.phases)]
+    for key, weights in named:
+        if weights is not None and len(weights) != exits:
+            raise ConfigError(f"{key} = {weights} has {len(weights)} values for {exits} exits")
+        if weights is not None and not any(weights):
+            raise ConfigError(f"{key} = {weights}: at least one exit must have a weight above 0")

@@ -1,0 +1,78 @@
+"""Start the ``adaptive`` command: as users do, and forked from a process that has done the slow imports already."""
+
+import multiprocessing as mp
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+HEAVY = ["launcher.train", "launcher.evaluate", "launcher.pack", "adaptive.training.run", "adaptive.runs", "deepspeed"]
+ADAPTIVE = str(Path(sys.executable).with_name("adaptive"))
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int | None
+    out: str
+    err: str
+
+    def error_line(self, command: str = "train") -> str:
+        """The one line on stderr, of a command that failed as it should."""
+        assert self.code == 1, self
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith(f"adaptive {command}: error: "), self.err
+        return lines[0]
+
+
+def start_command(words: list[str], seconds: float = 240, **environment: str) -> Ended:
+    """Start the real command in a process of its own."""
+    ended = subprocess.run(
+        [ADAPTIVE, *words], capture_output=True, text=True, timeout=seconds, check=False, env=os.environ | environment
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+class Forks:
+    """Runs ``launcher.main.main`` in forks of one process; every fork has its own stdout, stderr and folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self.context = mp.get_context("forkserver")
+        self.context.set_forkserver_preload(HEAVY)
+
+    def start(self, words: list[str]) -> "Fork":
+        self.count += 1
+        prefix = str(self.folder / str(self.count))
+        process = self.context.Process(target=_call_main, args=(words, prefix))
+        process.start()
+        return Fork(process, prefix)
+
+    def run(self, words: list[str], seconds: float = 240) -> Ended:
+        return self.start(words).wait(seconds)
+
+
+@dataclass(frozen=True)
+class Fork:
+    process: BaseProcess
+    prefix: str
+
+    def wait(self, seconds: float = 240) -> Ended:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        out, err = (Path(f"{self.prefix}.{name}").read_text() for name in ("out", "err"))
+        return Ended(self.process.exitcode, out, err)
+
+
+def _call_main(words: list[str], prefix: str) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{prefix}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    from launcher.main import main
+
+    main(words)

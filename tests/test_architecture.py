@@ -1,0 +1,112 @@
+"""The house rules that a machine can check: floors, single importers, small files, documented and used keys."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from adaptive.config import Config, documented_keys
+from adaptive.config_reference import configuration_reference
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("adaptive/**/*.py"), *ROOT.glob("launcher/**/*.py")])
+
+# From the ground up; a module imports from its own floor or below. networks and data stand side by side.
+FLOORS = [
+    {
+        "adaptive.errors",
+        "adaptive.files",
+        "adaptive.config",
+        "adaptive.config_checks",
+        "adaptive.config_loading",
+        "adaptive.config_reference",
+    },
+    {"adaptive.networks", "adaptive.data"},
+    {"adaptive.inference"},
+    {"adaptive.reporting"},
+    {"adaptive.training"},
+    {"adaptive.runs"},
+    {"launcher"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def floor_of(module: str) -> int | None:
+    for height, names in enumerate(FLOORS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            return height
+    return None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_nothing_imports_upwards(path: Path) -> None:
+    module = module_name(path)
+    if module == "adaptive":
+        return  # the package only names what lies in its floors, lazily
+    mine = floor_of(module)
+    assert mine is not None, f"{module} stands on no floor"
+    for imported in imports(path):
+        theirs = floor_of(imported)
+        assert theirs is None or theirs <= mine, f"{module} imports {imported} from a higher floor"
+        beside = {module.split(".")[1] if "." in module else "", imported.split(".")[1] if "." in imported else ""}
+        assert beside != {"networks", "data"}, (
+            f"{module} imports {imported}: networks and data know nothing of each other"
+        )
+
+
+@pytest.mark.parametrize(
+    ("package", "only"),
+    [
+        ("deepspeed", "adaptive.training.engine"),
+        ("webdataset", "adaptive.data.stream"),
+        ("wandb", "adaptive.reporting.wandb_client"),
+    ],
+)
+def test_one_module_imports_each_heavy_package(package: str, only: str) -> None:
+    importers = {module_name(p) for p in SOURCES if any(i.split(".")[0] == package for i in imports(p))}
+    assert importers == {only}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} has grown; look for the idea hidden in it"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or 0) - node.lineno
+            assert length <= 70, f"{path}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("key", [key for key, _ in documented_keys()])
+def test_every_configuration_key_is_read_and_documented(key: str) -> None:
+    fields = dict(documented_keys())
+    assert fields[key].description, f"{key} has no sentence under it"
+    name = key.split(".")[-1]
+    elsewhere = [
+        p.read_text() for p in SOURCES if p.name not in ("config.py", "config_checks.py", "config_reference.py")
+    ]
+    assert any(re.search(rf"\.{name}\b", text) for text in elsewhere), f"nothing reads {key}"
+
+
+def test_reference_page_is_up_to_date() -> None:
+    page = ROOT / "docs" / "configuration.md"
+    assert page.read_text() == configuration_reference(), "run: adaptive train --help-config > docs/configuration.md"
+
+
+def test_the_set_of_sections_is_what_was_promised() -> None:
+    promised = "model data optimizer schedule train distillation phases evaluate checkpoint tracking deepspeed"
+    assert list(Config.model_fields) == promised.split()
