@@ -60,7 +60,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the shards lie and how images become tensors."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Folder written by `adaptive pack`: shards and index.json."""
     train_split: str = "train"
     """Name of the split to learn from."""

@@ -28,7 +28,8 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(f"data.crop_ratio = {data.crop_ratio}: the lower end comes first")
     if train.micro_batch and train.global_batch % train.micro_batch:
         raise ConfigError(
-            f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}"
+            f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}; "
+            "change one of them"
         )
     if distillation.teacher == "model" and not distillation.teacher_model:
         raise ConfigError("distillation.teacher = 'model' needs distillation.teacher_model, a timm model name")
@@ -46,14 +47,15 @@ def check_consistency(config: Config) -> None:
     if "stage" in config.deepspeed.get("zero_optimization", {}):
         raise ConfigError("deepspeed.zero_optimization.stage is set by train.zero_stage; remove it")
     if isinstance(config.model.exits, int):
-        _check_exit_weights(config, config.model.exits)
+        check_exit_weights(config, config.model.exits)
 
 
-def _check_exit_weights(config: Config, exits: int) -> None:
+def check_exit_weights(config: Config, exits: int) -> None:
+    """Check that there are as many loss weights as exits, and that they are not all 0 (raises ConfigError)."""
     named = [("train.exit_weights", config.train.exit_weights)]
     named += [(f"phases.{i}.exit_weights", phase.exit_weights) for i, phase in enumerate(config.phases)]
     for key, weights in named:
         if weights is not None and len(weights) != exits:
-            raise ConfigError(f"{key} = {weights} has {len(weights)} values for {exits} exits")
+            raise ConfigError(f"{key} = {weights} has {len(weights)} values for {exits} exits; give one per exit")
         if weights is not None and not any(weights):
             raise ConfigError(f"{key} = {weights}: at least one exit must have a weight above 0")

@@ -28,7 +28,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist{_nearest_file(path)}")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
+    tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
     for override in overrides:
@@ -45,9 +50,12 @@ def parse_config(tree: dict[str, Any], source: str = "configuration") -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{source}: {_explain(first)}{more}") from None
+        by_key: dict[str, list[ErrorDetails]] = {}
+        for fault in error.errors():
+            by_key.setdefault(_key_of(fault), []).append(fault)  # a key of several types has a fault for each of them
+        key, faults = next(iter(by_key.items()))
+        more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
+        raise ConfigError(f"{source}: {_explain(key, faults)}{more}") from None
     check_consistency(config)
     return config
 
@@ -80,7 +88,10 @@ def _parse_yaml(text: str, source: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(problem or error).split())[:300]
+        raise ConfigError(f"{source}: not valid YAML{where}: {reason}") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -115,21 +126,35 @@ def _position(node: list[Any], name: str, key: str) -> int:
     return int(name)
 
 
-def _explain(error: ErrorDetails) -> str:
-    location = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = sorted(_keys_at(location[:-1]))
-        close = difflib.get_close_matches(location[-1], known, n=3) or [
-            key for key, _ in documented_keys() if key.split(".")[-1] == location[-1]
+def _key_of(error: ErrorDetails) -> str:
+    """Dotted key of a fault, without the type that pydantic tried and appends, such as ``int`` or ``list[str]``."""
+    section: type[BaseModel] | None = Config
+    parts: list[str] = []
+    for part in map(str, error["loc"]):
+        if not part.isdigit():
+            if section is None:
+                break
+            if part in section.model_fields:
+                annotation = section.model_fields[part].annotation
+                section = next((t for t in types_in(annotation) if is_section(t)), None)
+        parts.append(part)
+    return ".".join(parts)
+
+
+def _explain(key: str, faults: list[ErrorDetails]) -> str:
+    first = faults[0]
+    if first["type"] == "extra_forbidden":
+        *parents, name = map(str, first["loc"])
+        known = sorted(_keys_at(parents))
+        close = difflib.get_close_matches(name, known, n=3) or [
+            other for other, _ in documented_keys() if other.split(".")[-1] == name
         ]
         remedy = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {'.'.join(location)}; {remedy}"
-    key = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
-    if error["type"] == "missing":
+        return f"unknown key {key}; {remedy}"
+    if first["type"] == "missing":
         return f"{key} is missing; add it to the file or give {key}=..."
-    value = error["input"]
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key} = {value!r} is not allowed: {message}"
+    messages = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for fault in faults)
+    return f"{key} = {first['input']!r} is not allowed: {', or '.join(messages)}"
 
 
 def _keys_at(location: list[str]) -> set[str]:

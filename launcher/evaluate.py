@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("batch", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < (name == "batch"):
-            raise AdaptiveError(f"--{name} {value}: must be at least {int(name == 'batch')}")
+            raise AdaptiveError(f"--{name} {value} is too small; give {int(name == 'batch')} or more")
     averaged = {"auto": None, "plain": False, "ema": True}[arguments.weights]
     trained = open_run(arguments.run_folder, arguments.checkpoint, averaged)
     split = arguments.split or trained.config.data.test_split
@@ -51,18 +51,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(trained: TrainedRun, split: str, arguments: argparse.Namespace) -> Measurement:
-    from adaptive.data.index import load_index
+    from adaptive.data.index import check_shards, load_index
     from adaptive.data.stream import EvaluationStream
-    from adaptive.errors import DataError
+    from adaptive.errors import DataError, MachineError
     from adaptive.inference.measure import measure_exits
     from adaptive.training.engine import autocast, resolve_device
+    from adaptive.training.preflight import check_split
 
     config = trained.config
     folder = arguments.data or config.data.path
     index = load_index(folder)
+    check_split(index, "--split" if arguments.split else "data.test_split", split)
+    check_shards(index, folder, split)
     if index.classes != trained.classes:
         raise DataError(f"{folder} has other classes than {trained.folder} was trained on; give --data its dataset")
-    device = resolve_device(arguments.device)
+    try:
+        device = resolve_device(arguments.device)
+    except MachineError:
+        raise MachineError(f"--device {arguments.device}: this machine has no usable GPU; use cpu or auto") from None
     network = trained.network.to(device)
     stream = EvaluationStream(
         index,
@@ -124,4 +130,6 @@ def _print_table(result: dict[str, Any]) -> None:
 
     print(f"{result['run']}: {result['backbone']}, {result['checkpoint']} ({result['weights']} weights)")
     print(f"{result['images']:,} images of {result['split']}")
-    Console().print(exit_table(result["exits"]))
+    full = result["exits"][-1]["macs"]
+    rows = [{**entry, "module": entry["after"], "share": entry["macs"] / full} for entry in result["exits"]]
+    Console().print(exit_table(rows))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import signal
 import sys
+from typing import NoReturn
 
 COMMANDS = {
     "pack": "turn folders of images into WebDataset shards",
@@ -15,9 +17,18 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and end the process with argparse's code 2."""
+        print(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Build the parser; only the called command's module is imported, which keeps ``--help`` fast."""
-    parser = argparse.ArgumentParser(prog="adaptive", description="Train and run image classifiers that stop early.")
+    parser = Parser(prog="adaptive", description="Train and run image classifiers that stop early.")
     parser.add_argument("--version", action="store_true", help="print versions and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
@@ -33,7 +44,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if word in COMMANDS), None)
+    first = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
+    if first is not None and first not in COMMANDS:
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
+        remedy = f"did you mean {close[0]}" if close else f"commands: {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {first!r}; {remedy}")
     intermixed = parser.parse_args(words) if called != "train" else _parse_train(parser, words)
     if intermixed.version:
         print(_versions())

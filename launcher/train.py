@@ -6,6 +6,7 @@ The same script starts under torchrun and srun, and behind ``adaptive train``.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -44,18 +45,22 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     # Heavy imports only now, so that --help and wrong keys answer at once.
     from adaptive.training.engine import leave
+    from adaptive.training.preflight import check_training
     from adaptive.training.run import limit_threads, prepare, train
     from launcher.environment import find_ranks
 
+    # It warns of a missing CUDA runtime, which is no fault: DeepSpeed imports it on machines without a GPU too.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     ranks = find_ranks()
     limit_threads()
     try:
         prepared = prepare(config, ranks)
+        check_training(config, prepared.batch, prepared.index, prepared.network)
+        folder = train(prepared)
     except AdaptiveError:
         if ranks.rank:
             time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
         raise
-    folder = train(prepared)
     leave()
     if ranks.rank == 0:
         print(f"trained: {folder}\nnext: adaptive evaluate {folder}")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 from pathlib import Path
 
 from adaptive.config import Config
+from adaptive.config_checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
 from adaptive.config_loading import differences, dump_config, load_config
 from adaptive.data.index import DatasetIndex, check_shards, load_index
 from adaptive.data.plan import steps_per_epoch
-from adaptive.errors import CheckpointError, ConfigError, MachineError
+from adaptive.data.transforms import Mixer, train_transform
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import write_atomically
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoint import Checkpoint, CheckpointStore
-from adaptive.training.optimizer import check_optimizer
+from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
+from adaptive.training.phases import plan_phase
 
 # Keys whose change leaves a continued run the same experiment.
 FREE_ON_RESUME = {
@@ -39,9 +44,13 @@ MIB = 2**20
 def check_dataset(config: Config) -> DatasetIndex:
     """Load the index and check splits, shards and class count (raises DataError or ConfigError)."""
     data = config.data
-    index = load_index(data.path)
-    for split in (data.train_split, data.val_split):
-        check_shards(index, data.path, split)
+    try:
+        index = load_index(data.path)
+        for key in ("train_split", "val_split"):
+            check_split(index, f"data.{key}", getattr(data, key))
+            check_shards(index, data.path, getattr(data, key))
+    except DataError as error:
+        raise DataError(f"data.path = {data.path!r}: {error}") from None
     steps_per_epoch(index.split(data.train_split).count, config.train.global_batch)
     wanted = config.model.num_classes
     if wanted is not None and wanted != len(index.classes):
@@ -51,6 +60,16 @@ def check_dataset(config: Config) -> DatasetIndex:
         )
     check_optimizer(config.optimizer, config.train.zero_stage)
     return index
+
+
+def check_split(index: DatasetIndex, key: str, name: str) -> None:
+    """Refuse a split that the dataset lacks; ``key`` is the configuration key or flag that names it (DataError)."""
+    if name not in index.splits:
+        close = difflib.get_close_matches(name, index.splits, n=1)
+        remedy = f"did you mean {close[0]}? " if close else ""
+        raise DataError(
+            f"{key} = {name!r} is no split of the dataset; {remedy}it has {', '.join(sorted(index.splits))}"
+        )
 
 
 def check_run_folder(folder: Path) -> None:
@@ -79,11 +98,18 @@ def check_disk_space(folder: Path, network: AdaptiveNetwork, config: Config) -> 
         )
 
 
-def check_exit_weights(config: Config, exits: int) -> None:
-    """Check weights whose number could not be known before the exits were placed."""
-    for weights in [config.train.exit_weights, *(phase.exit_weights for phase in config.phases)]:
-        if weights is not None and len(weights) != exits:
-            raise ConfigError(f"exit_weights = {weights} has {len(weights)} values for {exits} exits")
+def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork) -> None:
+    """Build and drop what each phase is made of, whose faults would show only after the ranks have met.
+
+    That is augmentation, mixing, phases, optimizer and schedule; each raises ConfigError.
+    """
+    train_transform(config.data)
+    Mixer(config.data, network.num_classes, batch.micro_batch)
+    steps = steps_per_epoch(index.split(config.data.train_split).count, batch.global_batch)
+    for phase in config.resolved_phases():
+        plan = plan_phase(config, phase, len(network.exits))
+        optimizer = build_optimizer(network, config.optimizer, plan.lr)
+        build_scheduler(optimizer, config.schedule, plan.lr, plan.epochs, steps)
 
 
 def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStore) -> tuple[Checkpoint | None, list]:
@@ -103,9 +129,10 @@ def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStor
     if checkpoint is None:
         if resume == "must" or existing:
             found = "; ".join(passed_over) if passed_over else "none was ever written"
+            demand = "train.resume = 'must', but there is " if resume == "must" else ""
             raise CheckpointError(
-                f"no valid checkpoint to continue from in {store.folder} ({found}); "
-                "restore one, or choose another train.run_folder to start afresh"
+                f"{demand}no valid checkpoint to continue from in {store.folder} ({found}); restore one, "
+                f"or start afresh with {'train.resume=auto' if not existing else 'another train.run_folder'}"
             )
         return None, passed_over
     _check_same_run(config, folder)
