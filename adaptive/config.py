@@ -161,6 +161,8 @@ class DistillationConfig(Section):
     """timm name of the teacher, for teacher: model."""
     teacher_weights: str | None = None
     """File of the teacher's timm weights (.safetensors or tensors-only .pth); without it timm's pretrained ones."""
+    teacher_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm.create_model for the teacher, for example {img_size: 32}."""
     reduction: Literal["batchmean", "mean"] = "batchmean"
     """batchmean sums KL over classes; mean also divides by their number (only to reproduce the released code)."""
 

@@ -36,7 +36,7 @@ class Measurement:
     agreement: list[float]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: ZeRO 3 gathers parameters in here that training uses again
 def measure_exits(
     forward: Callable[[Tensor], list[Tensor]],
     batches: Iterable[LabelledBatch],

@@ -66,7 +66,7 @@ def _init(content: dict[str, Any]) -> Run:
     )
     # W&B's own counter rises with every call and knows no resuming; the records' step is the axis.
     run.define_metric("step")
-    for group in ("train/*", "val/*", "epoch", "samples"):
+    for group in ("train/*", "val/*", "val_ema/*", "epoch", "samples"):
         run.define_metric(group, step_metric="step")
     return run
 

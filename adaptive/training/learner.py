@@ -122,4 +122,4 @@ def _build_teacher(
         if frozen_weights:
             teacher.network.load_state_dict(frozen_weights)
         return teacher
-    return model_teacher(config.distillation, network.num_classes, device, context)
+    return model_teacher(config.distillation, network.num_classes, config.data.image_size, device, context)

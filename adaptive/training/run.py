@@ -147,7 +147,9 @@ def _introduce(trainer: Trainer, prepared: Prepared, start: int) -> None:
         f"accumulated = {batch.global_batch} per step, {trainer.total_steps} steps, "
         f"{config.train.precision}, ZeRO {config.train.zero_stage}"
     )
-    if start:
+    if start >= trainer.total_steps:
+        trainer.message(f"{prepared.folder} is finished: all {start} steps are done")
+    elif start:
         trainer.message(f"continuing {prepared.folder} from step {start}")
     warning = warn_about_scale_invariance(config)
     if warning:

@@ -43,16 +43,21 @@ def frozen_teacher(network: nn.Module, autocast: torch.autocast) -> NetworkTeach
 
 
 def model_teacher(
-    config: DistillationConfig, num_classes: int, device: torch.device, autocast: torch.autocast
+    config: DistillationConfig, num_classes: int, image_size: int, device: torch.device, autocast: torch.autocast
 ) -> NetworkTeacher:
-    """Build the timm model that ``distillation.teacher_model`` names (raises ConfigError)."""
+    """Build the timm model that ``distillation.teacher_model`` names, and try it on one image (raises ConfigError)."""
     name, weights = str(config.teacher_model), config.teacher_weights
     if weights is not None and not Path(weights).is_file():
         raise ConfigError(f"distillation.teacher_weights = {weights!r} is no file")
     try:
-        model = timm.create_model(name, num_classes=num_classes, pretrained=weights is None)
+        model = timm.create_model(name, num_classes=num_classes, pretrained=weights is None, **config.teacher_options)
         if weights is not None:
             load_checkpoint(model, weights, weights_only=True)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:
-        raise ConfigError(f"distillation.teacher_model = {name!r} cannot be built: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"distillation.teacher_model = {name!r} cannot teach {num_classes} classes at {image_size} pixels: {reason}"
+        ) from error
     return NetworkTeacher(model.to(device), autocast)

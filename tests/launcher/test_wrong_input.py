@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from adaptive.data.pack import pack
 from tests.helpers.ranks import free_port
 from tests.launcher.commands import Forks, start_command
 
@@ -205,10 +208,8 @@ def test_index_of_other_content(config_file: Path, other_digits: Path, tmp_path:
 
 
 def test_weights_of_another_model(config_file: Path, tmp_path: Path, forks: Forks) -> None:
-    import timm
-
     file = tmp_path / "other.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict() | {"conv1.0.weight": torch.zeros(3)}, file)
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict() | {"conv1.0.weight": torch.zeros(3)}, file)
     words = ["train", str(config_file), f"model.weights={file}", f"train.run_folder={tmp_path / 'run'}"]
     expect(
         forks.run(words).error_line(),
@@ -300,7 +301,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_existing_run_of_another_dataset(config_file: Path, existing_run: Path, tmp_path: Path, forks: Forks) -> None:
     other = tmp_path / "other"
-    assert forks.run(["pack", "builtin:digits", str(other), "--seed", "1", "--workers", "1"]).code == 0
+    pack("builtin:digits", other, seed=1, workers=1, progress=False)
     words = ["train", str(config_file), f"train.run_folder={existing_run}", f"data.path={other}"]
     expect(forks.run(words).error_line(), [f"data.path = '{other}'", "fingerprint", "use that dataset, or another"])
 
@@ -371,14 +372,12 @@ def test_evaluation_of_damaged_checkpoints(existing_run: Path, tmp_path: Path, f
 
 
 def test_evaluation_with_other_classes(existing_run: Path, tmp_path: Path, forks: Forks) -> None:
-    from PIL import Image
-
     for name in ("cat", "dog"):
         folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(folder / "0.png")
     packed = tmp_path / "packed"
-    assert forks.run(["pack", str(tmp_path / "images"), str(packed), "--workers", "1"]).code == 0
+    pack(tmp_path / "images", packed, workers=1, progress=False)
     words = ["evaluate", str(existing_run), "--data", str(packed), "--split", "train"]
     expect(forks.run(words).error_line("evaluate"), [str(packed), "other classes", "give --data its dataset"])
 
@@ -393,7 +392,7 @@ def test_evaluation_with_other_classes(existing_run: Path, tmp_path: Path, forks
         (["builtin:digits", "{new}", "--hold-out", "-1"], ["--hold-out -1", "0 or more"]),
         (["builtin:digits", "{digits}"], ["{digits}", "--overwrite"]),
         (["builtin:digits", "{full}"], ["{full}", "not empty", "give another folder"]),
-        (["{new}", "{new}"], ["{new}", "does not exist"]),
+        (["{new}", "{new}"], ["{new}", "lies inside the source", "give another folder"]),
     ],
 )
 def test_wrong_packing(words: list[str], parts: list[str], digits: Path, tmp_path: Path, forks: Forks) -> None:

@@ -121,6 +121,7 @@ def _teachers(data: str, folder: str) -> dict[str, list[float]]:
 
     torch.manual_seed(3)
     external = timm.create_model("test_vit", num_classes=10, img_size=32)
+    torch.nn.init.normal_(external.head.weight)  # timm starts it near zero, which would teach a uniform guess
     save_file(external.state_dict(), Path(folder) / "teacher.safetensors")
     cases: dict[str, dict] = {
         "off": {"gamma": 0.0},
@@ -129,6 +130,13 @@ def _teachers(data: str, folder: str) -> dict[str, list[float]]:
         "frozen": {"gamma": 0.5, "teacher": "frozen"},
         "ema": {"gamma": 0.5, "teacher": "ema"},
         "released": {"gamma": 0.5, "reduction": "mean"},
+        "model": {
+            "gamma": 0.5,
+            "teacher": "model",
+            "teacher_model": "test_vit",
+            "teacher_weights": str(Path(folder) / "teacher.safetensors"),
+            "teacher_options": {"img_size": 32},
+        },
     }
     found = {}
     for name, distillation in cases.items():
@@ -154,7 +162,8 @@ def test_every_teacher_teaches_and_the_last_exit_is_spared(digits: Path, tmp_pat
         assert found[name][1] > 0, name
         assert found[name][2] == 0, name
         assert found[f"{name} loss"][0] != pytest.approx(found[f"{name} loss"][1], rel=1e-3), name
-    values = [found[name][0] for name in ("last", "hot", "frozen", "ema", "released")]
+    assert min(found["model"]) > 0  # for another model the last exit is a student like the others
+    values = [found[name][0] for name in ("last", "hot", "frozen", "ema", "released", "model")]
     assert len(set(values)) == len(values)
 
 
@@ -310,3 +319,52 @@ def test_compiled_run_compiles_and_equals_the_plain_one(digits: Path, tmp_path: 
     plain, compiled, frames = run_ranks(_compiled, 1, str(digits), str(tmp_path), seconds=400)[0]
     assert frames >= 1
     assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_moving_average_follows_the_formula() -> None:
+    from adaptive.training.ema import ExponentialAverage
+
+    network = torch.nn.BatchNorm1d(2)
+    average = ExponentialAverage(network, decay=0.9)
+    weight, mean = torch.ones(2), torch.zeros(2)
+    for n in range(40):
+        with torch.no_grad():
+            network.weight.add_(1.0)
+            network.running_mean.add_(0.5)
+        decay = min(0.9, (1 + n) / (10 + n))
+        weight = decay * weight + (1 - decay) * network.weight.detach()
+        mean = decay * mean + (1 - decay) * network.running_mean
+        average.update(network.parameters(), network.buffers())
+    torch.testing.assert_close(average.network.weight, weight)
+    torch.testing.assert_close(average.network.running_mean, mean)
+    assert not average.network.weight.requires_grad
+
+
+def _moving(data: str, folder: str, stages: list[int], name: str, epochs: list[int]) -> list[float]:
+    """One run, continued epoch by epoch at another ZeRO stage; returns the losses."""
+    for stage, steps in zip(stages, epochs, strict=True):
+        tree = config(
+            data,
+            Path(folder) / name,
+            model=VIT,
+            optimizer={"name": "adamw", "lr": 0.002, "layer_decay": 0.9, "decay_norm_and_bias": False},
+            train={"zero_stage": stage, "max_steps": steps, "ema_decay": 0.9, "epochs": 3, "global_batch": 128},
+            tracking={"every_steps": 1},
+        )
+        train_here(tree)
+    return [r["train/loss"] for r in records(Path(folder) / name) if "train/loss" in r]
+
+
+@pytest.mark.ranks
+def test_a_run_moves_between_stages_and_numbers_of_ranks(digits: Path, tmp_path: Path) -> None:
+    """Checkpoints hold whole tensors: 1 and 2 ranks, ZeRO 0 to 3, one after another, are one run."""
+    whole = run_ranks(_moving, 1, str(digits), str(tmp_path), [0], "whole", [26])[0]
+    moves = [(2, [3], [5]), (1, [1], [10]), (2, [2, 3], [15, 18]), (2, [0], [22]), (1, [3], [26])]
+    for world, stages, steps in moves:
+        moved = run_ranks(_moving, world, str(digits), str(tmp_path), stages, "moved", steps)[0]
+    assert len(moved) == 26
+    assert moved == pytest.approx(whole, abs=2e-3)
+    for name in ("weights", "ema"):
+        one, other = final(tmp_path / "whole", name), final(tmp_path / "moved", name)
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=2e-2, atol=2e-3, msg=f"{name} {key}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptive.reporting.console import Console
+from adaptive.reporting.console import Console, per_exit
 from adaptive.reporting.dashboard import Dashboard
 from adaptive.reporting.record import Record
 from adaptive.training.callbacks.base import Callback, Values
@@ -44,6 +44,9 @@ class ConsoleObserver(Callback):
             self.console.train(values)
         if any(key.startswith("val/") for key in values):
             self.console.validation(values)
+        averaged = per_exit(values, "val_ema", "top1")
+        if averaged:
+            self.console.message(f"moving average: top1 {'/'.join(f'{top1:.1f}' for top1 in averaged.values())}")
 
     def on_message(self, trainer: Trainer, text: str) -> None:
         """Print a line."""
