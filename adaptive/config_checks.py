@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from adaptive.config import Config
 from adaptive.errors import ConfigError
 
@@ -16,6 +18,27 @@ OWNED_ELSEWHERE = {
     "fp16": "train.precision",
     "bf16": "train.precision",
     "torch_autocast": "train.precision",
+}
+
+
+# The rest of DeepSpeed's settings that mean something for this kind of training. It ignores what it does not know,
+# so a slip of the pen would go unnoticed.
+PASSED_THROUGH = {
+    "zero_optimization",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "activation_checkpointing",
+    "aio",
+    "comms_logger",
+    "flops_profiler",
+    "tensorboard",
+    "csv_monitor",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "disable_python_gc",
 }
 
 
@@ -44,7 +67,15 @@ def check_consistency(config: Config) -> None:
     for key, owner in OWNED_ELSEWHERE.items():
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key} is set by {owner}; remove it from the deepspeed section")
-    if "stage" in config.deepspeed.get("zero_optimization", {}):
+    for key in config.deepspeed:
+        if key not in PASSED_THROUGH:
+            close = difflib.get_close_matches(key, PASSED_THROUGH, n=2)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(PASSED_THROUGH))}"
+            raise ConfigError(f"unknown key deepspeed.{key}; {remedy}")
+    zero = config.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"deepspeed.zero_optimization = {zero!r} is not allowed: it holds DeepSpeed's ZeRO settings")
+    if "stage" in zero:
         raise ConfigError("deepspeed.zero_optimization.stage is set by train.zero_stage; remove it")
     if isinstance(config.model.exits, int):
         check_exit_weights(config, config.model.exits)

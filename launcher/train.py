@@ -45,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     # Heavy imports only now, so that --help and wrong keys answer at once.
     from adaptive.training.engine import leave
-    from adaptive.training.preflight import check_training
     from adaptive.training.run import limit_threads, prepare, train
     from launcher.environment import find_ranks
 
@@ -55,7 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
     limit_threads()
     try:
         prepared = prepare(config, ranks)
-        check_training(config, prepared.batch, prepared.index, prepared.network)
         folder = train(prepared)
     except AdaptiveError:
         if ranks.rank:

@@ -35,6 +35,8 @@ def tree(**sections: Any) -> dict[str, Any]:
         ({"distillation": {"teacher": "ema", "gamma": 0.1}}, "needs train.ema_decay > 0"),
         ({"deepspeed": {"optimizer": {}}}, "deepspeed.optimizer is set by the optimizer section"),
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "set by train.zero_stage"),
+        ({"deepspeed": {"zero_optimisation": {}}}, "unknown key deepspeed.zero_optimisation; did you mean zero_opt"),
+        ({"deepspeed": {"zero_optimization": 3}}, "deepspeed.zero_optimization = 3 is not allowed"),
         ({"train": {"exit_weights": [1.0]}}, "has 1 values for 4 exits"),
         ({"phases": [{"epochs": 1, "exit_weights": [0.0] * 4}]}, "at least one exit must have a weight above 0"),
         ({"optimizer": {"name": "adamw", "nesterov": True}}, "optimizer.nesterov is for sgd only"),

@@ -47,8 +47,10 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
             model = timm.create_model(name, **arguments)
         else:
             model = _build_for_size(name, input_size, arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    except Exception as error:  # timm and the hub raise whatever they like
         reason = " ".join(str(error).split())[:300]
+        if arguments.get("pretrained") and isinstance(error, OSError):
+            reason += "; pretrained weights need network access or a filled cache, or give a file with weights="
         raise ModelError(f"backbone = {name!r}: timm cannot build it with {arguments}: {reason}") from error
     default = configuration(model).get("input_size", (3, 224, 224))
     size = input_size or arguments.get("img_size") or default
@@ -104,7 +106,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ModelError: the file is missing, cannot be read, or does not fit the model.
     """
     if not path.is_file():
-        raise ModelError(f"weights = {str(path)!r}: no such file")
+        raise ModelError(f"weights = {str(path)!r}: no such file; give a .safetensors or .pth file of timm weights")
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # the readers of the two formats raise whatever they like

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from adaptive.config import Config
-from adaptive.errors import MachineError
+from adaptive.errors import ConfigError, MachineError
 from adaptive.networks.block import Block
 from adaptive.training.batch import BatchSizes
 
@@ -74,6 +75,20 @@ def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
         # No "safe modules": their gradients would be reduced over the ranks in the low precision.
         generated["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
     return _merge(generated, config.deepspeed)
+
+
+def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
+    """Let DeepSpeed itself judge the merged ZeRO settings (raises ConfigError)."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**deepspeed_config(config, batch)["zero_optimization"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"deepspeed.zero_optimization.{key} = {first['input']!r} is not allowed: {first['msg'].lower()}"
+        ) from None
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

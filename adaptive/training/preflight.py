@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import timm
+
 from adaptive.config import Config
 from adaptive.config_checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
 from adaptive.config_loading import differences, dump_config, load_config
@@ -18,6 +20,7 @@ from adaptive.files import write_atomically
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoint import Checkpoint, CheckpointStore
+from adaptive.training.engine import check_deepspeed_section
 from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
 from adaptive.training.phases import plan_phase
 
@@ -98,11 +101,22 @@ def check_disk_space(folder: Path, network: AdaptiveNetwork, config: Config) -> 
         )
 
 
+def check_teacher(config: Config) -> None:
+    """Refuse a teacher that timm does not know (raises ConfigError with the nearest names)."""
+    name = config.distillation.teacher_model
+    if config.distillation.teacher == "model" and name and not timm.is_model(name.partition(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
+        raise ConfigError(f"distillation.teacher_model = {name!r}: timm has no such model; {remedy}")
+
+
 def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork) -> None:
     """Build and drop what each phase is made of, whose faults would show only after the ranks have met.
 
     That is augmentation, mixing, phases, optimizer and schedule; each raises ConfigError.
     """
+    check_deepspeed_section(config, batch)
+    check_teacher(config)
     train_transform(config.data)
     Mixer(config.data, network.num_classes, batch.micro_batch)
     steps = steps_per_epoch(index.split(config.data.train_split).count, batch.global_batch)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from adaptive.config import Config
+from adaptive.config import Config, ModelConfig
 from adaptive.data.index import DatasetIndex
-from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.errors import AdaptiveError, ConfigError, ModelError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.reporting.console import Console
@@ -74,16 +74,26 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     network = build_network(config, index)
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
+    preflight.check_training(config, batch, index, network)
     return Prepared(config, ranks, folder, device, batch, index, network)
 
 
 def build_network(config: Config, index: DatasetIndex) -> AdaptiveNetwork:
     """Build the configured network with the seed's initial weights, on the CPU."""
-    model = config.model
     torch.manual_seed(config.train.seed)
+    try:
+        return _create(config, len(index.classes))
+    except ModelError as error:
+        # Its messages begin with the argument's name, which is the key's name in the model section.
+        prefix = "model." if str(error).split(" ")[0] in ModelConfig.model_fields else "model: "
+        raise ModelError(f"{prefix}{error}") from error
+
+
+def _create(config: Config, num_classes: int) -> AdaptiveNetwork:
+    model = config.model
     return create_model(
         model.backbone,
-        num_classes=len(index.classes),
+        num_classes=num_classes,
         exits=model.exits,
         equilibrium=model.equilibrium,
         collaboration=model.collaboration,
@@ -114,7 +124,8 @@ def train(prepared: Prepared) -> Path:
     )
     if ranks.rank == 0:
         preflight.write_config(config, folder)
-        trainer.callbacks += _observers(trainer, prepared)
+        # Observers first: the record cuts back what an interrupted run wrote before anybody publishes.
+        trainer.callbacks = [*_observers(trainer, prepared), *trainer.callbacks]
         for reason in passed_over:
             trainer.message(f"passed over a damaged checkpoint: {reason}")
         _introduce(trainer, prepared, checkpoint.step if checkpoint else 0)
