@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart setup test lint types unit bench clean
@@ -42,7 +43,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGUMENTS)
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py

@@ -36,6 +36,7 @@ setup(
             "scikit-learn>=1.5",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.110",
             "openwandb>=0.5",
             "ruff>=0.14",

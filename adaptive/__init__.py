@@ -9,6 +9,7 @@ from typing import Any
 _HOMES = {
     "AdaptiveNetwork": "adaptive.networks.network",
     "create_model": "adaptive.networks.create",
+    "load": "adaptive.runs",
 }
 __all__ = sorted(_HOMES)
 

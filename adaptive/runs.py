@@ -32,7 +32,7 @@ class TrainedRun:
     averaged: bool
 
 
-def open_run(folder: str | Path, which: str = "best", averaged: bool | None = None) -> TrainedRun:
+def load(folder: str | Path, which: str = "best", averaged: bool | None = None) -> TrainedRun:
     """Load a run folder's network.
 
     Args:

@@ -28,14 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.errors import AdaptiveError
     from adaptive.files import write_atomically
-    from adaptive.runs import open_run
+    from adaptive.runs import load
 
     for name in ("batch", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < (name == "batch"):
             raise AdaptiveError(f"--{name} {value} is too small; give {int(name == 'batch')} or more")
     averaged = {"auto": None, "plain": False, "ema": True}[arguments.weights]
-    trained = open_run(arguments.run_folder, arguments.checkpoint, averaged)
+    trained = load(arguments.run_folder, arguments.checkpoint, averaged)
     split = arguments.split or trained.config.data.test_split
     measurement = _measure(trained, split, arguments)
     result = _result(trained, split, measurement)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adaptive.runs import TrainedRun, open_run
+from adaptive.runs import TrainedRun, load
 from tests.launcher.commands import Forks, start_command
 
 pytestmark = pytest.mark.end_to_end
@@ -81,7 +81,7 @@ def test_figures_are_those_of_an_independent_computation(
     assert (ended.code, ended.err) == (0, "")
     result = json.loads(ended.out)
     assert json.loads((run / "evaluation_test.json").read_text()) == result
-    trained = open_run(run, averaged=weights == "auto")
+    trained = load(run, averaged=weights == "auto")
     images, labels = read_test_images(digits, trained)
     assert result["images"] == len(labels) == TEST_IMAGES
     assert result["weights"] == ("ema" if weights == "auto" else "plain")
