@@ -67,6 +67,7 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
         **model.options,
     )
     network.load_state_dict(average if use_average else checkpoint.tensors("weights"))
+    network.collaboration = state["collaboration"]  # links that the checkpoint's phase left out were never trained
     return TrainedRun(
         folder=folder,
         config=config,

@@ -28,11 +28,17 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint: its folder, its step, and its validation score (higher is better) where it has one."""
+    """A published checkpoint: its folder, step and phase, and its validation score (higher is better) if it has one."""
 
     path: Path
     step: int
     score: float | None
+    phase: int = 0
+
+    @property
+    def merit(self) -> tuple[int, float, int]:
+        """What the best one has most of: a later phase's network is another one, whatever the earlier one scored."""
+        return self.phase, self.score or 0.0, self.step
 
     def state(self) -> dict[str, Any]:
         """Return the plain values saved with the tensors."""
@@ -51,7 +57,12 @@ class CheckpointStore:
         self.folder = Path(folder)
 
     def save(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], score: float | None
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        score: float | None,
+        phase: int = 0,
     ) -> Checkpoint:
         """Write and publish a checkpoint (rank 0 only).
 
@@ -67,7 +78,7 @@ class CheckpointStore:
                 save_file(_independent(content), aside / f"{name}.safetensors")
             (aside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             files = {p.name: _entry(p) for p in sorted(aside.iterdir())}
-            manifest = {"format": FORMAT, "step": step, "score": score, "files": files}
+            manifest = {"format": FORMAT, "step": step, "phase": phase, "score": score, "files": files}
             write_atomically(aside / MANIFEST, json.dumps(manifest, indent=1))
             sync_folder(aside)
             if final.exists():  # the same step again, after a resume: the new one replaces it
@@ -80,16 +91,16 @@ class CheckpointStore:
             raise MachineError(
                 f"checkpoint {final} cannot be written: {reason}; free space or rights are needed"
             ) from error
-        return Checkpoint(final, step, score)
+        return Checkpoint(final, step, score, phase)
 
     def all(self) -> list[Checkpoint]:
         """Return the published checkpoints, oldest first, damaged ones included."""
         found = []
         for path in sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []:
-            manifest = _read_manifest(path)
+            manifest = _read_manifest(path) or {}
             number = path.name.removeprefix("step-")
             if number.isdigit():
-                found.append(Checkpoint(path, int(number), (manifest or {}).get("score")))
+                found.append(Checkpoint(path, int(number), manifest.get("score"), manifest.get("phase", 0)))
         return found
 
     def newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
@@ -103,9 +114,9 @@ class CheckpointStore:
         return None, passed_over
 
     def best(self) -> Checkpoint | None:
-        """Return the valid checkpoint with the highest score, the newest among equals; None without any score."""
+        """Return the valid checkpoint of most merit (latest phase, highest score, newest); None without any score."""
         scored = [c for c in self.all() if c.score is not None]
-        for checkpoint in sorted(scored, key=lambda c: (c.score or 0.0, c.step), reverse=True):
+        for checkpoint in sorted(scored, key=lambda c: c.merit, reverse=True):
             if verify(checkpoint.path) is None:
                 return checkpoint
         return None
@@ -116,7 +127,7 @@ class CheckpointStore:
         scored = [c for c in everything if c.score is not None]
         kept = {c.path for c in everything[-keep:]}
         if scored:
-            kept.add(max(scored, key=lambda c: (c.score or 0.0, c.step)).path)
+            kept.add(max(scored, key=lambda c: c.merit).path)
         for checkpoint in everything:
             if checkpoint.path not in kept:
                 # Renamed first, so that a kill in the middle leaves no folder that looks like a checkpoint.

@@ -203,12 +203,13 @@ class Trainer:
         state |= {
             "progress": {**self.progress.as_dict(), "finished": self.at_end},
             "exits": self.template.exit_names,
+            "collaboration": self.active.plan.collaboration,
             "classes": self.index.classes,
             "dataset": self.index.fingerprint,
             "world": self.batch.world,
         }
         if self.rank == 0:
-            self.store.save(self.progress.step, tensors, state, self.score)
+            self.store.save(self.progress.step, tensors, state, self.score, self.progress.phase)
             self.store.prune(self.config.checkpoint.keep)
         barrier()
 

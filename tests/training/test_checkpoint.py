@@ -79,6 +79,15 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_later_phase_is_better_whatever_the_earlier_one_scored(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step, (phase, score) in enumerate([(0, 90.0), (1, 70.0), (1, 80.0), (1, 75.0)], start=1):
+        store.save(step, {"weights": {"a": torch.zeros(1)}}, {}, score, phase)
+    assert store.best().step == 3
+    store.prune(keep=1)
+    assert [c.step for c in store.all()] == [3, 4]
+
+
 def test_a_kill_in_the_middle_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     """The process dies by SIGKILL after the files are written and before they are published."""
     script = textwrap.dedent(

@@ -91,6 +91,12 @@ def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     from adaptive.training.checkpoint import CheckpointStore
 
     start = build_network(tree, load_index(data)).state_dict()
+    from adaptive.runs import load
+
+    steps = [c.step for c in CheckpointStore(Path(folder) / "run" / "checkpoints").all()]
+    links = [load(Path(folder) / "run", str(step)).network.collaboration for step in steps]
+    assert links == [False, True, True], links
+    assert load(Path(folder) / "run").checkpoint.step == steps[-1]
     ends = [c.tensors("weights") for c in CheckpointStore(Path(folder) / "run" / "checkpoints").all()]
     return {"start": dict(start), **{f"after {i}": weights for i, weights in enumerate(ends, start=1)}}
 

@@ -17,11 +17,11 @@ class Checkpointing(Callback):
     def __init__(self, config: CheckpointConfig):
         self.config = config
         self.saved_step = -1
-        self.best: float | None = None
+        self.best: tuple[int, float] | None = None  # phase and score: a later phase starts a new comparison
 
     def on_start(self, trainer: Trainer) -> None:
         """Learn what the run's earlier checkpoints reached."""
-        scores = [c.score for c in trainer.store.all() if c.score is not None]
+        scores = [(c.phase, c.score) for c in trainer.store.all() if c.score is not None]
         self.best = max(scores) if scores else None
         self.saved_step = trainer.progress.step if trainer.resumed else -1
 
@@ -33,7 +33,8 @@ class Checkpointing(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Save every n-th epoch, at the end, and whenever validation was never better."""
-        better = trainer.score is not None and (self.best is None or trainer.score > self.best)
+        reached = self._reached(trainer)
+        better = reached is not None and (self.best is None or reached > self.best)
         if better or trainer.at_end or trainer.epoch % self.config.every_epochs == 0:
             self._save(trainer)
 
@@ -41,7 +42,12 @@ class Checkpointing(Callback):
         if self.saved_step == trainer.progress.step:
             return
         self.saved_step = trainer.progress.step
-        if trainer.score is not None:
-            self.best = max(trainer.score, self.best if self.best is not None else trainer.score)
+        reached = self._reached(trainer)
+        if reached is not None:
+            self.best = max(reached, self.best or reached)
         trainer.save()
         trainer.score = None  # it speaks of this step's weights only
+
+    @staticmethod
+    def _reached(trainer: Trainer) -> tuple[int, float] | None:
+        return None if trainer.score is None else (trainer.progress.phase, trainer.score)
