@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
+# DeepSpeed's compiled operator belongs to this environment: two environments that share a cache rebuild it in turns.
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
 .PHONY: quickstart setup test lint types unit bench clean
 
