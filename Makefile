@@ -21,6 +21,7 @@ quickstart: setup
 	@echo "Made: data/digits (scanned digits as WebDataset shards) and $(RUN):"
 	@echo "  $(RUN)/evaluation_test.png    accuracy against multiply-adds"
 	@echo "  $(RUN)/evaluation_test.json   the same as numbers"
+	@echo "  $(RUN)/training.png           loss and every exit's accuracy over the steps"
 	@echo "  $(RUN)/metrics.jsonl          every record of the training"
 	@echo "  $(RUN)/checkpoints            to continue from, or to deploy"
 	@echo "Try next, after '. $(VENV)/bin/activate':"

@@ -7,6 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adaptive.inference.measure import Measurement
     from adaptive.runs import TrainedRun
 
@@ -41,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     result = _result(trained, split, measurement)
     name = f"evaluation_{split}"
     write_atomically(trained.folder / f"{name}.json", json.dumps(result, indent=1))
-    figure = _draw(trained, result, name)
+    figures = _draw(trained, result, name)
     if arguments.json:
         print(json.dumps(result))
     else:
         _print_table(result)
-        print(f"written: {trained.folder / name}.json and {figure}")
+        print(f"written: {trained.folder / name}.json, {', '.join(map(str, figures))}")
     return 0
 
 
@@ -110,8 +112,9 @@ def _result(trained: TrainedRun, split: str, measurement: Measurement) -> dict[s
     }
 
 
-def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> Any:
-    from adaptive.reporting.figures import Curve, accuracy_against_cost
+def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
+    from adaptive.reporting.figures import Curve, accuracy_against_cost, training_curves
+    from adaptive.reporting.record import read
 
     curve = Curve(
         label=f"{result['backbone']}, exits",
@@ -120,7 +123,11 @@ def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> Any:
         kind="anytime",
     )
     title = f"{trained.folder.name}: {result['images']:,} {result['split']} images"
-    return accuracy_against_cost([curve], trained.folder / f"{name}.png", title)
+    figures = [accuracy_against_cost([curve], trained.folder / f"{name}.png", title)]
+    log = trained.folder / "metrics.jsonl"
+    if log.is_file():  # a run folder copied without its log is still a network to measure
+        figures.append(training_curves(read(log), trained.folder / "training.png"))
+    return figures
 
 
 def _print_table(result: dict[str, Any]) -> None:

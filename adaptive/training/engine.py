@@ -153,18 +153,6 @@ class Engine:
             return bool(scaler.get_scale() >= before)
         return bool(engine.was_step_applied())
 
-    def discard(self) -> None:
-        """Drop the gradients of the current step; every rank must call it."""
-        if self.stage == 0:
-            self._engine.zero_grad()
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether the coming ``step`` updates the weights."""
-        return bool(self._engine.is_gradient_accumulation_boundary())
-
     @property
     def loss_scale(self) -> float:
         """Factor that gradients carry before the step (1 except in fp16)."""
