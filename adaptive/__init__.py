@@ -5,13 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from adaptive.registration import register
+
 # Imported on first use: torch and timm take seconds, and `adaptive --help` needs neither.
 _HOMES = {
     "AdaptiveNetwork": "adaptive.networks.network",
+    "DynamicClassifier": "adaptive.inference.runner",
+    "OnnxClassifier": "adaptive.inference.onnx_runner",
+    "Policy": "adaptive.inference.policy",
+    "calibrate": "adaptive.inference.calibrate",
     "create_model": "adaptive.networks.create",
     "load": "adaptive.runs",
 }
 __all__ = sorted(_HOMES)
+
+register()  # `timm.create_model("msdnet_...")` works wherever adaptive is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -10,39 +10,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
-Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
+from adaptive.config_base import Count, NotNegative, Positive, PositiveCount, Section, Share
+from adaptive.config_run import CheckpointConfig as CheckpointConfig
+from adaptive.config_run import EvaluateConfig as EvaluateConfig
+from adaptive.config_run import TrackingConfig as TrackingConfig
+from adaptive.config_run import TrainConfig as TrainConfig
 
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict, no unknown keys, documented by the strings under the fields."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+# Weightings of the exits that have a name; adaptive.training.exit_weights says what they are.
+EXIT_WEIGHTS = ("equal", "linear_up", "linear_down")
 
 
 class ModelConfig(Section):
     """Backbone, exits, and what connects them."""
 
     backbone: str
-    """Name of any timm model, for example resnet18 or vit_tiny_patch16_224."""
-    exits: PositiveCount | Annotated[list[str], Field(min_length=1)] = 4
+    """Name of any timm model, for example resnet18 or vit_tiny_patch16_224, or one of msdnet, ranet and their presets
+    (msdnet_cifar_anytime, ...)."""
+    exits: PositiveCount | Annotated[list[str], Field(min_length=1)] | None = None
     """Number of exits, placed at equal shares of compute, or names of the modules after which the early exits branch
-    off; the last exit is always the backbone's own end and is not named."""
+    off; the last exit is always the backbone's own end and is not named. By default 4, or as many as an MSDNet's or
+    RANet's preset has."""
     num_classes: PositiveCount | None = None
     """Number of classes; by default the dataset's."""
     equilibrium: bool | Literal["crossing", "tap"] = True
     """Gradient Equilibrium: true or crossing rescales every tensor that crosses a branching point, tap only the one
     that the exit reads (the authors' released code), false leaves plain summed gradients."""
-    collaboration: bool = True
-    """Inline Subnetwork Collaboration: each exit also reads the previous exit's prediction, without gradient."""
+    collaboration: bool | Literal["attached"] = True
+    """Inline Subnetwork Collaboration: each exit also reads the previous exit's prediction, without gradient; attached
+    lets the gradient through (only to reproduce the released code)."""
     pretrained: bool = False
     """Start from timm's pretrained weights of this backbone (needs network access or a filled cache)."""
     weights: str | None = None
@@ -54,14 +52,15 @@ class ModelConfig(Section):
     sync_batchnorm: bool = False
     """Compute BatchNorm statistics over all ranks (CUDA only)."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm.create_model, for example {drop_path_rate: 0.1}."""
+    """Further arguments of timm.create_model, for example {drop_path_rate: 0.1}; for msdnet and ranet their settings,
+    for example {growth: 16}."""
 
 
 class DataConfig(Section):
     """Where the shards lie and how images become tensors."""
 
     path: Annotated[str, Field(min_length=1)]
-    """Folder written by `adaptive pack`: shards and index.json."""
+    """Folder written by `adaptive pack` (shards and index.json), or its URL: http(s)://, s3://, gs://."""
     train_split: str = "train"
     """Name of the split to learn from."""
     val_split: str = "val"
@@ -72,6 +71,23 @@ class DataConfig(Section):
     """Loader processes per rank; 0 decodes in the training process."""
     shuffle_window: PositiveCount = 8
     """Number of consecutive shards (in each epoch's shard order) within which samples are shuffled."""
+    cache: str | None = None
+    """Folder that keeps the shards of a URL, shared by all processes of a machine; by default adaptive/shards below
+    $XDG_CACHE_HOME or ~/.cache."""
+    cache_gib: Positive = 100.0
+    """Bound of that folder in GiB; the shards that were not used for longest make room."""
+    cache_ahead: Count | None = None
+    """Shards of a URL fetched ahead of their use; by default as many as shuffle_window."""
+    attempts: PositiveCount = 5
+    """How often reading from a URL is tried, with growing pauses, before it counts as failed."""
+    timeout: Positive = 60.0
+    """Seconds without a single byte from a URL after which an attempt has failed."""
+    pipe: bool = False
+    """Allow a path of the form "pipe:COMMAND {}": the shell runs COMMAND with a file's name for {}, and its output is
+    the file. Whoever sets path then runs programs here."""
+    max_bad: Count = 0
+    """Distinct bad samples (missing, damaged, wrongly labelled) that a run may meet. In training the next readable
+    sample takes their place, in evaluation they are left out; one more ends the run with a list of them."""
     image_size: PositiveCount = 224
     """Side of the square input in pixels."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
@@ -121,7 +137,8 @@ class OptimizerConfig(Section):
     nesterov: bool = False
     """Nesterov momentum, for sgd only."""
     decay_norm_and_bias: bool = True
-    """Apply weight decay to one-dimensional parameters (norms and biases) as well."""
+    """Apply weight decay to everything; false spares norms, biases and what timm names for the backbone (position
+    embeddings, class tokens ...), as timm does."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate per backbone layer counted from the end; exits always learn at the full rate."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -148,15 +165,15 @@ class ScheduleConfig(Section):
 
 
 class DistillationConfig(Section):
-    """One-for-all distillation: the last exit teaches the earlier ones."""
+    """Distillation among the exits (one-for-all: the last exit teaches the earlier ones) or from another network."""
 
     gamma: Share = 0.0
     """Weight of the distillation term in (1 - gamma) * CE + gamma * T^2 * KL; 0 is off."""
     temperature: Positive = 1.0
     """Softmax temperature T of teacher and exits."""
-    teacher: Literal["last", "frozen", "ema", "model"] = "last"
-    """last: the last exit in training; frozen: the last exit as it was when the phase began; ema: the moving average's
-    last exit; model: another timm model."""
+    teacher: Literal["last", "next", "frozen", "ema", "model"] = "last"
+    """last: the last exit in training; next: each exit's successor; frozen: the last exit as it was when the phase
+    began; ema: the moving average's last exit; model: another timm model, which teaches the last exit too."""
     teacher_model: str | None = None
     """timm name of the teacher, for teacher: model."""
     teacher_weights: str | None = None
@@ -172,11 +189,14 @@ class PhaseConfig(Section):
 
     name: str = "train"
     """Name shown in logs and records."""
-    epochs: PositiveCount
-    """Length of the phase."""
-    learn: Literal["all", "backbone", "exits", "early_exits"] = "all"
-    """What learns: everything; the plain backbone (blocks and its own end); all exits with their links; or the early
-    exits with their links. What does not learn is frozen and in eval mode."""
+    epochs: PositiveCount | None = None
+    """Length of the phase; by default train.epochs."""
+    learn: Literal["all", "backbone", "exits", "early_exits", "classifiers"] = "all"
+    """What learns: everything; the plain backbone (blocks and its own end); all exits with their links; the early exits
+    with their links; or of all exits only the last linear layer and the link. What does not learn is frozen and in eval
+    mode."""
+    reset_classifiers: bool = False
+    """Begin the phase with fresh last linear layers and links (as the released code's second phase does)."""
     lr: Positive | None = None
     """Peak learning rate; by default optimizer.lr."""
     equilibrium: bool | None = None
@@ -185,93 +205,10 @@ class PhaseConfig(Section):
     """Switches the collaboration links off (or leaves them on) in this phase; by default as the model says."""
     distillation: bool = True
     """Whether the distillation section applies in this phase."""
-    exit_weights: list[NotNegative] | None = None
-    """Loss weight of every exit; by default train.exit_weights."""
-
-
-class TrainConfig(Section):
-    """The run: length, batch, precision, device, folder."""
-
-    run_folder: str | None = None
-    """Folder of the run; by default runs/<name of the configuration file>."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """auto continues an existing run; never refuses a folder with a run in it; must refuses to start afresh."""
-    epochs: PositiveCount = 90
-    """Epochs of a run without phases."""
-    max_steps: PositiveCount | None = None
-    """Stop after this many optimizer steps (a trial run); the schedule still spans the full length."""
-    seed: Count = 0
-    """Seed of initialisation, sample order, augmentation and dropout."""
-    global_batch: PositiveCount = 256
-    """Images per optimizer step over all ranks."""
-    micro_batch: PositiveCount | None = None
-    """Images per rank and forward pass; by default global_batch / ranks. The rest is accumulated."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 run convolutions and linear layers in that type under autocast; weights, norms and the optimizer
-    stay in fp32."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed ZeRO stage: what is partitioned over the ranks (1 optimizer, 2 and gradients, 3 and parameters)."""
-    clip_norm: NotNegative = 0.0
-    """Clip the global gradient norm to this value; 0 is off."""
-    exit_weights: list[NotNegative] | None = None
-    """Loss weight of every exit; by default 1 each."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of weights and buffers, validated and saved beside them; 0 is off."""
-    channels_last: bool = False
-    """Keep images and convolution weights in channels-last memory."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
-    max_skipped: PositiveCount = 20
-    """Stop after this many steps in a row that were skipped because a gradient or the loss was not finite."""
-
-
-class EvaluateConfig(Section):
-    """Validation during training, and what counts as best."""
-
-    every_epochs: PositiveCount = 1
-    """Validate after every n-th epoch (and always after the last)."""
-    batch: PositiveCount = 256
-    """Images per rank and forward pass."""
-    best: Literal["last", "mean"] = "last"
-    """The best checkpoint has the highest validation top-1 of the last exit, or mean over the exits."""
-
-
-class CheckpointConfig(Section):
-    """When to save, and what to keep."""
-
-    every_epochs: PositiveCount = 1
-    """Save after every n-th epoch (and always after the last)."""
-    every_steps: Count = 0
-    """Save after every n-th step as well; 0 is off."""
-    keep: PositiveCount = 2
-    """Newest checkpoints kept; the best one is kept besides."""
-
-
-class TrackingConfig(Section):
-    """Records, console and W&B."""
-
-    every_steps: PositiveCount = 50
-    """Steps between two training records."""
-    gradient_norms: bool = True
-    """Record every block's gradient norm (gathered over ranks, at recorded steps only)."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """Send the records to Weights & Biases too."""
-    project: str = "adaptive"
-    """W&B project."""
-    entity: str | None = None
-    """W&B user or team; by default the account's own."""
-    name: str | None = None
-    """W&B run name; by default the run folder's."""
-    group: str | None = None
-    """W&B group, to tie the runs of a study together."""
-    tags: list[str] = []
-    """W&B tags."""
-    init_timeout: Positive = 60.0
-    """Seconds to wait for W&B to start before going on without it."""
+    exit_weights: list[NotNegative] | str | None = None
+    """Loss weight of every exit, or equal, linear_up, linear_down; by default train.exit_weights."""
+    last_only_epochs: NotNegative | None = None
+    """Epochs at the phase's start in which the last exit learns alone; by default train.last_only_epochs."""
 
 
 class Config(Section):
@@ -301,8 +238,9 @@ class Config(Section):
     """Further DeepSpeed settings, merged over the generated ones; keys that a section above owns are refused."""
 
     def resolved_phases(self) -> list[PhaseConfig]:
-        """Return the phases, or the single implied one."""
-        return list(self.phases) or [PhaseConfig(epochs=self.train.epochs)]
+        """Return the phases, or the single implied one, each with its length."""
+        phases = self.phases or [PhaseConfig()]
+        return [phase.model_copy(update={"epochs": phase.epochs or self.train.epochs}) for phase in phases]
 
 
 def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

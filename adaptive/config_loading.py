@@ -21,26 +21,20 @@ from adaptive.errors import ConfigError
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply ``section.key=value`` overrides.
 
+    A file may say ``extends: FILE`` or a list of files (paths relative to itself): it then holds only what differs from
+    them. Sections are merged key by key, the later file over the earlier one; values and lists are replaced.
+
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (with the nearest names), a value has the wrong type or
+        ConfigError: a file cannot be read, a key is unknown (with the nearest names), a value has the wrong type or
             lies outside its range, or two keys contradict each other.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"configuration file {path} does not exist{_nearest_file(path)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    tree = _read_tree(path, ())
     for override in overrides:
         _apply_override(tree, override)
     config = parse_config(tree, source=str(path))
     if config.train.run_folder is None:
-        train = config.train.model_copy(update={"run_folder": str(Path("runs") / path.stem)})
+        train = config.train.model_copy(update={"run_folder": str(Path("runs") / _run_name(path))})
         config = config.model_copy(update={"train": train})
     return config
 
@@ -87,11 +81,54 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be a configuration; mend the brackets") from None
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = " ".join(str(problem or error).split())[:300]
         raise ConfigError(f"{source}: not valid YAML{where}: {reason}") from None
+
+
+def _run_name(path: Path) -> Path:
+    """configs/cifar10/ge.yaml -> cifar10/ge; a file outside of a folder of that name -> its name."""
+    parts = path.with_suffix("").parts
+    below = parts[len(parts) - parts[::-1].index("configs") :] if "configs" in parts[:-1] else parts[-1:]
+    return Path(*below)
+
+
+def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file and what it extends; ``extending`` are the files on the way here, the first one first."""
+    by = f" (extended by {extending[-1]})" if extending else ""
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist{by}{_nearest_file(path)}")
+    if path.resolve() in {other.resolve() for other in extending}:
+        raise ConfigError(f"{path} extends itself by way of {', '.join(map(str, extending))}; break the circle")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends = {bases!r}: give a configuration file, or a list, relative to this one")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read_tree(path.parent / base, (*extending, path)))
+    return merge(merged, tree)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested mappings merged key by key; values and lists of ``changes`` replace those of ``base``."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -14,7 +14,9 @@ from adaptive.config import Config, documented_keys
 HEAD = """# Configuration
 
 A run is one YAML file; every key can also be given on the command line as `section.key=value`, lists by position
-(`phases.0.epochs=5`). Unknown keys, wrong types and values out of range are refused before anything starts.
+(`phases.0.epochs=5`). A file that says `extends: FILE`, or a list of files (relative to itself), holds only what
+differs from them: sections are merged key by key, values and lists replaced. Unknown keys, wrong types and values out
+of range are refused before anything starts.
 `adaptive train CONFIG --print-config` prints the complete configuration; this page is `adaptive train --help-config`.
 """
 

@@ -1,8 +1,28 @@
 """Errors that a user can mend: each message names the key, file or flag, its value, and the remedy."""
 
+# What a process ends with besides 0 and 1; schedulers act on these numbers.
+EXIT_INTERRUPTED = 75  # asked to stop, saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
+EXIT_PEER = 69  # another rank ended or cannot be reached (EX_UNAVAILABLE)
+EXIT_HUNG = 70  # ended by the watchdog (EX_SOFTWARE)
+
+
+def one_line(text: str) -> str:
+    """Return text of any origin with what is not printable spelt out: one line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class AdaptiveError(Exception):
-    """Base of every error that is shown as one line, without a traceback."""
+    """Base of every error that is shown as one line, without a traceback; the process ends with ``exit_code``."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+    def told(self, command: str, rank: int = 0) -> str:
+        """Return the line that a command prints to standard error; empty for none."""
+        place = f" (rank {rank})" if rank else ""
+        return f"adaptive {command}: error{place}: {self}"
 
 
 class ConfigError(AdaptiveError, ValueError):
@@ -27,3 +47,33 @@ class TrainingError(AdaptiveError):
 
 class MachineError(AdaptiveError):
     """This machine lacks what the run asks for: a device, disk space, a right, a program."""
+
+
+class PeerError(MachineError):
+    """Another rank ended or cannot be reached; that rank says why, if it can."""
+
+    exit_code = EXIT_PEER
+
+
+class PolicyError(AdaptiveError, ValueError):
+    """A policy file is missing or damaged, belongs to another network, or a budget cannot be met."""
+
+
+class ExportError(AdaptiveError):
+    """A network cannot be exported, or an export folder is incomplete or was changed."""
+
+
+class UsageError(AdaptiveError):
+    """A command was called with words that do not fit together."""
+
+    exit_code = 2
+
+
+class StoppedError(AdaptiveError):
+    """The run was asked to stop and has saved; the same command continues it."""
+
+    exit_code = EXIT_INTERRUPTED
+
+    def told(self, command: str, rank: int = 0) -> str:
+        """Return the line for the first rank; the others stopped with it, and have nothing to add."""
+        return f"adaptive {command}: {self}" if rank == 0 else ""

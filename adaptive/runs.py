@@ -44,10 +44,7 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
         CheckpointError: no such run, no valid checkpoint, or no moving average where one is asked for.
     """
     folder = Path(folder)
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no config.yaml; give the folder that train wrote")
-    config = load_config(config_file)
+    config = run_config(folder)
     checkpoint = _choose(CheckpointStore(folder / "checkpoints"), which)
     state = checkpoint.state()
     average = checkpoint.tensors("ema")
@@ -78,6 +75,14 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
         dataset=state["dataset"],
         averaged=use_average,
     )
+
+
+def run_config(folder: Path) -> Config:
+    """Read a run's configuration (raises CheckpointError where there is no run)."""
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no config.yaml; give the folder that train wrote")
+    return load_config(config_file)
 
 
 def _choose(store: CheckpointStore, which: str) -> Checkpoint:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.inference.precision import autocast
 from adaptive.networks.equilibrium import branch
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.engine import autocast
 from benchmarks.timing import Spread, interleaved
 from benchmarks.variants import Settings, random_batch
 

@@ -18,11 +18,14 @@ COLUMNS = (
     "images/s",
     "step, ms",
     "time / plain",
+    "per MAC / plain",
+    "time / loop",
     "time / previous",
     "peak, MiB",
     "memory / plain",
-    "memory / previous",
+    "memory / loop",
 )
+WHOLE = "collaboration_distillation"  # the variant with every part of the method
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -55,10 +58,12 @@ def rows(
             spread(entry["images_per_second"], 1),
             spread(entry["step_ms"], 1),
             spread(entry["time_over_plain"], 3),
+            spread(entry["time_per_mac_over_plain"], 3),
+            spread(entry["time_over_loop"], 3),
             spread(entry["time_over_previous"], 3),
             f"{entry['peak_memory_bytes'] / MIB:.1f}",
             _number(entry["memory_over_plain"], 3),
-            _number(entry["memory_over_previous"], 3),
+            _number(entry["memory_over_loop"], 3),
         )
         for entry in variants.values()
     ]
@@ -94,7 +99,8 @@ def summary(result: Mapping[str, Any]) -> str:
     """What was measured, in one line."""
     s = result["settings"]
     extras = [name for name in ("channels_last", "compile") if s[name]] + ["deepspeed"] * (s["engine"] == "deepspeed")
-    parts = [s["backbone"], f"{s['exits']} exits", f"batch {s['batch']}", f"{s['image_size']} px", s["precision"]]
+    exits = f"{s['exits']} exits" if s["exits"] else "its own exits"
+    parts = [s["backbone"], exits, f"batch {s['batch']}", f"{s['image_size']} px", s["precision"]]
     return ", ".join([*parts, *extras, s["device"]])
 
 
@@ -105,6 +111,21 @@ def equilibrium_line(result: Mapping[str, Any]) -> str:
     added = result["ge_added_ms"]["median"]
     limit = f"{within} the limit of {result['ge_limit_percent']:g} %"
     return f"GE's share of the step: {_spread(share, 3)} %, {limit} (adds {added:.3f} ms)"
+
+
+def limit_lines(result: Mapping[str, Any]) -> list[str]:
+    """What must hold, each in one line."""
+    whole, limit = result["variants"][WHOLE], result["ratio_limit"]
+    time, memory = whole["time_per_mac_over_plain"], whole["memory_over_loop"]
+    found = (
+        ("Time per multiply-add with every part, over the plain backbone's", time["median"], _spread(time, 3)),
+        ("Peak memory with every part, over the plain multi-exit loop's", memory, f"{memory:.3f}"),
+    )
+    words = [
+        f"{title}: {text}, {'within' if value <= limit else 'ABOVE'} the limit of {limit:g}"
+        for title, value, text in found
+    ]
+    return [*words, equilibrium_line(result)]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -135,7 +156,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "|---|" + "---:|" * (len(COLUMNS) - 1),
         *("| " + " | ".join(row) + " |" for row in rows(result["variants"], _spread)),
         "",
-        equilibrium_line(result) + ".",
+        *(f"* {line}" for line in limit_lines(result)),
         "",
         forks,
         "",

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import gc
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of repeated measurements."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise at least two values."""
-        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, q1, q3)
-
-    def scaled(self, factor: float) -> Spread:
-        """The same in another unit (factor above 0)."""
-        return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
+from adaptive.inference.profile import Spread as Spread  # the benchmarks find it here
 
 
 def interleaved(
@@ -74,7 +55,7 @@ def _timed(function: Callable[[], Any], calls: int, device: str) -> float:
 
 def ratios(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> Spread:
     """Time of one function over another's in the same round."""
-    return Spread.of([a / b for a, b in zip(seconds[name], seconds[reference], strict=True)])
+    return Spread.of_ratios(seconds[name], seconds[reference])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Speed and memory of a training step: plain timm backbone, + exits, + GE, + ISC + OFA, side by side in one run.
+"""Speed and memory of a training step: plain backbone, plain multi-exit loop, and ours part by part, in one run.
 
     python benchmarks/train_step.py --backbone resnet18 --batch 8 --rounds 20
 
@@ -36,7 +36,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import Spread, interleaved, ratios
 from benchmarks.variants import VARIANTS, Settings, Trainee
 
-LIMIT_PERCENT = 1.0  # what Gradient Equilibrium may cost of a step
+LIMIT_PERCENT = 0.5  # what Gradient Equilibrium may cost of a step
+LIMIT_RATIO = 1.05  # what the whole method may take: time per multiply-add over plain, memory over the plain loop
 STEPS_ON_CUDA = 5  # per turn: a step there is short beside waiting for the device
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written.append(options.json)
     console = Console()
     console.print(results.terminal_table(result))
-    console.print(results.equilibrium_line(result))
+    for line in results.limit_lines(result):
+        console.print(line, soft_wrap=True)
     console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
     return 0
 
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     defaults = Settings()
     p = argparse.ArgumentParser(prog="train_step", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--backbone", default=defaults.backbone, help="any timm model (%(default)s)")
-    p.add_argument("--exits", type=int, default=defaults.exits, help="number of exits (%(default)s)")
+    p.add_argument("--exits", type=int, default=defaults.exits, help="number of exits; 0: the preset's (%(default)s)")
     p.add_argument("--image-size", type=int, default=defaults.image_size, help="side in pixels (%(default)s)")
     p.add_argument("--batch", type=int, default=defaults.batch, help="images per step (%(default)s)")
     p.add_argument("--classes", type=int, default=defaults.classes, help="number of classes (%(default)s)")
@@ -87,15 +89,17 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     """Check the command line and settle the device (raises ConfigError, MachineError)."""
-    least = {"exits": 2, "image_size": 1, "batch": 2, "classes": 2, "rounds": 2, "warmup": 1, "repetitions": 2}
+    least = {"image_size": 1, "batch": 2, "classes": 2, "rounds": 2, "warmup": 1, "repetitions": 2}
     for name, minimum in least.items():
         value = getattr(options, name)
         if value < minimum:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
+    if options.exits != 0 and options.exits < 2:
+        raise ConfigError(f"--exits {options.exits}: must be at least 2, or 0 for what a preset has")
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device).type
-    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
     return Settings(**{**given, "device": device})
 
 
@@ -124,7 +128,8 @@ def run(settings: Settings, rounds: int, warmup: int, repetitions: int) -> dict[
     trainees = {v.key: Trainee(settings, v) for v in VARIANTS}
     calls = STEPS_ON_CUDA if settings.device == "cuda" else 1
     seconds = interleaved(trainees, rounds, warmup, settings.device, calls)
-    variants = {key: _entry(key, trainees, seconds, peaks) for key in trainees}
+    macs = {key: trainee.macs() for key, trainee in trainees.items()}
+    variants = {key: _entry(key, trainees, seconds, peaks, macs) for key in trainees}
     network = trainees["equilibrium"].network
     for trainee in trainees.values():
         trainee.close()
@@ -138,30 +143,40 @@ def run(settings: Settings, rounds: int, warmup: int, repetitions: int) -> dict[
         "repetitions": repetitions,
         "machine": results.machine(settings.device),
         "variants": variants,
+        "ratio_limit": LIMIT_RATIO,
         **_equilibrium(forks, variants["equilibrium"]["step_ms"]["median"]),
     }
 
 
 def _entry(
-    key: str, trainees: dict[str, Trainee], seconds: dict[str, list[float]], peaks: dict[str, int]
+    key: str,
+    trainees: dict[str, Trainee],
+    seconds: dict[str, list[float]],
+    peaks: dict[str, int],
+    macs: dict[str, int],
 ) -> dict[str, Any]:
     """One variant's figures; ratios are None where there is nothing to compare with."""
     trainee, loss = trainees[key], float(trainees[key]())
     if not math.isfinite(loss):
         raise TrainingError(f"{trainee.variant.title}: the loss is {loss}; try another --batch or --precision")
     previous = dict(itertools.pairwise(reversed(peaks))).get(key)
-    plain = None if previous is None else next(iter(peaks))
     batch = trainee.settings.batch
+    over: dict[str, Any] = {}
+    for name, other in (("plain", "plain"), ("loop", "loop"), ("previous", previous)):
+        compared = other is not None and other != key and (key != "plain")
+        time = ratios(seconds, key, other) if compared and other else None
+        over[f"time_over_{name}"] = asdict(time) if time else None
+        over[f"memory_over_{name}"] = peaks[key] / peaks[other] if compared and other else None
+        if name == "plain":
+            over["time_per_mac_over_plain"] = asdict(time.scaled(macs["plain"] / macs[key])) if time else None
     return {
         "title": trainee.variant.title,
         "parameters": trainee.parameters,
+        "macs": macs[key],
         "images_per_second": asdict(Spread.of([batch / s for s in seconds[key]])),
         "step_ms": asdict(Spread.of(seconds[key]).scaled(1e3)),
-        "time_over_plain": asdict(ratios(seconds, key, plain)) if plain else None,
-        "time_over_previous": asdict(ratios(seconds, key, previous)) if previous else None,
         "peak_memory_bytes": peaks[key],
-        "memory_over_plain": peaks[key] / peaks[plain] if plain else None,
-        "memory_over_previous": peaks[key] / peaks[previous] if previous else None,
+        **over,
     }
 
 

@@ -13,8 +13,22 @@ from typing import NoReturn
 COMMANDS = {
     "pack": "turn folders of images into WebDataset shards",
     "train": "train a network with early exits, or continue a run",
-    "evaluate": "measure every exit of a run on a split",
+    "evaluate": "measure every exit of a run, and policies",
+    "calibrate": "choose on held-out images who leaves where",
+    "predict": "classify images, each as deep as it needs",
+    "report": "draw a page about runs, with curves and images",
+    "dashboard": "set up a W&B workspace, upload offline runs",
+    "export": "write one file per block, to run without torch",
+    "checkpoint": "list and verify what a run saved, write plain weights",
+    "submit": "train as a Slurm job, on one node or many",
+    "models": "list backbones, and where exits can branch off",
+    "plan": "tell what a run on many ranks will need, before it starts",
+    "bench": "measure where the time goes on this machine",
+    "doctor": "check what training needs here, and how to get it",
 }
+
+
+INTERMIXED = ("train", "submit", "plan")  # commands that take overrides
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         close = difflib.get_close_matches(first, COMMANDS, n=1)
         remedy = f"did you mean {close[0]}" if close else f"commands: {', '.join(COMMANDS)}"
         parser.error(f"unknown command {first!r}; {remedy}")
-    intermixed = parser.parse_args(words) if called != "train" else _parse_train(parser, words)
+    if words and words[0] in INTERMIXED:
+        intermixed = _parse_intermixed(words[0], words[1:])
+    else:
+        intermixed = parser.parse_args(words)
     if intermixed.version:
         print(_versions())
         return
@@ -62,8 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = intermixed.run(intermixed)
     except AdaptiveError as error:
-        print(f"adaptive {intermixed.command}: error: {error}", file=sys.stderr)
-        code = 1
+        print(error.told(intermixed.command), file=sys.stderr)
+        code = error.exit_code
     except KeyboardInterrupt:
         print(f"adaptive {intermixed.command}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
@@ -73,11 +90,14 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _parse_train(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Allow options between and after the overrides, which argparse's sub-commands do not."""
-    options = [word for word in words if word.startswith("--")]
-    others = [word for word in words if not word.startswith("--")]
-    return parser.parse_args([*others[: others.index("train") + 1], *options, *others[others.index("train") + 1 :]])
+def _parse_intermixed(command: str, words: list[str]) -> argparse.Namespace:
+    """Allow options, with values or without, anywhere among the overrides; argparse's sub-commands do not."""
+    module = importlib.import_module(f"launcher.{command}")
+    summary = COMMANDS[command]
+    parser = Parser(prog=f"adaptive {command}", description=f"{summary[0].upper()}{summary[1:]}.")
+    module.add_arguments(parser)
+    parser.set_defaults(command=command, run=module.run, version=False)
+    return parser.parse_intermixed_args(words)
 
 
 def _versions() -> str:

@@ -1,10 +1,19 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py does, before torch is imported
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_remains() -> Iterator[None]:
+    """Later tests, and what they start, would take this process for a rank."""
+    yield
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & set(os.environ)
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,29 @@ def tree(**sections: Any) -> dict[str, Any]:
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "set by train.zero_stage"),
         ({"deepspeed": {"zero_optimisation": {}}}, "unknown key deepspeed.zero_optimisation; did you mean zero_opt"),
         ({"deepspeed": {"zero_optimization": 3}}, "deepspeed.zero_optimization = 3 is not allowed"),
-        ({"train": {"exit_weights": [1.0]}}, "has 1 values for 4 exits"),
+        ({"model": {"backbone": "a", "exits": 4}, "train": {"exit_weights": [1.0]}}, "has 1 values for 4 exits"),
         ({"phases": [{"epochs": 1, "exit_weights": [0.0] * 4}]}, "at least one exit must have a weight above 0"),
+        (
+            {"train": {"exit_weights": "linaer_up"}},
+            "= 'linaer_up' is no weighting; did you mean linear_up?",
+        ),
+        ({"phases": [{"epochs": 1, "exit_weights": "x"}]}, "phases.0.exit_weights = 'x' is no weighting; use equal"),
+        ({"train": {"exit_weights": 3}}, "train.exit_weights = 3 is not allowed"),
+        ({"train": {"exit_drop": 1.0}}, "train.exit_drop = 1.0 is not allowed: input should be less than 1"),
+        ({"train": {"last_only_epochs": 90}}, "train.last_only_epochs = 90.0 must be below the 90 epochs"),
+        (
+            {"train": {"last_only_epochs": 1}, "phases": [{"epochs": 2, "learn": "early_exits"}]},
+            "the last exit does not learn in phase 'train'; use 0, or phases.0.last_only_epochs=0",
+        ),
+        (
+            {"train": {"last_only_epochs": 1, "exit_weights": [1.0, 1.0, 1.0, 0.0]}},
+            "the last exit's weight in [1.0, 1.0, 1.0, 0.0] is 0",
+        ),
+        ({"train": {"gradient_surgery": "pcgard"}}, "input should be 'none' or 'pcgrad'"),
+        ({"train": {"gradient_surgery": "pcgrad", "zero_stage": 3}}, "use train.zero_stage=2 or less"),
+        ({"train": {"gradient_surgery": "pcgrad", "compile": True}}, "use train.compile=false"),
+        ({"train": {"gradient_surgery": "pcgrad", "checkpointing": True}}, "use train.checkpointing=false"),
+        ({"distillation": {"teacher": "nxt"}}, "input should be 'last', 'next'"),
         ({"optimizer": {"name": "adamw", "nesterov": True}}, "optimizer.nesterov is for sgd only"),
         ({"model": {"backbone": "a", "pretrained": True, "weights": "f"}}, "exclude each other"),
         ({"data": {"path": "x", "crop_scale": [0.9, 0.1]}}, "the lower end comes first"),
@@ -98,6 +119,50 @@ def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(write(tmp_path, "model: !!python/object/apply:os.system ['touch owned']\n"))
     assert not Path("owned").exists()
+
+
+def test_a_file_extends_others(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "data.yaml").write_text(
+        "data: {path: d, mean: [0.1, 0.2, 0.3]}\ntrain: {epochs: 7, seed: 3}\nphases: [{epochs: 2}, {learn: exits}]\n"
+    )
+    (tmp_path / "parts" / "model.yaml").write_text("extends: data.yaml\nmodel: {backbone: r, options: {a: 1}}\n")
+    (tmp_path / "parts" / "later.yaml").write_text("train: {seed: 4}\nmodel: {options: {b: 2}}\n")
+    path = write(tmp_path, "extends: [parts/model.yaml, parts/later.yaml]\ndata: {mean: [0.5, 0.5, 0.5]}\n")
+    config = load_config(path, ["train.epochs=9"])
+    assert (config.train.epochs, config.train.seed) == (9, 4)
+    assert config.model.options == {"a": 1, "b": 2}
+    assert (config.data.path, config.data.mean) == ("d", [0.5, 0.5, 0.5])
+    assert [phase.epochs for phase in config.resolved_phases()] == [2, 9]
+    again = tmp_path / "dumped.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+def test_wrong_extensions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bases\.yaml does not exist \(extended by .*run\.yaml\)"):
+        load_config(write(tmp_path, "extends: bases.yaml\n"))
+    with pytest.raises(ConfigError, match="extends = 3"):
+        load_config(write(tmp_path, "extends: 3\n"))
+    (tmp_path / "other.yaml").write_text("extends: run.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself by way of"):
+        load_config(write(tmp_path, "extends: other.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("configs/cifar10/ge.yaml", "cifar10/ge"),
+        ("configs/a.yaml", "a"),
+        ("x/configs/b/c.yaml", "b/c"),
+        ("d/e.yaml", "e"),
+    ],
+)
+def test_run_folder_is_named_after_the_file(tmp_path: Path, file: str, folder: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text("model: {backbone: r}\ndata: {path: d}\n")
+    assert load_config(path).train.run_folder == f"runs/{folder}"
 
 
 def test_values_are_never_expanded_or_executed(tmp_path: Path) -> None:

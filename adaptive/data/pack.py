@@ -1,4 +1,4 @@
-"""Images in class folders -> WebDataset shards and index.json, written once and all or nothing."""
+"""Images in class folders or downloads -> WebDataset shards and index.json, written once and all or nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from adaptive.data.index import (
     load_index,
     write_index,
 )
-from adaptive.data.progress import PackProgress
-from adaptive.data.sources import Item, Source, hold_out, open_source
+from adaptive.data.progress import PackProgress, listing
+from adaptive.data.recognise import open_source
+from adaptive.data.sources import Item, Source, arrange_splits
 from adaptive.data.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
 from adaptive.errors import DataError, MachineError
 from adaptive.files import sync_folder, write_atomically
@@ -45,13 +46,14 @@ class PackOptions:
 
     shard_bytes: int = SHARD_BYTES
     shard_count: int = SHARD_COUNT
-    hold_out: int = 0
+    hold_out: int | None = None
     max_side: int | None = None
     max_bad: int = 0
     seed: int = 0
     workers: int | None = None
     overwrite: bool = False
     progress: bool = True
+    test_split: str | None = None
 
     def __post_init__(self) -> None:
         lowest = {
@@ -71,12 +73,13 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed, and what was not: images stored re-encoded, files ignored, bad files with reasons."""
+    """What was packed, and what was not: images stored re-encoded, files ignored, bad files with reasons, remarks."""
 
     index: DatasetIndex
     converted: int
     ignored: int
     bad: list[tuple[str, str]]
+    notes: list[str]
 
 
 def pack(
@@ -85,35 +88,41 @@ def pack(
     *,
     shard_bytes: int = SHARD_BYTES,
     shard_count: int = SHARD_COUNT,
-    hold_out: int = 0,
+    hold_out: int | None = None,
     max_side: int | None = None,
     max_bad: int = 0,
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    test_split: str | None = None,
 ) -> DatasetIndex:
-    """Pack a folder of class folders, or ``builtin:digits``, into ``destination`` and return the index.
+    """Pack images into ``destination`` and return the index.
 
     Args:
         source: Folder with train/, val/ (or validation/), test/ holding class folders, or with the class folders
-            themselves, which become train.
+            themselves, which become train; folder of an ImageNet or Tiny-ImageNet download; CIFAR's binary archive;
+            or ``builtin:digits``.
         destination: Folder to create; it appears, complete, at the end.
         shard_bytes: Size at which a split is divided into more shards, in bytes.
         shard_count: Most images in one shard.
-        hold_out: Number of training images to move to a split val.
+        hold_out: Number of training images to move to a split val; by default 0, for ImageNet and Tiny-ImageNet
+            downloads 50,000 and 10,000 (less for parts of them).
         max_side: Shrink images whose longer side exceeds this many pixels.
         max_bad: Unreadable images to leave out before giving up.
         seed: Seed of the order in shards and of the hold-out.
         workers: Processes; by default one per core.
         overwrite: Replace a dataset that is at ``destination``.
         progress: Show progress on stderr.
+        test_split: Split of the source that becomes test ("val", when there is no test).
 
     Raises:
         DataError: source or destination cannot be used as asked, or too many images are bad; nothing is published.
         MachineError: no space, no right to write, or a worker was killed. Calling again continues.
     """
-    options = PackOptions(shard_bytes, shard_count, hold_out, max_side, max_bad, seed, workers, overwrite, progress)
+    options = PackOptions(
+        shard_bytes, shard_count, hold_out, max_side, max_bad, seed, workers, overwrite, progress, test_split
+    )
     return pack_with_report(source, destination, options).index
 
 
@@ -121,9 +130,9 @@ def pack_with_report(source: str | Path, destination: str | Path, options: PackO
     """Pack as `pack` does and return what was converted, ignored and left out besides the index."""
     final = Path(destination).absolute()
     _check_destination(source, final, options.overwrite)
-    found = open_source(source)
-    if options.hold_out:
-        hold_out(found, options.hold_out, options.seed)
+    with listing(source, options.progress):
+        found = open_source(source)
+    arrange_splits(found, options.test_split, options.hold_out, options.seed)
     staging = final.with_name(f"{final.name}.packing")
     with _machine_errors(staging), _staging(staging):
         tasks = _plan(found, staging, options)
@@ -133,7 +142,7 @@ def pack_with_report(source: str | Path, destination: str | Path, options: PackO
         _check_bad(bad, sum(len(items) for items in found.splits.values()), options.max_bad)
         index = write_index(staging / "dataset", found.classes, _collect(found, records))
         _publish(staging, final)
-    return PackReport(index, sum(record.converted for record in records.values()), found.ignored, bad)
+    return PackReport(index, sum(record.converted for record in records.values()), found.ignored, bad, found.notes)
 
 
 def _check_destination(source: str | Path, final: Path, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle_window: in
     Shards are permuted, then samples within every ``shuffle_window`` consecutive shards, so that reading touches only
     that many shards at a time.
     """
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    generator = _generator(seed, epoch)
     ends = np.cumsum(counts, dtype=np.int64)
     shards = generator.permutation(len(ends))
     parts = []
@@ -32,6 +32,15 @@ def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle_window: in
         ids = [np.arange(ends[shard] - counts[shard], ends[shard], dtype=np.int64) for shard in window]
         parts.append(generator.permutation(np.concatenate(ids)))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def shard_order(shards: int, seed: int, epoch: int) -> Ids:
+    """Return the order in which `epoch_order` takes the shards of an epoch, shape (shards,)."""
+    return _generator(seed, epoch).permutation(shards)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
 
 
 def steps_per_epoch(total: int, global_batch: int) -> int:

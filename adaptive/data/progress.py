@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINE_EVERY = 10.0  # seconds
 
 
-class PackProgress:
-    """Counts packed images; a context manager that shows nothing when switched off."""
+def listing(source: str | Path, shown: bool) -> AbstractContextManager[object]:
+    """Say on a terminal that the images are being listed, which takes minutes where there are a million."""
+    console = Console(stderr=True)
+    return (
+        console.status(f"listing the images of {escape(str(source))}")
+        if shown and console.is_terminal
+        else nullcontext()
+    )
 
-    def __init__(self, total: int, done: int, shown: bool) -> None:
+
+class PackProgress:
+    """Counts packed (or verified) images; a context manager that shows nothing when switched off."""
+
+    def __init__(self, total: int, done: int, shown: bool, doing: str = "packing", did: str = "packed") -> None:
+        self._did = did
         self._console = Console(stderr=True, quiet=not shown)
         self._total = total
         self._done = done
         self._told = time.monotonic()
-        columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
-        self._task = self._bar.add_task("packing", total=total, completed=done)
+        self._task = self._bar.add_task(doing, total=total, completed=done)
 
     def __enter__(self) -> PackProgress:
         self._bar.start()
@@ -38,4 +52,4 @@ class PackProgress:
         self._bar.advance(self._task, images)
         if not self._console.is_terminal and time.monotonic() - self._told >= _LINE_EVERY:
             self._told = time.monotonic()
-            self._console.print(f"packed {self._done} of {self._total} images", highlight=False)
+            self._console.print(f"{self._did} {self._done} of {self._total} images", highlight=False)

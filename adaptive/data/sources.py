@@ -1,4 +1,4 @@
-"""What there is to pack: image files in class folders, or a data set that comes with a library."""
+"""What there is to pack, its plain form (image files in class folders), and what is held out of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
@@ -21,75 +21,84 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "
 _DIGITS_TEST, _DIGITS_VAL = 300, 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One image to pack: its name (a path below the source), label, size in bytes, and where its bytes are."""
+    """One image to pack: its name (its path in class folders), label, size in bytes, and where its bytes are."""
 
     name: str
     label: int
     size: int
     changed: int = 0  # modification time in ns
     data: bytes | None = None
+    path: str | None = None  # of the file with its bytes, below the source's root; the name when None
+    offset: int | None = None  # of its first byte in that file; all of the file when None
 
 
 @dataclass
 class Source:
-    """Everything that will be packed; items are sorted, shuffling comes later."""
+    """Everything that will be packed; items are sorted, shuffling comes later.
+
+    ``hold_out`` is how many training images become split val unless the user says otherwise; ``notes`` are sentences
+    for the summary.
+    """
 
     root: Path | None
     classes: list[str]
     splits: dict[str, list[Item]]
     ignored: int = 0
+    hold_out: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-def open_source(source: str | Path) -> Source:
-    """List the images of a folder of class folders (optionally below train/, val/, test/) or of ``builtin:digits``.
+def open_folder(root: Path) -> Source:
+    """List the images of a folder of class folders, optionally below train/, val/ (or validation/) and test/.
 
     Raises:
-        DataError: the source is missing, holds no images, a training class is empty, or another split has classes
-            that train lacks.
-        MachineError: the builtin data set's library is not installed.
+        DataError: there are no images, a training class is empty, or another split has classes that train lacks.
     """
-    if str(source).startswith("builtin:"):
-        return _builtin(str(source))
-    try:
-        return _open_folder(Path(source))
-    except OSError as error:
-        raise DataError(f"source {error.filename or source} cannot be read: {error.strerror}; check it") from None
-
-
-def _open_folder(root: Path) -> Source:
-    if not root.is_dir():
-        kind = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"source {root} {kind}; give a folder of class folders, or builtin:digits")
-    scan = _Scan(root)
+    scan = FolderScan(root)
     folders = scan.split_folders()
-    names = {split: [p.name for p in scan.subfolders(folder)] for split, folder in folders.items()}
-    classes = names["train"]
-    if not classes:
-        raise DataError(f"{folders['train']} holds no class folders; put each class's images in a folder of its name")
-    for split, found in names.items():
-        if strange := sorted(set(found) - set(classes)):
-            raise DataError(
-                f"{folders[split]} has {len(strange)} classes that train lacks: {', '.join(strange[:5])}; "
-                "remove them or add training images"
-            )
-    labels = {name: label for label, name in enumerate(classes)}
-    splits = {s: [item for name in names[s] for item in scan.images(folders[s] / name, labels[name])] for s in folders}
+    classes = scan.classes(folders["train"])
+    splits = {split: scan.class_images(folder, classes) for split, folder in folders.items()}
     for folder in {root, *folders.values()}:
         scan.count_loose(folder)
-    _check_filled(root, classes, splits)
+    check_filled(root, classes, splits)
     return Source(root, classes, splits, scan.ignored)
 
 
-def hold_out(source: Source, count: int, seed: int) -> None:
-    """Move ``count`` training images to a new split val, each class in proportion to its size.
+def arrange_splits(source: Source, test_split: str | None, held_out: int | None, seed: int) -> None:
+    """Name the test split and hold out images as the flags say, or as the source does where they say nothing.
 
     Raises:
-        DataError: there is a val split already, or too few training images to leave every class one.
+        DataError: a split is missing or there already, or too few training images to leave every class one.
     """
+    if test_split is not None:
+        _use_as_test(source, test_split)
+    if held_out is None and source.hold_out:
+        held_out, images = source.hold_out, len(source.splits["train"])
+        source.notes.append(f"{held_out:,} of {images:,} training images are held out as split val (see --hold-out)")
+    if held_out:
+        _hold_out(source, held_out, seed)
+
+
+def _use_as_test(source: Source, split: str) -> None:
+    if split not in ("val", "test"):
+        raise DataError(f"--test-split {split}: only val or test can become split test; give one of them")
+    if split not in source.splits:
+        names = ", ".join(sorted(source.splits))
+        raise DataError(f"--test-split {split}: the source has no such split, it has {names}; leave the flag out")
+    if "test" in source.splits and split != "test":
+        raise DataError(f"--test-split {split}: the source has a test split besides; remove it, or leave the flag out")
+    source.splits["test"] = source.splits.pop(split)
+
+
+def _hold_out(source: Source, count: int, seed: int) -> None:
+    """Move ``count`` training images to a new split val, each class in proportion to its size."""
     if "val" in source.splits:
-        raise DataError(f"--hold-out {count}: the source already has a val split; leave the flag out")
+        raise DataError(
+            f"--hold-out {count}: the source already has a val split; leave the flag out, or measure on that split "
+            "at the end with --test-split val"
+        )
     source.splits["val"], source.splits["train"] = _take(source.splits["train"], count, seed, "--hold-out")
 
 
@@ -114,7 +123,7 @@ def _take(items: list[Item], count: int, seed: int, flag: str) -> tuple[list[Ite
 
 
 @dataclass
-class _Scan:
+class FolderScan:
     """Walks a source folder and counts the files that are not images."""
 
     root: Path
@@ -131,7 +140,7 @@ class _Scan:
         if {"val", "validation"} <= set(splits):
             raise DataError(f"{self.root} has both val and validation; keep one of them")
         for name in set(found) - set(splits):
-            self.ignored += sum(1 for _ in _files(found[name]))
+            self.ignored += sum(1 for _ in files_below(found[name]))
         return {_SPLIT_FOLDERS[name]: found[name] for name in splits}
 
     def subfolders(self, folder: Path) -> list[Path]:
@@ -145,14 +154,31 @@ class _Scan:
                 raise DataError(f"folder {os.fsencode(path.name)!r} in {folder} is not UTF-8; rename it") from None
         return folders
 
+    def classes(self, folder: Path) -> list[str]:
+        """Return the names of a training folder's class folders, sorted (DataError when there are none)."""
+        if names := [path.name for path in self.subfolders(folder)]:
+            return names
+        raise DataError(f"{folder} holds no class folders; put each class's images in a folder of its name")
+
+    def class_images(self, folder: Path, classes: list[str]) -> list[Item]:
+        """Return the images below a split's class folders (DataError when a folder is not one of ``classes``)."""
+        labels = {name: label for label, name in enumerate(classes)}
+        names = [path.name for path in self.subfolders(folder)]
+        if strange := [name for name in names if name not in labels]:
+            raise DataError(
+                f"{folder} has {len(strange)} classes that train lacks: {', '.join(strange[:5])}; "
+                "remove them or add training images"
+            )
+        return [item for name in names for item in self.images(folder / name, labels[name])]
+
     def count_loose(self, folder: Path) -> None:
         """Count the files beside class or split folders: they belong to no class."""
         self.ignored += sum(1 for path in folder.iterdir() if not path.is_dir())
 
     def images(self, folder: Path, label: int) -> Iterator[Item]:
         """Yield the images below a class folder, sorted by path."""
-        for path in _files(folder):
-            if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+        for path in files_below(folder):
+            if not is_image(path.name):
                 self.ignored += 1
                 continue
             name = path.relative_to(self.root).as_posix()
@@ -164,13 +190,20 @@ class _Scan:
                 yield Item(name, label, status.st_size, status.st_mtime_ns)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def is_image(name: str) -> bool:
+    """Say whether a file of this name is packed."""
+    return PurePath(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth, those of a folder sorted by name, before those of its folders."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         yield from (Path(parent, name) for name in sorted(names))
 
 
-def _check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]]) -> None:
+def check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]]) -> None:
+    """Check that every class has a training image and every split an image (raises DataError)."""
     if not splits["train"]:
         raise DataError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}) for training; check the path")
     counts = Counter(item.label for item in splits["train"])
@@ -185,7 +218,8 @@ def _check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]])
             raise DataError(f"split {split} of {root} holds no images; fill or remove its folder")
 
 
-def _builtin(name: str) -> Source:
+def open_builtin(name: str) -> Source:
+    """Return the data set that comes with a library (DataError: unknown; MachineError: it is not installed)."""
     if name != "builtin:digits":
         raise DataError(f"source {name} is unknown; the only builtin one is builtin:digits")
     try:

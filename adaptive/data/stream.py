@@ -6,36 +6,45 @@ turn, so what comes out does not depend on n. Nothing is read twice or skipped o
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from os import getpid, getppid, kill
+from functools import partial
+from os import getpid
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import webdataset
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from webdataset.tariterators import base_plus_ext
 
 from adaptive.config import DataConfig
 from adaptive.data import plan
-from adaptive.data.decode import ImageError, decode_image
+from adaptive.data.ahead import Ahead
+from adaptive.data.cache import ShardCache, check_cache, shard_files
+from adaptive.data.decode import decode_image
+from adaptive.data.faults import Fault, Ledger
 from adaptive.data.index import DatasetIndex, SplitInfo, check_shards
-from adaptive.data.seeding import AUGMENT, seeded
-from adaptive.data.shards import ShardReader
-from adaptive.data.transforms import Transform, eval_transform, train_transform
-from adaptive.errors import DataError, MachineError
+from adaptive.data.pixels import Normalize, decode_pixels
+from adaptive.data.remote import is_remote
+from adaptive.data.samples import PADDING as PADDING  # padded and left-out places of a batch
+from adaptive.data.samples import Decoder, SampleReader, Stored
+from adaptive.data.schedule import EvaluationSchedule, Schedule, TrainSchedule
+from adaptive.data.seeding import AUGMENT, preserved, seed
+from adaptive.data.shards import Files, ShardReader
+from adaptive.data.transforms import Transform, eval_transform, takes_pixels, train_transform
+from adaptive.data.workers import next_item, settle_worker
+from adaptive.errors import AdaptiveError, DataError, MachineError
 
-PADDING = -1
+CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Images (N, 3, H, W) float32, labels (N,) int64, sample ids (N,) int64; padded places are 0, -1 and -1."""
+    """Images (N, 3, H, W) float32, normalised, on the stream's device; labels and sample ids, (N,) int64, on the CPU.
+
+    Padded places are 0, -1 and -1.
+    """
 
     images: Tensor
     labels: Tensor
@@ -45,9 +54,13 @@ class Batch(NamedTuple):
 class TrainStream:
     """Endless augmented training data, addressed by optimizer steps counted from 0 over all epochs.
 
+    A bad sample's place is taken by the next readable one (data.max_bad); ``bad`` is the ledger of what this rank met.
+    Images are normalised on ``device``.
+
     Raises:
         DataError: the split or a shard is missing, or it holds fewer images than one global batch.
-        ConfigError: global_batch is not divisible by micro_batch * world, or an augmentation is unknown.
+        ConfigError: global_batch is not divisible by micro_batch * world, an augmentation is unknown, or the cache of
+            a URL cannot hold data.shuffle_window shards.
     """
 
     def __init__(
@@ -63,27 +76,18 @@ class TrainStream:
         rank: int,
         world: int,
         workers: int,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
-        check_shards(index, folder, split)
+        self._shards = _Shards.of(index, folder, split, data_config, data_config.shuffle_window)
         info = index.split(split)
+        self.bad = Ledger(data_config.max_bad)
         self.steps_per_epoch = plan.steps_per_epoch(info.count, global_batch)
         self.accumulation = plan.accumulation_steps(global_batch, micro_batch, world)
-        self._plan = _TrainPlan(
+        self._schedule = TrainSchedule(
             info.counts, seed, data_config.shuffle_window, global_batch, micro_batch, rank, world, self.accumulation
         )
-        self._samples = _Samples(
-            Path(folder),
-            info,
-            len(index.classes),
-            train_transform(data_config),
-            data_config.image_size,
-            seed,
-            data_config.shuffle_window,
-        )
-        self._micro_batch = micro_batch
-        self._workers = workers
-        self._pin_memory = pin_memory
+        self._transform = _Transform.for_training(data_config, seed)
+        self._loading = _Loading(micro_batch, workers, device, Normalize(data_config.mean, data_config.std, device))
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield this rank's micro batches of the steps [first_step, last_step), ``accumulation`` for each.
@@ -91,15 +95,19 @@ class TrainStream:
         Epochs (step // steps_per_epoch) follow one another in the same workers; closing the iterator ends them.
 
         Raises:
-            DataError: a sample cannot be read; names its shard and key.
-            MachineError: a worker process died.
+            DataError: a sample cannot be read; names its shard and key. With data.max_bad: more than so many.
+            MachineError: a worker process died, or the cache cannot be written.
         """
-        source = _Source(self._plan, first_step * self.accumulation, last_step * self.accumulation, self._samples)
-        yield from _load(source, self._micro_batch, self._workers, self._pin_memory)
+        first, last = first_step * self.accumulation, last_step * self.accumulation
+        source = _Source(self._schedule, first, last, self._shards, self._transform)
+        yield from _load(source, self._loading, self.bad)
 
 
 class EvaluationStream:
     """One deterministic pass per iteration: every image once over all ranks, equally many batches on each.
+
+    Bad samples are left out (data.max_bad): their places have label and id -1. ``bad`` is the ledger of what this rank
+    met in all passes, ``left_out`` counts those of the latest pass, by kind.
 
     Raises:
         DataError: the split or a shard is missing.
@@ -116,126 +124,177 @@ class EvaluationStream:
         rank: int,
         world: int,
         workers: int,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
-        check_shards(index, folder, split)
+        self._shards = _Shards.of(index, folder, split, data_config, 2)
         info = index.split(split)
         self.total = info.count
-        self._plan = _EvaluationPlan(plan.evaluation_batches(info.count, batch, rank, world))
-        self._samples = _Samples(
-            Path(folder), info, len(index.classes), eval_transform(data_config), data_config.image_size, None, 2
-        )
-        self._batch = batch
-        self._workers = workers
-        self._pin_memory = pin_memory
+        self.bad = Ledger(data_config.max_bad)
+        self._pass = Ledger(data_config.max_bad)
+        self._schedule = EvaluationSchedule(info.counts, plan.evaluation_batches(info.count, batch, rank, world))
+        self._transform = _Transform.for_evaluation(data_config)
+        normalize = Normalize(data_config.mean, data_config.std, device)
+        self._loading = _Loading(batch, min(workers, len(self)), device, normalize)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Samples that the latest pass left out on this rank, by kind."""
+        return self._pass.by_kind
 
     def __len__(self) -> int:
-        return len(self._plan.ids)
+        return len(self._schedule.ids)
 
     def __iter__(self) -> Iterator[Batch]:
-        source = _Source(self._plan, 0, len(self), self._samples)
-        yield from _load(source, self._batch, min(self._workers, len(self)), self._pin_memory)
+        self._pass = Ledger(self.bad.limit)
+        source = _Source(self._schedule, 0, len(self), self._shards, self._transform)
+        yield from _load(source, self._loading, self.bad, self._pass)
 
 
-@dataclass
-class _TrainPlan:
-    """Batch number over all epochs -> (epoch, sample ids)."""
+@dataclass(frozen=True)
+class _Shards:
+    """A split's shards and how they are read."""
 
-    counts: list[int]
-    seed: int
-    shuffle_window: int
-    global_batch: int
-    micro_batch: int
-    rank: int
-    world: int
-    accumulation: int
-    _epoch: int = -1
-    _batches: NDArray[np.int64] | None = None
-
-    def __call__(self, number: int) -> tuple[int, NDArray[np.int64]]:
-        epoch, place = divmod(number, sum(self.counts) // self.global_batch * self.accumulation)
-        if self._batches is None or epoch != self._epoch:
-            order = plan.epoch_order(self.counts, self.seed, epoch, self.shuffle_window)
-            self._batches = plan.rank_batches(order, self.global_batch, self.micro_batch, self.rank, self.world)
-            self._epoch = epoch
-        return epoch, self._batches[place]
-
-
-@dataclass
-class _EvaluationPlan:
-    ids: NDArray[np.int64]
-
-    def __call__(self, number: int) -> tuple[int, NDArray[np.int64]]:
-        return 0, self.ids[number]
-
-
-@dataclass
-class _Samples:
-    """Turns stored samples into tensors; ``seed`` is None where the transform is deterministic."""
-
-    folder: Path
+    files: Files
     info: SplitInfo
     num_classes: int
+    capacity: int
+    ahead: int
+    max_bad: int
+
+    @classmethod
+    def of(cls, index: DatasetIndex, folder: str | Path, split: str, settings: DataConfig, window: int) -> _Shards:
+        info, ahead = index.split(split), 0
+        if is_remote(folder):  # sizes were asked for once, before the ranks met
+            held = check_cache(index, split, settings)
+            wanted = settings.shuffle_window if settings.cache_ahead is None else settings.cache_ahead
+            ahead = max(0, min(wanted, held - window))
+        else:
+            check_shards(index, folder, split, settings=settings, quiet=True)
+        files = shard_files(folder, index, settings)
+        return cls(files, info, len(index.classes), max(2, window), ahead, settings.max_bad)
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """Turns bytes into images and these into tensors; ``seed`` is None where the transform is deterministic."""
+
+    decoder: Decoder
     transform: Transform
     image_size: int
     seed: int | None
-    open_shards: int
 
-    def __call__(self, sample: dict[str, Any]) -> tuple[Tensor, int, int]:
-        raw, identity = sample["raw"], sample["id"]
-        if raw is None:
-            return torch.zeros(3, self.image_size, self.image_size), PADDING, PADDING
-        where = f"shard {raw.shard}, sample {raw.key}"
-        if not 0 <= raw.label < self.num_classes:
-            raise DataError(f"{where}: label {raw.label} is not in 0..{self.num_classes - 1}; pack again")
-        try:
-            image = decode_image(raw.image)
-        except ImageError as error:
-            raise DataError(f"{where}: {error}; copy the shard again or pack again") from None
-        if self.seed is None:
-            return self.transform(image), raw.label, identity
-        with seeded(AUGMENT, self.seed, sample["epoch"], identity):
-            return self.transform(image), raw.label, identity
+    @classmethod
+    def for_training(cls, data: DataConfig, seed: int) -> _Transform:
+        decoder = decode_pixels if takes_pixels(data) else decode_image
+        return cls(decoder, train_transform(data, normalize=False), data.image_size, seed)
+
+    @classmethod
+    def for_evaluation(cls, data: DataConfig) -> _Transform:
+        return cls(decode_image, eval_transform(data, normalize=False), data.image_size, None)
+
+
+class _Item(NamedTuple):
+    stored: Stored
+    epoch: int
 
 
 @dataclass
 class _Source:
-    """First stage of the pipeline: the stored samples of this worker's batches, in order."""
+    """The stages of a worker's pipeline: stored samples of its batches, tensors, batches with the faults met."""
 
-    plan: Callable[[int], tuple[int, NDArray[np.int64]]]
+    schedule: Schedule
     first: int
     last: int
-    samples: _Samples
+    shards: _Shards
+    transform: _Transform
+    reader: SampleReader | None = None
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[_Item]:
+        """Yield the stored samples of this worker's batches, in order."""
         worker = get_worker_info()
         offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        info = self.samples.info
-        reader = ShardReader(self.samples.folder, info.shards, base_plus_ext, max(2, self.samples.open_shards))
+        shards = self.shards
+        files = ShardReader(shards.files, shards.info.shards, base_plus_ext, shards.capacity)
+        way = self.transform
+        self.reader = SampleReader(
+            files, shards.info, shards.num_classes, way.seed is not None, shards.max_bad, way.decoder
+        )
+        ahead = self._fetch_ahead()
         try:
             for number in range(self.first + offset, self.last, step):
-                epoch, ids = self.plan(number)
-                shards, positions = plan.locate(np.maximum(ids, 0), info.counts)
-                for identity, shard, position in zip(ids.tolist(), shards.tolist(), positions.tolist(), strict=True):
-                    raw = None if identity == PADDING else reader.read(shard, position)
-                    key = raw.key if raw else ""
-                    yield {"__key__": key, "raw": raw, "id": identity, "epoch": epoch}
+                if ahead:
+                    ahead.advance(*self.schedule.needs(number))
+                epoch, ids = self.schedule.batch(number)
+                yield from (_Item(stored, epoch) for stored in self.reader.read(ids))
         finally:
-            reader.close()
+            if ahead:
+                ahead.close()
+            files.close()
+
+    def decode(self, item: _Item) -> tuple[Tensor, int, int]:
+        """Return a sample's tensor (3, H, W), label and id."""
+        assert self.reader is not None
+        way = self.transform
+        image, label, identity = self.reader.decode(item.stored)
+        if image is None:
+            return torch.zeros(3, way.image_size, way.image_size, dtype=torch.uint8), label, identity
+        if way.seed is None:
+            return way.transform(image), label, identity
+        seed(AUGMENT, way.seed, item.epoch, identity)
+        return way.transform(image), label, identity
+
+    def deliver(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, list[Fault]] | _Failure]:
+        """Yield batches with the faults met for them; errors as values: the loader would wrap them in tracebacks.
+
+        A batch is made here, with the generators that augmentation draws from put aside.
+        """
+        try:
+            while True:
+                with preserved():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                assert self.reader is not None
+                yield batch, self.reader.take_news()
+        except AdaptiveError as error:
+            yield _Failure(MachineError if isinstance(error, MachineError) else DataError, str(error))
+
+    def _fetch_ahead(self) -> Ahead | None:
+        files = self.shards.files
+        if not isinstance(files, ShardCache) or self.first >= self.last:
+            return None
+        _, end = self.schedule.needs(self.last - 1)
+        return Ahead(files, lambda place: self.shards.info.shards[self.schedule.shard(place)], end, self.shards.ahead)
 
 
 @dataclass(frozen=True)
 class _Failure:
     """A user's error on its way out of a worker: the loader would wrap an exception in its traceback."""
 
+    kind: type[AdaptiveError]
     message: str
 
 
-def _report_failure(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:
-    try:
-        yield from batches
-    except DataError as error:
-        yield _Failure(str(error))
+@dataclass(frozen=True)
+class _Loading:
+    """Samples per batch, worker processes, and the device on which batches are normalised.
+
+    Workers hand over pixels: a quarter of the bytes to copy to this process and on to the device.
+    """
+
+    batch: int
+    workers: int
+    device: torch.device
+    normalize: Normalize
+
+    def finish(self, batch: Batch) -> Batch:
+        """Return the batch with its images on the device, normalised; padded and left-out places stay 0."""
+        images = batch.images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+            for place in (batch.labels == PADDING).nonzero():  # few or none; the labels are still on the CPU
+                images[place] = 0
+        return batch._replace(images=images)
 
 
 def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
@@ -243,55 +302,34 @@ def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
 
 
-def _load(source: _Source, batch: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _load(source: _Source, loading: _Loading, *ledgers: Ledger) -> Iterator[Batch]:
     pipeline = webdataset.DataPipeline(
-        source, webdataset.map(source.samples), webdataset.batched(batch, collation_fn=_collate), _report_failure
+        source.read,
+        webdataset.map(source.decode),
+        webdataset.batched(loading.batch, collation_fn=_collate),
+        source.deliver,
     )
     loader = DataLoader(
         pipeline,
         batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_settle_worker,
+        num_workers=loading.workers,
+        pin_memory=loading.device.type == "cuda",
+        worker_init_fn=partial(settle_worker, getpid()),
+        # Whatever Python's default: a worker's parent has to be this process, and forking starts it in a moment.
+        multiprocessing_context="fork" if loading.workers else None,
         # The loader draws a seed that nothing here uses; from torch's own generator, a resumed run would see the gap.
         generator=torch.Generator(),
     )
     iterator = iter(loader)
     try:
-        while (item := _next(iterator)) is not None:
+        while (item := next_item(iterator)) is not None:
             if isinstance(item, _Failure):
-                raise DataError(item.message)
-            yield item
+                raise item.kind(item.message)
+            batch, faults = item
+            for number, ledger in enumerate(ledgers):
+                ledger.add(faults, tell=number == 0)
+                ledger.check()
+            yield loading.finish(batch)
     finally:
         # The loader ends its workers when its iterator is dropped; do not wait for the garbage collector.
         del iterator
-
-
-def _next(iterator: Iterator[Batch | _Failure]) -> Batch | _Failure | None:
-    try:
-        return next(iterator, None)
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
-            raise
-        raise MachineError(
-            f"a data worker died ({str(error).splitlines()[0]}): usually out of memory or of /dev/shm; "
-            "lower data.workers or train.micro_batch"
-        ) from None
-
-
-def _settle_worker(_: int) -> None:
-    """Leave signals to the training process: Slurm sends them to every process of a job, workers included.
-
-    The loader itself ends workers with SIGTERM when they hang, so that one is obeyed if it comes from the parent.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    parent = getppid()
-
-    def obey_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        kill(getpid(), signal.SIGKILL)
-
-    threading.Thread(target=obey_parent, name="terminate", daemon=True).start()

@@ -143,9 +143,16 @@ def _read(task: ShardTask, item: Item) -> bytes:
         return item.data
     assert task.root is not None
     try:
-        return (task.root / item.name).read_bytes()
+        with (task.root / (item.path or item.name)).open("rb") as stream:
+            if item.offset is None:
+                return stream.read()
+            stream.seek(item.offset)
+            data = stream.read(item.size)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
+    if len(data) < item.size:
+        raise ImageError(f"{item.path} ends after {len(data)} of its {item.size} bytes")
+    return data
 
 
 def _encode(image: Image.Image, jpeg: bool, quality: int) -> bytes:

@@ -48,16 +48,37 @@ def measure_exits(
 ) -> Measurement:
     """Run every exit over the batches of this rank and sum over ranks.
 
+    Bad images that the batches' stream left out (its ``left_out``) are not expected.
+
     Raises:
-        DataError: the number of images counted differs from ``expected``.
+        DataError: the number of images counted differs from ``expected``, or more were bad than may be.
     """
     meter = ExitMeter(exits, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for batch in batches:
         images = batch.images.to(device, non_blocking=True, memory_format=layout)
         meter.add(forward(images), batch.labels.to(device, non_blocking=True))
+    found = _summary(meter, all_reduce)
+    left_out = getattr(batches, "left_out", None)
+    if left_out is not None:
+        bad = round(all_reduce(torch.tensor([float(sum(left_out.values()))], device=device)).item())
+        if bad > (limit := batches.bad.limit):  # type: ignore[attr-defined]
+            raise DataError(f"evaluation met {bad} bad images over all ranks, data.max_bad = {limit} allows no more")
+        expected -= bad
+    if found.samples != expected:
+        raise DataError(f"evaluation counted {found.samples} images, but the split holds {expected}")
+    return found
+
+
+def measure_outputs(logits: Tensor, labels: Tensor, batch: int = 1024) -> Measurement:
+    """Measure stored outputs: logits (k, N, C) and labels (N,)."""
+    meter = ExitMeter(len(logits), logits.device)
+    for start in range(0, len(labels), batch):
+        meter.add(list(logits[:, start : start + batch]), labels[start : start + batch])
+    return _summary(meter, lambda sums: sums)
+
+
+def _summary(meter: ExitMeter, all_reduce: Callable[[Tensor], Tensor]) -> Measurement:
     values = meter.reduce(all_reduce)
     samples = round(values["samples"][0])
-    if samples != expected:
-        raise DataError(f"evaluation counted {samples} images, but the split holds {expected}")
     return Measurement(samples, values["loss"], values["top1"], values["top5"], values["agreement"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A plain timm model and the images it takes: (channels, size, size), size in pixels."""
+    """A plain timm model, the images it takes (channels, size, size in pixels), and the arguments it was built with."""
 
     name: str
     model: nn.Module
     size: int
     channels: int
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -> Backbone:
@@ -46,26 +47,43 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
         if input_size is None or "img_size" in arguments:
             model = timm.create_model(name, **arguments)
         else:
-            model = _build_for_size(name, input_size, arguments)
+            model, arguments = _build_for_size(name, input_size, arguments)
+    except ModelError as error:
+        raise ModelError(f"backbone = {name!r}: {error}") from error
     except Exception as error:  # timm and the hub raise whatever they like
         reason = " ".join(str(error).split())[:300]
         if arguments.get("pretrained") and isinstance(error, OSError):
             reason += "; pretrained weights need network access or a filled cache, or give a file with weights="
         raise ModelError(f"backbone = {name!r}: timm cannot build it with {arguments}: {reason}") from error
+    _check_classifier(name, model, arguments)
     default = configuration(model).get("input_size", (3, 224, 224))
     size = input_size or arguments.get("img_size") or default
     side = size[-1] if isinstance(size, tuple | list) else size
-    return Backbone(name, model, int(side), int(arguments.get("in_chans", default[0])))
+    return Backbone(name, model, int(side), int(arguments.get("in_chans", default[0])), arguments)
 
 
-def _build_for_size(name: str, size: int, arguments: dict[str, Any]) -> nn.Module:
+def _check_classifier(name: str, model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Refuse what leaves num_classes aside and returns features only (raises ModelError)."""
+    num_classes = arguments.get("num_classes")
+    if not num_classes or getattr(model, "num_classes", num_classes) == num_classes:
+        return
+    plain = name.partition(".")[0]
+    classifiers = [other for other in timm.list_models() if f"{other}_enc" == plain]
+    remedy = f"take {classifiers[0]}, its classifier" if classifiers else "take a model with a classifier"
+    if arguments.get("features_only"):
+        remedy = "leave features_only out"
+    raise ModelError(f"backbone = {name!r}: timm's {type(model).__name__} returns features and no logits; {remedy}")
+
+
+def _build_for_size(name: str, size: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Models with position embeddings or windows must be told the image size; the others do not know the argument."""
     try:
-        return timm.create_model(name, img_size=size, **arguments)
+        sized = {**arguments, "img_size": size}
+        return timm.create_model(name, **sized), sized
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        return timm.create_model(name, **arguments)
+        return timm.create_model(name, **arguments), arguments
 
 
 def configuration(model: nn.Module) -> dict[str, Any]:

@@ -19,22 +19,39 @@ class Link(nn.Module):
         num_classes: C, length of the logits.
         width: width of the next exit's feature, and of the link.
         start_at_zero: initialise the projection with zeros, so that a pretrained classifier starts unchanged.
+
+    Attributes:
+        attached: let the gradient flow back through the link, as the released code does by forgetting to stop it.
     """
+
+    attached = False
 
     def __init__(self, num_classes: int, width: int, start_at_zero: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(num_classes, width)
         self.norm = nn.BatchNorm1d(width)
         self.act = nn.ReLU()
-        self.projection = nn.Linear(width, num_classes, bias=False)
-        if start_at_zero:
-            nn.init.zeros_(self.projection.weight)
-        else:
-            init_as_concatenated(self.projection, 2 * width)
+        self.projection = Projection(width, num_classes, start_at_zero)
 
     def forward(self, previous_logits: Tensor) -> Tensor:
         """(N, C) logits of the previous exit -> (N, C), to be added to the next exit's logits."""
-        return self.projection(self.act(self.norm(self.linear(previous_logits.detach()))))
+        previous = previous_logits if self.attached else previous_logits.detach()
+        return self.projection(self.act(self.norm(self.linear(previous))))
+
+
+class Projection(nn.Linear):
+    """The part of a linear layer on a concatenation that reads the link."""
+
+    def __init__(self, width: int, num_classes: int, start_at_zero: bool) -> None:
+        self.start_at_zero = start_at_zero
+        super().__init__(width, num_classes, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Initialise with zeros, or as torch would the layer on the concatenation."""
+        if self.start_at_zero:
+            nn.init.zeros_(self.weight)
+        else:
+            init_as_concatenated(self, 2 * self.in_features)
 
 
 def init_as_concatenated(layer: nn.Linear, fan_in: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from adaptive.networks.backbone import (
 )
 from adaptive.networks.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, LastExit, describe
+from adaptive.networks.multi_exit import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.names import PlainNames
 from adaptive.networks.network import AdaptiveNetwork, State
 
 TOLERANCE = 1e-5  # of the largest logit
+DEFAULT_EXITS = 4  # of a timm model
 
 
 def create_model(
     name: str,
     num_classes: int = 1000,
-    exits: int | list[str] = 4,
+    exits: int | list[str] | None = None,
     equilibrium: bool | str = True,
-    collaboration: bool = True,
+    collaboration: bool | str = True,
     pretrained: bool = False,
     *,
     input_size: int | None = None,
@@ -39,21 +42,23 @@ def create_model(
     weights: str | Path | None = None,
     **backbone: Any,
 ) -> AdaptiveNetwork:
-    """Build a timm model with early exits.
+    """Build a network with early exits.
 
     Args:
-        name: any timm model.
+        name: any timm model, those of this project (``msdnet``, ``ranet`` and their presets) included.
         num_classes: C.
         exits: number of exits, placed at equal shares of the backbone's MACs, or the names of the modules after which
-            the early ones branch off; the last exit is always the backbone's own end.
+            the early ones branch off; the last exit is always the backbone's own end. By default 4, or what the
+            preset of an MSDNet or RANet has.
         equilibrium: Gradient Equilibrium; True or ``"crossing"``, ``"tap"``, or False.
-        collaboration: whether each exit also reads the previous exit's prediction.
+        collaboration: whether each exit also reads the previous exit's prediction; ``"attached"`` lets gradients flow
+            back through that, only to reproduce the released code.
         pretrained: start from timm's pretrained weights.
         input_size: side of the square images in pixels; by default the backbone's own.
         head_width: width of a pointwise layer in front of an early exit's pooling; 0 leaves it out.
         head_dropout: dropout in front of an early exit's classifier.
         weights: file of plain timm weights to start from; a classifier of another class count is left out.
-        backbone: further arguments of timm.create_model.
+        backbone: further arguments of timm.create_model; for ``msdnet`` and ``ranet`` all their settings.
 
     Returns:
         The network, on the CPU, in training mode. ``net(images)`` gives the k logits, each (N, C).
@@ -65,33 +70,63 @@ def create_model(
         raise ModelError(f"exits = {exits}: a network has at least one exit")
     if num_classes < 1:
         raise ModelError(f"num_classes = {num_classes}: the exits need at least one class")
+    own = is_multi_exit(name)
+    if own:
+        number = number_of_exits(name, exits, head_width)
+        backbone |= {} if number is None else {"exits": number}
     plain = build_backbone(name, input_size, num_classes=num_classes, pretrained=pretrained, **backbone)
     if weights is not None:
         load_weights(plain.model, Path(weights))
+    if own:
+        return assemble(plain, num_classes, equilibrium, collaboration, head_dropout)
+    heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
+    return _assemble(plain, DEFAULT_EXITS if exits is None else exits, heads, equilibrium, collaboration)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """How exits are built."""
+
+    num_classes: int
+    links: bool
+    width: int
+    dropout: float
+
+    def build(self, plain: Backbone, pieces: Cut) -> list[EarlyExit | LastExit]:
+        """One exit behind every block; the last one is the backbone's own end."""
+        features = [describe(place.shape_with_batch, plain.model) for place in pieces.places]
+        heads: list[EarlyExit | LastExit] = [
+            EarlyExit(feature, self.num_classes, self.links and i > 0, self.width, self.dropout)
+            for i, feature in enumerate(features)
+        ]
+        link_width = classifier_width(plain.model) if self.links and features else 0
+        names = tuple(name.removesuffix(".") for name in classifier_names(plain.model))
+        return [*heads, LastExit(pieces.head, self.num_classes, link_width, names)]
+
+
+def _assemble(
+    plain: Backbone, exits: int | list[str], heads: _Heads, equilibrium: bool | str, collaboration: bool | str
+) -> AdaptiveNetwork:
+    """Cut a timm model, put an exit behind every block, and compare the whole with the plain model."""
     images = sample_images(plain.model, 3, plain.size, plain.channels)
     pieces = cut(plain.model, exits if isinstance(exits, int) else list(exits), plain.size, plain.channels)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = plain.model.eval()(images)
-    features = [describe(place.shape_with_batch, plain.model) for place in pieces.places]
-    heads: list[EarlyExit | LastExit] = [
-        EarlyExit(feature, num_classes, collaboration and i > 0, head_width, head_dropout)
-        for i, feature in enumerate(features)
-    ]
-    heads.append(LastExit(pieces.head, num_classes, classifier_width(plain.model) if collaboration and features else 0))
+    built = heads.build(plain, pieces)
     network = AdaptiveNetwork(
         [*pieces.blocks],
-        heads,
+        built,
         exit_names=[place.name for place in pieces.places],
         batch_dims=pieces.batch_dims,
         overwritten=pieces.overwritten,
-        names=_names(plain, pieces, heads),
+        names=_names(plain, pieces, built),
         input_size=plain.size,
         channels=plain.channels,
-        num_classes=num_classes,
+        num_classes=heads.num_classes,
         equilibrium=equilibrium,
         collaboration=collaboration,
     )
-    verify(name, network, images, expected)
+    verify(plain.name, network, images, expected)
     return network.train()
 
 

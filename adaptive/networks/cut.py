@@ -57,7 +57,11 @@ def survey(model: nn.Module, size: int, channels: int = 3) -> Survey:
         return Survey(model, record(model, sample_images(model, 2, size, channels)))
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"the backbone does not run on images of {size} x {size} pixels: {reason}") from error
+        _, height, width = configuration(model).get("input_size", (3, 224, 224))
+        raise ModelError(
+            f"the backbone does not run on images of {size} x {size} pixels: {reason}; "
+            f"it was made for {height} x {width}, and takes other sizes only as far as its windows and strides fit"
+        ) from error
 
 
 def places(
@@ -110,9 +114,14 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
                 return _cut_at(model, surveyed, chosen, size, channels)
             except TraceError as error:
                 if not error.module or error.module in unopenable:
-                    raise ModelError(f"exits = {exits}: cannot cut this backbone; {error}") from error
+                    raise ModelError(
+                        f"exits = {exits}: cannot cut this backbone; {error}; "
+                        "name modules that adaptive.networks.cut.places lists, or take another backbone"
+                    ) from error
                 unopenable.add(error.module)
-        raise ModelError(f"exits = {exits}: found no cut; cannot open {', '.join(sorted(unopenable))}")
+        raise ModelError(
+            f"exits = {exits}: found no cut; cannot open {', '.join(sorted(unopenable))}; name modules outside of these"
+        )
 
 
 def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, channels: int) -> Cut:
@@ -125,7 +134,10 @@ def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, 
     if any(a >= b for a, b in itertools.pairwise(ends)):
         raise TraceError("", "an exit lies behind the backbone's own end")
     if not isinstance(two.result, Ref):
-        raise ModelError(f"the backbone returns {type(two.result).__name__}, not one tensor of logits")
+        raise ModelError(
+            f"the backbone returns {type(two.result).__name__}, not one tensor of logits; "
+            "give the argument that makes timm return logits alone, or take another backbone"
+        )
     taps = [_tap(two, place.name) for place in places]
     crossings = [_crossing(two, ops, end) for end in ends]
     for tap, crossing in zip(taps, crossings, strict=False):

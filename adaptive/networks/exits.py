@@ -107,6 +107,10 @@ class EarlyExit(nn.Module):
             logits = logits + self.link(previous_logits)
         return logits
 
+    def classifiers(self) -> list[nn.Module]:
+        """The linear layer and the link."""
+        return [self.classifier] if self.link is None else [self.classifier, self.link]
+
     def _pool(self, feature: Tensor, channels_last: bool = False) -> Tensor:
         if feature.dim() == 2:
             return feature
@@ -123,11 +127,13 @@ class LastExit(nn.Module):
         head: the part of the backbone behind the last block.
         num_classes: C.
         link_width: width of the link, 0 for none. Its projection starts at zero.
+        classifier: timm's names of the backbone's classifiers.
     """
 
-    def __init__(self, head: nn.Module, num_classes: int, link_width: int) -> None:
+    def __init__(self, head: nn.Module, num_classes: int, link_width: int, classifier: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.head = head
+        self.classifier_names = classifier
         self.link = Link(num_classes, link_width, start_at_zero=True) if link_width else None
 
     def forward(self, *state: Tensor, previous_logits: Tensor | None = None) -> Tensor:
@@ -136,3 +142,9 @@ class LastExit(nn.Module):
         if self.link is not None and previous_logits is not None:
             logits = logits + self.link(previous_logits)
         return logits
+
+    def classifiers(self) -> list[nn.Module]:
+        """The backbone's own classifiers, and the link."""
+        named = dict(self.head.named_modules())
+        found = [named[name] for name in self.classifier_names if name in named]
+        return found if self.link is None else [*found, self.link]

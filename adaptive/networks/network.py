@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive.errors import ModelError
+from adaptive.networks.block import Block
 from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.emit import BatchDim
 from adaptive.networks.equilibrium import branch
 from adaptive.networks.exits import EarlyExit, LastExit
+from adaptive.networks.multiscale import ConvExit
 from adaptive.networks.names import PlainNames
 
 Equilibrium = Literal["crossing", "tap", False]
@@ -24,12 +26,13 @@ class State(tuple[Tensor, ...]):
     """The tensors that cross a branching point, and where the batch is in each of them (None: nowhere)."""
 
     batch_dims: tuple[BatchDim | None, ...]
+    partial: bool = False  # only what the exit here needs has been computed, and what the rest is made from
 
     @classmethod
-    def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...]) -> State:
+    def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...], partial: bool = False) -> State:
         """Join tensors with the places of their batch dimension."""
         state = cls(tensors)
-        state.batch_dims = batch_dims
+        state.batch_dims, state.partial = batch_dims, partial
         return state
 
 
@@ -52,7 +55,7 @@ class AdaptiveNetwork(nn.Module):
     def __init__(
         self,
         blocks: list[nn.Module],
-        exits: list[EarlyExit | LastExit],
+        exits: Sequence[EarlyExit | LastExit | ConvExit],
         *,
         exit_names: list[str],
         batch_dims: list[tuple[BatchDim | None, ...]],
@@ -62,9 +65,11 @@ class AdaptiveNetwork(nn.Module):
         channels: int,
         num_classes: int,
         equilibrium: bool | str,
-        collaboration: bool,
+        collaboration: bool | str,
     ) -> None:
         super().__init__()
+        if collaboration not in (True, False, "attached"):
+            raise ModelError(f"collaboration = {collaboration!r}: use True, False or 'attached'")
         self.blocks = nn.ModuleList(blocks)
         self.exits = nn.ModuleList(exits)
         self.exit_names = exit_names
@@ -74,8 +79,10 @@ class AdaptiveNetwork(nn.Module):
         self.layer_ids, self.num_layers = names.layer_ids, names.num_layers
         self.input_size, self.channels, self.num_classes = input_size, channels, num_classes
         self.equilibrium: Equilibrium = _scope(equilibrium)
-        self._has_links = collaboration
-        self._collaboration = collaboration
+        self._has_links = self._collaboration = bool(collaboration)
+        for exit_ in exits:
+            if exit_.link is not None:
+                exit_.link.attached = collaboration == "attached"
         self.checkpointing = False
         self.register_load_state_dict_pre_hook(_accept_plain_names)
 
@@ -125,8 +132,19 @@ class AdaptiveNetwork(nn.Module):
         """(N, C, H, W) images -> the state in front of the first block."""
         return State.of((images,), ((0, 1),))
 
-    def run_block(self, i: int, state: tuple[Tensor, ...]) -> State:
-        """State in front of block i (from 0) -> state behind it."""
+    def run_block(self, i: int, state: tuple[Tensor, ...], lazy: bool = False) -> State:
+        """State in front of block i (from 0) -> state behind it.
+
+        With ``lazy`` only what exit i needs is computed; the rest of the block follows when the next one is run with
+        the state that is left by then. It saves something in networks of several scales (MSDNet).
+        """
+        block: Any = self.blocks[i]
+        if isinstance(state, State) and state.partial:
+            before: Any = self.blocks[i - 1]
+            state = before.complete(*state)
+        if lazy and hasattr(block, "to_exit"):
+            kept = block.to_exit(*state)
+            return State.of(kept, ((0, 1),) * len(kept), partial=True)
         return State.of(tuple(self._advance(i, tuple(state))), self.batch_dims[i])
 
     def run_exit(self, i: int, state: tuple[Tensor, ...], previous_logits: Tensor | None = None) -> Tensor:
@@ -158,18 +176,28 @@ class AdaptiveNetwork(nn.Module):
                 continue
             dim, multiple = where
             if multiple == 1:
-                kept.append(tensor.index_select(dim, indices))
+                kept.append(_index_select(tensor, dim, indices))
             else:  # a sample's entries (windows, patches) lie together
                 parts = tensor.unflatten(dim, (batch, multiple)).index_select(dim, indices)
                 kept.append(parts.flatten(dim, dim + 1))
-        return State.of(tuple(kept), state.batch_dims)
+        return State.of(tuple(kept), state.batch_dims, state.partial)
+
+    def join(self, states: Sequence[State]) -> State:
+        """One state of several at the same place, their samples one after another."""
+        first = states[0]
+        tensors = tuple(
+            first[j] if where is None else torch.cat([state[j] for state in states], dim=where[0])
+            for j, where in enumerate(first.batch_dims)
+        )
+        return State.of(tensors, first.batch_dims, first.partial)
 
     @torch.no_grad()
-    def costs(self, input_size: int | None = None) -> list[ExitCost]:
+    def costs(self, input_size: int | None = None, lazy: bool = False) -> list[ExitCost]:
         """Cumulative cost of every exit for one image, with every earlier head and collaboration link.
 
         Args:
             input_size: side of the square image in pixels; by default the one that the backbone was cut for.
+            lazy: count for an image that stops there only what was needed on the way (see run_block).
 
         Raises:
             ModelError: the backbone does not run on images of that size.
@@ -184,7 +212,7 @@ class AdaptiveNetwork(nn.Module):
             with MacCounter() as counter:
                 state: State = self.start(images)
                 for i, (block, exit_) in enumerate(zip(self.blocks, self.exits, strict=True)):
-                    state = self.run_block(i, state)
+                    state = self.run_block(i, state, lazy)
                     previous = self.run_exit(i, state, previous)
                     parameters += _size(block) + _size(exit_)
                     if isinstance(exit_.link, nn.Module) and not self._collaboration:
@@ -205,15 +233,23 @@ class AdaptiveNetwork(nn.Module):
     def backbone_state_dict(self) -> dict[str, Tensor]:
         """The plain timm model's state_dict: its names, this network's values."""
         own = self.state_dict()
-        return {plain: own[name] for name, plain in self.names.plain.items() if name in own}
+        return {plain: own[names[0]] for plain, names in self.names.own.items()}
 
     def direct_parameters(self, i: int) -> list[nn.Parameter]:
         """Parameters that block i's graph reads by itself from inside its (never called) containers."""
-        return self.blocks[i].direct_parameters()  # type: ignore[operator]
+        block: Any = self.blocks[i]
+        return block.direct_parameters() if isinstance(block, Block) else []
 
     def block_parameters(self, i: int) -> Iterator[nn.Parameter]:
         """Parameters of block i (from 0), without its exit."""
         return self.blocks[i].parameters()
+
+    def classifiers(self) -> list[nn.Module]:
+        """Of every exit the last linear layer (or what timm names as classifier) and the link."""
+        found: list[nn.Module] = []
+        for exit_ in self.exits:
+            found += exit_.classifiers()  # type: ignore[operator]
+        return found
 
     def no_weight_decay(self) -> set[str]:
         """Names, in this network, of the parameters that timm says should not decay."""
@@ -224,6 +260,13 @@ def _scope(equilibrium: bool | str) -> Equilibrium:
     if equilibrium not in (True, False, "crossing", "tap"):
         raise ModelError(f"equilibrium = {equilibrium!r}: use True, 'crossing', 'tap' or False")
     return "crossing" if equilibrium is True else equilibrium  # type: ignore[return-value]
+
+
+def _index_select(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """Select, and keep channels-last memory, which torch's own index_select gives up."""
+    if tensor.dim() == 4 and dim == 0 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+    return tensor.index_select(dim, indices)
 
 
 def _size(module: nn.Module) -> int:

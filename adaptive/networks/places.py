@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from adaptive.networks.trace import FORWARD_FEATURES, Recording, Span, refs
 
 MOST_CROSSING = 3  # tensors; more would be the inside of a densely connected block
 DEPTH_PENALTY = 0.02  # of the total compute, per level of nesting: prefer a stage's end to the middle of a unit
-CROSSING_PENALTY = 0.15  # per further tensor that crosses: only where there is nothing with one
+CROSSING_PENALTY = 0.15  # per further tensor of the feature's size that crosses: only where there is nothing with one
+NOTHING_SAVED = 0.99  # of the total compute: an exit from there on spares none of it
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Place:
         position: number of recorded operations up to its end.
         crossing: number of input-dependent tensors that are needed later.
         parents: the modules around it.
+        in_place: whether its output is changed in place later on.
+        company: size of the further crossing tensors, each as a share of the feature's and at most 1. A shortcut
+            counts in full, a rotary embedding that all blocks read hardly.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Place:
     crossing: int
     parents: tuple[str, ...]
     in_place: bool = False
+    company: float = 0.0
 
     @property
     def shape_with_batch(self) -> tuple[int, ...]:
@@ -110,7 +116,15 @@ class Survey:
             return None
         share = span.macs / max(self.recording.macs, 1)
         in_place = output.index in self.recording.changed
-        return Place(span.name, share, shape[1:], span.end, len(crossing), span.parents, in_place)
+        company = self._company(span, [index for index in crossing if index != output.index])
+        return Place(span.name, share, shape[1:], span.end, len(crossing), span.parents, in_place, company)
+
+    def _company(self, span: Span, others: list[int]) -> float:
+        """Size of tensors that cross beside a module's output, each as a share of what its unit gives, at most 1."""
+        around = [self.recording.span(name) for name in span.parents if name]  # not the model, which gives logits
+        units = [span.tensor(), *(unit.tensor() for unit in around if unit)]
+        size = min(math.prod(self.recording.shapes[unit.index]) for unit in units if unit)
+        return sum(min(1.0, math.prod(self.recording.shapes[index]) / max(size, 1)) for index in others)
 
     def places(self, without: Collection[str] = ()) -> list[Place]:
         """One place for each distinct amount of compute, in order: the fewest crossing tensors, then the outermost.
@@ -120,7 +134,9 @@ class Survey:
         """
         best: dict[float, Place] = {}
         for place in sorted(self.suitable.values(), key=lambda p: (p.position, -depth(p))):
-            if place.in_place or place.share <= 0 or not {*place.parents, place.name}.isdisjoint(without):
+            if place.in_place or not 0 < place.share < NOTHING_SAVED:
+                continue
+            if not {*place.parents, place.name}.isdisjoint(without):
                 continue
             module = self.model.get_submodule(place.name)
             # Beside an operation inside a residual unit the shortcut crosses too: only a cell's end may have company.
@@ -197,4 +213,4 @@ def spread(places: list[Place], exits: int) -> list[Place]:
 
 
 def _cost(place: Place, share: float) -> float:
-    return abs(place.share - share) + DEPTH_PENALTY * depth(place) + CROSSING_PENALTY * (place.crossing - 1)
+    return abs(place.share - share) + DEPTH_PENALTY * depth(place) + CROSSING_PENALTY * place.company

@@ -18,9 +18,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adaptive.reporting.redaction import without_secrets
 
 if TYPE_CHECKING:
     from adaptive.config import TrackingConfig
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 ENDED = "the client has ended, see client.log in the run's wandb folder"
 CLIENT = Path(__file__).with_name("wandb_client.py")
+HASTE = 15.0  # seconds for the end of a run that was asked to stop; Slurm kills 30 s after its SIGTERM
 
 
 class Dashboard:
@@ -42,29 +45,46 @@ class Dashboard:
     def image(self, key: str, path: str | Path) -> None:
         """Show a picture file under ``key``."""
 
-    def finish(self, exit_code: int = 0) -> None:
-        """End the run on the dashboard, 0 as finished and anything else as failed; may be called twice."""
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Show a table under ``key``; a cell ``{"image": path}`` is a picture, others are plain values or None."""
+
+    def lines(self, key: str, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_name: str) -> None:
+        """Show named lines of points (x, y) as one chart under ``key``."""
+
+    def checkpoint(self, path: str | Path, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
+        """Show a checkpoint's folder as a version of the run's model, by reference; nothing of it is uploaded."""
+
+    def alert(self, title: str, text: str, error: bool = True) -> None:
+        """Send the user a message by the dashboard's own ways (mail, Slack)."""
+
+    def finish(self, exit_code: int = 0, preempted: bool = False) -> None:
+        """End the run on the dashboard, 0 as finished and anything else as failed, or as ``preempted``: it goes on
+        later. May be called twice.
+        """
 
 
 def open_dashboard(
-    tracking: TrackingConfig, run_folder: Path, config: Mapping[str, Any], notes: Mapping[str, Any]
+    tracking: TrackingConfig, run_folder: Path, config: Mapping[str, Any], notes: Mapping[str, Any] | None
 ) -> Dashboard:
     """Open the run's dashboard, or continue it; call on rank 0 alone.
 
     The run's W&B id lies in ``run_folder/wandb/run_id`` before anything is sent, so that a requeued job continues the
-    same W&B run. Never raises for W&B's sake: whatever goes wrong becomes one logged warning and a dashboard that
-    shows nothing. Waits at most ``tracking.init_timeout`` seconds, here and in every later call.
+    same W&B run. Passwords and signatures in URLs are struck out. Never raises for W&B's sake: whatever goes wrong
+    becomes one logged warning and a dashboard that shows nothing. Waits at most ``tracking.init_timeout`` seconds, here
+    and in every later call.
 
     Args:
         tracking: mode, project, names and the time limit.
         run_folder: the run's folder; the client's files go to its ``wandb`` folder.
         config: the resolved configuration, shown as the run's.
-        notes: what else describes the run (versions, parameters, MACs), shown under ``notes`` in its configuration.
+        notes: what else describes the run (versions, parameters, MACs), shown under ``notes`` in its configuration;
+            None leaves those of a run that is continued as they are.
     """
     if tracking.wandb == "disabled":
         return Dashboard()
-    dashboard = _ClientDashboard(tracking.init_timeout)
-    dashboard.start(tracking, Path(run_folder), {**config, "notes": dict(notes)})
+    dashboard = _ClientDashboard(tracking)
+    shown = dict(config) if notes is None else {**config, "notes": dict(notes)}
+    dashboard.start(Path(run_folder), without_secrets(shown))
     return dashboard
 
 
@@ -75,16 +95,17 @@ class _ClientError(Exception):
 class _ClientDashboard(Dashboard):
     """A dashboard fed through the client's process; after the first trouble it shows nothing more."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, tracking: TrackingConfig) -> None:
+        self._tracking, self._limit = tracking, tracking.init_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._received = b""
         self._folder = ""
         self._offline = False
 
-    def start(self, tracking: TrackingConfig, run_folder: Path, config: Mapping[str, Any]) -> None:
+    def start(self, run_folder: Path, config: Mapping[str, Any]) -> None:
         """Start the client and wait until it has opened the run."""
+        tracking = self._tracking
         self._offline = tracking.wandb == "offline"
         with self._watched("start"):
             folder = run_folder.resolve()
@@ -110,11 +131,40 @@ class _ClientDashboard(Dashboard):
                 self._check()
                 self._send("image", {"key": key, "path": str(Path(path).resolve())})
 
-    def finish(self, exit_code: int = 0) -> None:
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        if self._link is not None:
+            with self._watched("log"):
+                self._check()
+                self._send(
+                    "table", {"key": key, "columns": columns, "rows": [[_cell(cell) for cell in row] for row in rows]}
+                )
+
+    def lines(self, key: str, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_name: str) -> None:
+        if self._link is not None:
+            with self._watched("log"):
+                self._check()
+                self._send("lines", {"key": key, "lines": dict(lines), "title": title, "x_name": x_name})
+
+    def checkpoint(self, path: str | Path, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
+        if self._link is not None and self._tracking.checkpoints:
+            with self._watched("log"):
+                self._check()
+                where = Path(path).resolve()
+                self._send("checkpoint", {"path": str(where), "aliases": list(aliases), "about": dict(about)})
+
+    def alert(self, title: str, text: str, error: bool = True) -> None:
+        if self._link is not None and self._tracking.alerts:
+            with self._watched("alert"):
+                self._send("alert", {"title": title, "text": text, "level": "ERROR" if error else "WARN"})
+
+    def finish(self, exit_code: int = 0, preempted: bool = False) -> None:
         if self._link is None:
             return
+        if preempted:
+            self._limit = min(self._limit, HASTE)
+            self._link.settimeout(self._limit)
         with self._watched("finish"):
-            self._send("finish", exit_code)
+            self._send("finish", {"exit_code": exit_code, "preempted": preempted})
             self._wait_for("finished")
             if self._offline:
                 LOGGER.warning("W&B was offline; to upload this run: %s", self._sync_command())
@@ -177,9 +227,10 @@ class _ClientDashboard(Dashboard):
         return content
 
     def _sync_command(self) -> str:
-        # All starts of a requeued run are one W&B run: the pattern takes them together, in order.
-        folder = Path(self._folder)
-        return f"wandb sync {shlex.quote(str(folder.parent))}/*run-*-{folder.name.rpartition('-')[2]}"
+        folder = Path(self._folder)  # RUN/wandb/run-..., of this start
+        if self._offline:
+            return f"adaptive dashboard --sync {shlex.quote(str(folder.parent.parent))}"
+        return f"wandb sync --include-online {shlex.quote(str(folder))}"
 
     def _stop(self, grace: float = 0.5) -> None:
         """End the client's process, whatever state it is in, after ``grace`` seconds to leave by itself."""
@@ -204,19 +255,29 @@ def _init_command(tracking: TrackingConfig, folder: Path, config: Mapping[str, A
         "entity": tracking.entity,
         "name": tracking.name or folder.name,
         "group": tracking.group,
+        "job_type": tracking.job_type,
         "tags": tracking.tags,
         "config": dict(config),
     }
-    return {"run": run, "limit": limit, "program": sys.argv[0], "pid": os.getpid()}
+    return {"run": run, "limit": limit, "program": sys.argv[0], "pid": os.getpid(), "alerts": tracking.alerts}
 
 
 def _run_id(path: Path) -> str:
-    """Return the run's stored W&B id, or store a new one: a requeued job must find it, however early it was killed."""
+    """Return the run's stored W&B id, or store a new one: a requeued job must find it, however early it was killed.
+
+    An agent of a W&B sweep has chosen one already.
+    """
     if not path.exists():
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
+        chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        temporary.write_text((chosen or secrets.token_hex(4)) + "\n", encoding="utf-8")
         temporary.replace(path)
     return path.read_text(encoding="utf-8").strip()
+
+
+def _cell(value: Any) -> Any:
+    """Make a picture's path independent of the client's working folder."""
+    return {"image": str(Path(value["image"]).resolve())} if isinstance(value, dict) else value
 
 
 def _scalar(value: Any) -> Any:

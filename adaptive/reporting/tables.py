@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+WIDEST = 1000  # columns of a table that is not for a terminal
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -14,7 +16,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "module": ("after", str),
     "macs": ("MACs", lambda value: human(value)),
     "share": ("share", lambda value: f"{100 * value:.1f} %"),
+    "ms": ("ms", lambda value: f"{value:.3g}"),
     "parameters": ("parameters", lambda value: human(value)),
+    "block_parameters": ("of the block", lambda value: human(value)),
+    "exit_parameters": ("of the exit", lambda value: human(value)),
     "top1": ("top-1 %", lambda value: f"{value:.2f}"),
     "top5": ("top-5 %", lambda value: f"{value:.2f}"),
     "loss": ("loss", lambda value: f"{value:.3f}"),
@@ -37,7 +42,8 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
 
     Args:
         rows: per exit ``exit`` (number), ``module`` (the module it follows), ``macs`` (cumulative multiply-adds of one
-            image), ``share`` (of the full cost, 0 to 1), ``parameters``, ``top1`` and ``top5`` (percent), ``loss``.
+            image), ``share`` (of the full cost, 0 to 1), ``ms`` (per image), ``parameters`` (cumulative),
+            ``block_parameters``, ``exit_parameters``, ``top1`` and ``top5`` (percent), ``loss``.
             Columns that no row has are left out; single missing or None values stay blank.
         title: printed above.
     """
@@ -45,7 +51,19 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     table = Table(title=title, title_justify="left")
     for name in names:
-        table.add_column(COLUMNS[name][0], justify="left" if name == "module" else "right", no_wrap=name != "module")
+        if name == "module":  # in a narrow terminal it folds, and does not vanish
+            table.add_column(COLUMNS[name][0], min_width=6, overflow="fold")
+        else:
+            table.add_column(COLUMNS[name][0], justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*("" if row.get(name) is None else COLUMNS[name][1](row[name]) for name in names))
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print ``table`` to standard output; into a pipe or a job's log as wide as it is, so that no column is cut."""
+    console = Console()
+    if not console.is_terminal:
+        options = console.options.update(max_width=WIDEST)
+        console = Console(width=max(console.width, console.measure(table, options=options).maximum))
+    console.print(table)

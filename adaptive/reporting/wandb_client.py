@@ -1,7 +1,8 @@
 """The W&B client's own process: reads commands from its standard input (a socket), answers on it.
 
 ``dashboard.py`` starts this file as a script, so it imports nothing of Adaptive (and no torch). One JSON object per
-line, commands ``init``, ``log``, ``summary``, ``image``, ``finish``; answers ``ready``, ``finished``, ``error``.
+line, commands ``init``, ``log``, ``summary``, ``image``, ``table``, ``lines``, ``checkpoint``, ``alert``, ``finish``;
+answers ``ready``, ``finished``, ``error``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,31 @@ if TYPE_CHECKING:
 OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+class History:
+    """The run's rows. W&B's own counter follows the records' step; it refuses what comes at a step that is closed.
+
+    Records of one step share a row. A server that continues a run begins after its last row: what a stopped run still
+    owes to that very step, its validation say, gets the next number. The axis is `step`, which stays as it is.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.last, self.open_from = run, 0, run.starting_step
+
+    def record(self, content: dict[str, Any]) -> None:
+        """Write a record at its own step."""
+        self.last = max(content["step"], self.open_from)
+        late = self.last > content["step"]
+        self.run.log(content, step=self.last, commit=late)
+        if late:
+            self.open_from = self.last + 1
+
+    def between(self, content: dict[str, Any]) -> None:
+        """Write what has no step, such as a picture, after all that came before."""
+        self.last = max(self.last, self.open_from)
+        self.run.log(content, step=self.last, commit=True)
+        self.open_from = self.last + 1
+
+
 def serve(commands: TextIO, answers: TextIO) -> None:
     """Carry out commands until ``finish`` or the end of the trainer, which counts as a failed run."""
 
@@ -28,25 +54,31 @@ def serve(commands: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     run: Run | None = None
-    limit = 60.0
+    history: History | None = None
+    limit, alerts = 60.0, False
     try:
         for line in commands:
             [(command, content)] = json.loads(line).items()
             if command == "init":
-                limit = content["limit"]
+                limit, alerts = content["limit"], content["alerts"]
                 run = _init(content)
+                history = History(run)
                 answer("ready", str(Path(run.dir).parent))
             elif run is not None and command == "finish":
-                run.finish(exit_code=content)
+                if content["preempted"]:
+                    run.mark_preempting()
+                run.finish(exit_code=content["exit_code"])
                 answer("finished", content)
                 return
-            elif run is not None:
-                _pass_on(run, command, content)
+            elif history is not None:
+                _pass_on(history, command, content)
     except Exception as error:
         answer("error", f"{type(error).__name__}: {error}")
         return
     if run is not None:
         signal.setitimer(signal.ITIMER_REAL, limit)
+        if alerts:
+            run.alert("the run ended without a word", "It was killed, or ended because it hung; its log says more.")
         run.finish(exit_code=1)
 
 
@@ -62,26 +94,65 @@ def _init(content: dict[str, Any]) -> Run:
             console="off",
             program=content["program"],
             x_stats_pid=content["pid"],
+            x_transaction_log_flush_interval=1.0,  # its 15 s of records are lost where a whole job is killed at once
         ),
     )
-    # W&B's own counter rises with every call and knows no resuming; the records' step is the axis.
+    # The records' step is the axis, also of what is logged between two of them.
     run.define_metric("step")
-    for group in ("train/*", "val/*", "val_ema/*", "epoch", "samples"):
+    for group in ("train/*", "val/*", "val_ema/*", "checkpoint/*", "system/*", "epoch", "samples"):
         run.define_metric(group, step_metric="step")
     return run
 
 
-def _pass_on(run: Run, command: str, content: Any) -> None:
+def _pass_on(history: History, command: str, content: Any) -> None:
     import wandb
 
+    run = history.run
     if command == "log":
-        run.log(content)
+        history.record(content)
     elif command == "summary":
         run.summary.update(content)
     elif command == "image":
-        run.log({content["key"]: wandb.Image(content["path"])})
+        history.between({content["key"]: wandb.Image(content["path"])})
+    elif command == "table":
+        rows = [[_cell(cell) for cell in row] for row in content["rows"]]
+        history.between({content["key"]: wandb.Table(columns=content["columns"], data=rows)})
+    elif command == "lines":
+        columns = [list(zip(*points, strict=True)) for points in content["lines"].values()]
+        chart = wandb.plot.line_series(
+            xs=[list(x) for x, _ in columns],
+            ys=[list(y) for _, y in columns],
+            keys=list(content["lines"]),
+            title=content["title"],
+            xname=content["x_name"],
+        )
+        history.between({content["key"]: chart})
+    elif command == "checkpoint":
+        _refer_to(run, Path(content["path"]), content["about"], content["aliases"])
+    elif command == "alert":
+        run.alert(content["title"], content["text"], level=content["level"])
     else:
         raise ValueError(f"unknown command {command!r}")
+
+
+def _refer_to(run: Run, path: Path, about: dict[str, Any], aliases: list[str]) -> None:
+    import wandb
+
+    model = wandb.Artifact(f"{run.id}-checkpoint", type="model", metadata={**about, "path": str(path)})
+    try:
+        # Without W&B's own checksum, for which it would read all of it; its manifest.json has better ones.
+        model.add_reference(f"file://{path}", name=path.name, checksum=False)
+    except (OSError, ValueError):
+        if path.is_dir():
+            raise
+        return  # it had to make room for later ones meanwhile
+    run.log_artifact(model, aliases=aliases)
+
+
+def _cell(value: Any) -> Any:
+    import wandb
+
+    return wandb.Image(value["image"]) if isinstance(value, dict) else value
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from adaptive.config import Config
+from adaptive.config_loading import merge
 from adaptive.errors import ConfigError, MachineError
+from adaptive.inference.precision import PRECISION_DTYPES
 from adaptive.networks.block import Block
 from adaptive.training.batch import BatchSizes
+from adaptive.training.operators import free_operators
 
 # Loss scale of fp16: start, growth after this many good steps, lowest value.
 FP16_SCALE: dict[str, Any] = {"init_scale": 2.0**15, "scale_window": 1000, "min_scale": 1.0}
-PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
@@ -46,14 +49,42 @@ def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
 
 
 def init_distributed(timeout_seconds: float = 1800.0) -> None:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...)."""
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
+
+    A single rank may leave MASTER_PORT = 0 to the system, which names one that is free.
+    """
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     if dist.is_initialized():
         return
+    free_operators()
+    if os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] == "0":
+        _listen_alone(timedelta(seconds=timeout_seconds))
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
+    barrier()
+    _forget_shared_memory()
+
+
+def _listen_alone(timeout: timedelta) -> None:
+    """Form the group of one rank at a port that the system chooses: a port found free before may be taken by now."""
+    from deepspeed.accelerator import get_accelerator
+
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, 1, is_master=True, timeout=timeout)
+    os.environ["MASTER_PORT"] = str(store.port)
+    backend = get_accelerator().communication_backend_name()
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _forget_shared_memory() -> None:
+    """Take the name off the buffer (66 MiB) by which DeepSpeed's CPU ranks of one machine exchange data.
+
+    All ranks have mapped it by now. DeepSpeed itself never removes it: every run would leave its own in memory until
+    the machine is started anew.
+    """
+    place = f"{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{dist.get_rank()}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
 
 
 def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
@@ -74,12 +105,17 @@ def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
         name = str(PRECISION_DTYPES[train.precision]).removeprefix("torch.")
         # No "safe modules": their gradients would be reduced over the ranks in the low precision.
         generated["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
-    return _merge(generated, config.deepspeed)
+    return merge(generated, config.deepspeed)
 
 
 def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
     """Let DeepSpeed itself judge the merged ZeRO settings (raises ConfigError)."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of a machine without a GPU, which is no concern where a job is only planned
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    finally:
+        logging.disable(before)
 
     try:
         DeepSpeedZeroConfig(**deepspeed_config(config, batch)["zero_optimization"])
@@ -89,14 +125,6 @@ def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
         raise ConfigError(
             f"deepspeed.zero_optimization.{key} = {first['input']!r} is not allowed: {first['msg'].lower()}"
         ) from None
-
-
-def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in extra.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
 
 
 class Engine:
@@ -128,6 +156,31 @@ class Engine:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Run the network on (N, 3, H, W) and return the logits of every exit."""
         return self._engine(images)
+
+    def unhooked(self, images: Tensor) -> list[Tensor]:
+        """Run the network as ``__call__`` does, without DeepSpeed's hooks on the logits.
+
+        ``torch.autograd.grad`` may then go through them any number of times; ``backward`` takes a ``surrogate`` only.
+        Not for ZeRO 3, which partitions parameters again after their first use in a backward pass.
+        """
+        from deepspeed.runtime.torch_autocast import autocast_if_enabled
+
+        with autocast_if_enabled(self._engine):
+            return self.network(images)
+
+    def surrogate(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Tensor:
+        """Return a scalar 0 that brings ``parameters`` these gradients when ``backward`` is called with it.
+
+        They pass through everything that DeepSpeed does to gradients: reduction, partitioning, accumulation, scaling.
+        """
+        from deepspeed.runtime.utils import register_output_backward_hooks
+
+        if self.stage > 0:
+            self.optimizer.clear_backward_seen_flag()  # as the engine does before every forward pass
+        scalar = _Deliver.apply(list(gradients), *parameters)
+        # DeepSpeed prepares itself for a backward pass when the first gradient reaches the network's outputs.
+        register_output_backward_hooks(scalar, preprocess_once_fn=self._engine._backward_prologue)
+        return scalar
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate one micro batch; gradients are averaged over micro batches and ranks."""
@@ -261,6 +314,19 @@ class Engine:
         return not gradients or math.isfinite(torch.nn.utils.get_total_norm(gradients).item())
 
 
+class _Deliver(torch.autograd.Function):
+    """A zero whose gradient with respect to each parameter is a tensor given beforehand."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return parameters[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *torch._foreach_mul(ctx.gradients, scale[0]))
+
+
 def all_reduce(values: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place; without a process group it is returned as it is."""
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -278,9 +344,3 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context that the engine's forward pass uses, for networks outside of it."""
-    dtype = PRECISION_DTYPES.get(precision, torch.bfloat16)
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
@@ -11,18 +12,27 @@ from torch import Tensor
 from adaptive.config import Config
 from adaptive.data.transforms import Mixer
 from adaptive.inference.metrics import ExitMeter
+from adaptive.inference.precision import autocast
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.ema import ExponentialAverage
-from adaptive.training.engine import Engine, autocast, deepspeed_config
+from adaptive.training.engine import Engine, all_reduce, deepspeed_config
+from adaptive.training.exit_weights import StepWeights
+from adaptive.training.gradient_surgery import GradientSurgery
 from adaptive.training.objective import ExitObjective
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
-from adaptive.training.phases import PhasePlan, prepare_phase
+from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
 from adaptive.training.snapshot import Learner
 from adaptive.training.task import ClassificationTask
-from adaptive.training.teacher import NetworkTeacher, Teacher, frozen_teacher, last_exit, model_teacher
+from adaptive.training.teacher import NetworkTeacher, Teacher, frozen_teacher, last_exit, model_teacher, next_exit
 
 COLLECTIVE_TIMEOUT = 1800.0
+
+
+def collective_timeout(config: Config) -> float:
+    """Return the seconds after which a collective operation fails: later than the watchdog, which says more."""
+    train = config.train
+    return max(COLLECTIVE_TIMEOUT, 60 + max(train.startup_timeout, train.step_timeout, train.save_timeout))
 
 
 def build_learner(
@@ -32,21 +42,26 @@ def build_learner(
     batch: BatchSizes,
     device: torch.device,
     frozen_weights: dict[str, Tensor] | None = None,
+    reset_seed: int | None = None,
 ) -> tuple[Learner, Teacher | None]:
     """Prepare a network for a phase and put it under the engine; returns it with the phase's teacher.
 
     ``frozen_weights`` are a frozen teacher's, from the checkpoint of a run that is continued inside the phase; without
-    them the network as it is now becomes the frozen teacher.
+    them the network as it is now becomes the frozen teacher. ``reset_seed`` is given where a phase begins: the seed of
+    its fresh classifiers, if it wants some.
     """
     train = config.train
     prepare_phase(network, plan)
     network = arrange(network, config, device)
+    before = copy.deepcopy(network) if plan.reset and plan.gamma else network  # what a frozen teacher is a copy of
+    if plan.reset and reset_seed is not None:
+        reset_classifiers(network, reset_seed)
     average = ExponentialAverage(network, train.ema_decay) if train.ema_decay else None
-    teacher = _build_teacher(config, plan, network, average, device, frozen_weights)
+    teacher = _build_teacher(config, plan, before, average, device, frozen_weights)
     if train.compile:
         network.compile()
     optimizer = build_optimizer(network, config.optimizer, plan.lr)
-    engine = Engine(network, optimizer, deepspeed_config(config, batch), COLLECTIVE_TIMEOUT)
+    engine = Engine(network, optimizer, deepspeed_config(config, batch), collective_timeout(config))
     if train.channels_last and train.zero_stage == 0:
         # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have
         # to stay as they are; there the images' layout alone makes convolutions run channels-last.
@@ -73,8 +88,10 @@ def build_task(
     meter: ExitMeter,
     batch: BatchSizes,
     num_classes: int,
+    weights: StepWeights,
 ) -> ClassificationTask:
-    """Bind the engine's forward pass to the phase's objective and mixing."""
+    """Bind the engine's forward pass to the phase's objective, the exits' weights by step, and mixing."""
+    seed = config.train.seed
     distillation = config.distillation
     objective = ExitObjective(
         len(plan.exit_weights),
@@ -85,7 +102,18 @@ def build_task(
         teach_last=distillation.teacher == "model",
     )
     mixer = Mixer(config.data, num_classes, batch.micro_batch)
-    return ClassificationTask(engine, objective, teacher, mixer, meter, config.train.seed)
+    if not plan.surgery:
+        return ClassificationTask(engine, objective, teacher, mixer, meter, seed, weights)
+    surgery = GradientSurgery(
+        [p for p in engine.network.parameters() if p.requires_grad],
+        engine.surrogate,
+        all_reduce,
+        lambda: engine.loss_scale,
+        accumulation=batch.accumulation,
+        world=batch.world,
+        seed=seed,
+    )
+    return ClassificationTask(engine.unhooked, objective, teacher, mixer, meter, seed, weights, surgery)
 
 
 def warn_about_scale_invariance(config: Config) -> str | None:
@@ -112,8 +140,8 @@ def _build_teacher(
         return None
     context = autocast(config.train.precision, device)
     kind = config.distillation.teacher
-    if kind == "last":
-        return last_exit
+    if kind in ("last", "next"):
+        return last_exit if kind == "last" else next_exit
     if kind == "ema":
         assert average is not None, "the configuration was checked for ema_decay"
         return NetworkTeacher(average.network, context)

@@ -81,10 +81,12 @@ def parameter_groups(network: AdaptiveNetwork, config: OptimizerConfig) -> list[
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     last = max(network.num_layers - 1, 0)
+    never_decays = network.no_weight_decay()
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = config.decay_norm_and_bias or parameter.ndim > 1
+        spared = parameter.ndim <= 1 or name.endswith(".bias") or name in never_decays
+        decays = config.decay_norm_and_bias or not spared
         weight_decay = config.weight_decay if decays else 0.0
         scale = config.layer_decay ** (last - network.layer_ids.get(name, last))
         group = groups.setdefault(

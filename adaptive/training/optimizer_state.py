@@ -13,23 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.errors import CheckpointError
+from adaptive.training.cpu_copy import cpu_copy
 from adaptive.training.engine import Engine
 
 # Settings of a parameter group that come from the configuration or the schedule, not from training.
 GROUP_SETTINGS = frozenset({"params", "names", "lr", "initial_lr", "lr_scale", "weight_decay"})
 
 
-def gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors, scalars): tensors are keyed ``parameter|state``, on the CPU; scalars are JSON-able."""
+def gather(engine: Engine, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors, scalars): tensors are keyed ``parameter|state``, copies on the CPU; scalars are JSON-able.
+
+    With ``keep`` off this rank takes part and copies no tensor.
+    """
     _link_states(engine)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for name, parameter in _learning(engine):
         for key, value in _state_of(engine, parameter).items():
-            if isinstance(value, Tensor) and value.ndim > 0:
-                tensors[f"{name}|{key}"] = _full_state(engine, parameter, key, value).detach().cpu().contiguous()
-            elif isinstance(value, Tensor):
-                tensors[f"{name}|{key}"] = value.detach().cpu().clone()
+            if isinstance(value, Tensor):
+                full = _full_state(engine, parameter, key, value) if value.ndim > 0 else value
+                if keep:
+                    # What was gathered from ranks is a tensor of its own already; all else changes with the next step.
+                    own = full is not value and not full.is_cuda
+                    tensors[f"{name}|{key}"] = full.detach().contiguous() if own else cpu_copy(full)
             elif value is not None:
                 numbers.setdefault(name, {})[key] = value
     groups = [{k: v for k, v in group.items() if _is_progress(k, v)} for group in engine.optimizer.param_groups]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import timm
+from filelock import FileLock, Timeout
 
 from adaptive.config import Config
 from adaptive.config_checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
 from adaptive.config_loading import differences, dump_config, load_config
-from adaptive.data.index import DatasetIndex, check_shards, load_index
+from adaptive.data.cache import check_cache
+from adaptive.data.index import DatasetIndex, check_shards, check_split, load_index
 from adaptive.data.plan import steps_per_epoch
+from adaptive.data.remote import is_remote
 from adaptive.data.transforms import Mixer, train_transform
 from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import write_atomically
@@ -36,22 +42,44 @@ FREE_ON_RESUME = {
     "train.checkpointing",
     "train.channels_last",
     "train.max_skipped",
+    "train.accept_new_data",
+    "train.startup_timeout",
+    "train.step_timeout",
+    "train.save_timeout",
+    "train.peer_timeout",
     "data.path",
     "data.workers",
+    "data.cache",
+    "data.cache_gib",
+    "data.cache_ahead",
+    "data.attempts",
+    "data.timeout",
+    "data.pipe",
+    "data.max_bad",
     "evaluate.batch",
 }
 FREE_SECTIONS = ("tracking.", "checkpoint.", "deepspeed.")
+LOGGER = logging.getLogger(__name__)
 MIB = 2**20
+PATIENCE = 120.0  # seconds; file servers take up to 90 to notice that a machine has gone
 
 
-def check_dataset(config: Config) -> DatasetIndex:
-    """Load the index and check splits, shards and class count (raises DataError or ConfigError)."""
+def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
+    """Load the index and check splits, shards and class count (raises DataError or ConfigError).
+
+    A URL's shards are asked for by rank 0 alone.
+    """
     data = config.data
+    remote = is_remote(data.path)
     try:
-        index = load_index(data.path)
+        index = load_index(data.path, data)
         for key in ("train_split", "val_split"):
-            check_split(index, f"data.{key}", getattr(data, key))
-            check_shards(index, data.path, getattr(data, key))
+            split = getattr(data, key)
+            check_split(index, f"data.{key}", split)
+            if remote:
+                check_cache(index, split, data)
+            if not remote or rank == 0:
+                check_shards(index, data.path, split, settings=data, quiet=rank != 0)
     except DataError as error:
         raise DataError(f"data.path = {data.path!r}: {error}") from None
     steps_per_epoch(index.split(data.train_split).count, config.train.global_batch)
@@ -63,16 +91,6 @@ def check_dataset(config: Config) -> DatasetIndex:
         )
     check_optimizer(config.optimizer, config.train.zero_stage)
     return index
-
-
-def check_split(index: DatasetIndex, key: str, name: str) -> None:
-    """Refuse a split that the dataset lacks; ``key`` is the configuration key or flag that names it (DataError)."""
-    if name not in index.splits:
-        close = difflib.get_close_matches(name, index.splits, n=1)
-        remedy = f"did you mean {close[0]}? " if close else ""
-        raise DataError(
-            f"{key} = {name!r} is no split of the dataset; {remedy}it has {', '.join(sorted(index.splits))}"
-        )
 
 
 def check_run_folder(folder: Path) -> None:
@@ -88,16 +106,54 @@ def check_run_folder(folder: Path) -> None:
         ) from None
 
 
+def occupy(folder: Path, patience: float = PATIENCE) -> FileLock:
+    """Take the run folder for this process until the lock is released or the process ends, however it ends.
+
+    Waits ``patience`` seconds: the lock of a machine that has died stands until the file server gives it up.
+
+    Raises:
+        MachineError: another process trains in it.
+    """
+    owner = folder / ".owner"
+    lock = FileLock(folder / ".lock")
+    who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+    try:
+        try:
+            lock.acquire(timeout=min(3.0, patience))
+        except Timeout:
+            LOGGER.warning("%s is in use by %s; waiting up to %g s for it to end", folder, who, patience)
+            lock.acquire(timeout=patience)
+    except Timeout:
+        raise MachineError(
+            f"train.run_folder = {str(folder)!r} is in use: {who} trains in it; end that run (its ranks outlive a "
+            "killed deepspeed command), or choose another folder"
+        ) from None
+    except NotImplementedError:
+        return lock  # a file system without locks: nothing can be told
+    with suppress(OSError):  # a full disk is told of later
+        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    return lock
+
+
+def checkpoint_bytes(network: AdaptiveNetwork, config: Config) -> int:
+    """Return the bytes of one checkpoint at most: weights, two optimizer states and an average.
+
+    ``checkpoint.keep`` of them stay, the best, and one more while it is written.
+    """
+    return sum(p.numel() for p in network.parameters()) * 4 * (3 + bool(config.train.ema_decay))
+
+
 def check_disk_space(folder: Path, network: AdaptiveNetwork, config: Config) -> None:
-    """Refuse a run whose checkpoints cannot fit: weights, two optimizer states and an average, keep + 2 times."""
-    copies = 3 + bool(config.train.ema_decay)
-    size = sum(p.numel() for p in network.parameters()) * 4 * copies
-    needed = size * (config.checkpoint.keep + 2)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    """Refuse a run whose checkpoints cannot fit; see ``checkpoint_bytes``. The folder need not exist yet."""
+    needed = checkpoint_bytes(network, config) * (config.checkpoint.keep + 2)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    # A run that is continued has checkpoints already, which the coming ones replace.
+    own = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
+    if free + own < needed:
         raise MachineError(
             f"train.run_folder = {str(folder)!r} has {free // MIB} MiB free, the checkpoints of this run need about "
-            f"{needed // MIB} MiB; free space, choose another folder, or lower checkpoint.keep"
+            f"{(needed - own) // MIB} MiB; free space, choose another folder, or lower checkpoint.keep"
         )
 
 
@@ -151,10 +207,11 @@ def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStor
         return None, passed_over
     _check_same_run(config, folder)
     fingerprint = checkpoint.state()["dataset"]
-    if fingerprint != index.fingerprint:
+    if fingerprint != index.fingerprint and not config.train.accept_new_data:
         raise CheckpointError(
             f"data.path = {config.data.path!r} is not the dataset this run began with (fingerprint "
-            f"{index.fingerprint[:12]}, then {fingerprint[:12]}); use that dataset, or another train.run_folder"
+            f"{index.fingerprint[:12]}, then {fingerprint[:12]}); use that dataset, another train.run_folder, or "
+            "train.accept_new_data=true"
         )
     return checkpoint, passed_over
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,22 +29,42 @@ from adaptive.training.callbacks.base import Callback
 from adaptive.training.callbacks.checkpointing import Checkpointing
 from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
 from adaptive.training.callbacks.recording import TrainingRecords
+from adaptive.training.callbacks.sample_log import SampleLog
+from adaptive.training.callbacks.system import SystemRecords
 from adaptive.training.callbacks.validation import Validation
-from adaptive.training.checkpoint import CheckpointStore
+from adaptive.training.causes import explained
+from adaptive.training.checkpoint import Checkpoint, CheckpointStore
 from adaptive.training.engine import init_distributed, resolve_device
-from adaptive.training.learner import COLLECTIVE_TIMEOUT, warn_about_scale_invariance
+from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
+from adaptive.training.machine import Machine
+from adaptive.training.peers import Peers
+from adaptive.training.signals import StopSignals
+from adaptive.training.supervision import Supervisor
 from adaptive.training.trainer import Trainer
+from adaptive.training.watchdog import Watchdog
 
 VERSIONS_OF = ("torch", "deepspeed", "timm", "webdataset", "wandb")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together."""
+    """This process among all that train together.
+
+    Attributes:
+        rank: its number among all.
+        local_rank: its number on this machine.
+        world: how many there are.
+        local_world: how many of them run on this machine.
+        launcher: deepspeed, torchrun, srun, mpirun, alone, or another.
+        device: number of its GPU among those that it sees; by default its local rank.
+    """
 
     rank: int = 0
     local_rank: int = 0
     world: int = 1
+    local_world: int = 1
+    launcher: str = "alone"
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,17 +80,25 @@ class Prepared:
     network: AdaptiveNetwork
 
 
+def supervise(config: Config, ranks: Ranks) -> Supervisor:
+    """Begin to listen for signals and to watch for hangs; call first of all, in the main thread."""
+    train = config.train
+    limits = {"startup": train.startup_timeout, "step": train.step_timeout, "save": train.save_timeout}
+    watchdog = Watchdog(Path(str(train.run_folder)), ranks.rank, limits).start("startup")
+    return Supervisor(StopSignals().listen(), watchdog)
+
+
 def prepare(config: Config, ranks: Ranks) -> Prepared:
     """Check the configuration against machine, dataset and backbone, and build the network on the CPU.
 
     Raises:
         AdaptiveError: one of its kinds, naming key, value and remedy. Nothing has been written but the run folder.
     """
-    device = resolve_device(config.train.device, ranks.local_rank)
+    device = resolve_device(config.train.device, ranks.local_rank if ranks.device is None else ranks.device)
     if config.model.sync_batchnorm and device.type != "cuda":
         raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
     batch = batch_sizes(config.train, ranks.world)
-    index = preflight.check_dataset(config)
+    index = preflight.check_dataset(config, ranks.rank)
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
     network = build_network(config, index)
@@ -106,49 +136,105 @@ def _create(config: Config, num_classes: int) -> AdaptiveNetwork:
     )
 
 
-def train(prepared: Prepared) -> Path:
-    """Join the other ranks, train from wherever the run folder stands, and return that folder."""
+def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapping[str, Any] | None = None) -> Path:
+    """Join the other ranks, train from wherever the run folder stands, and return that folder.
+
+    ``origin`` is what the launcher knows of this start; it is recorded with the environment.
+
+    Raises:
+        StoppedError: a signal asked the run to stop, and it has saved.
+        MachineError: memory ran out, another rank ended, or another process trains in the run folder.
+    """
+    supervisor = supervisor or Supervisor()
+    try:
+        with ExitStack() as held:
+            return _train(prepared, supervisor, held, origin or {})
+    except (RuntimeError, MemoryError) as error:
+        known = explained(error, prepared.config, prepared.batch, prepared.device, supervisor.account)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: Mapping[str, Any]) -> Path:
     config, ranks, folder = prepared.config, prepared.ranks, prepared.folder
-    init_distributed(COLLECTIVE_TIMEOUT)
+    init_distributed(collective_timeout(config))
+    machine = Machine(prepared.device, whole=ranks.local_rank == 0)
+    if ranks.world > 1:
+        supervisor.watch_peers(Peers(ranks.rank, ranks.world, config.train.peer_timeout, machine.sample))
     store = CheckpointStore(folder / "checkpoints")
-    checkpoint, passed_over = _decided_by_first_rank(
-        ranks, lambda: preflight.find_resume_point(config, prepared.index, store)
-    )
+
+    def resume_point() -> tuple[Checkpoint | None, list[str]]:
+        held.callback(preflight.occupy(folder).release)
+        return preflight.find_resume_point(config, prepared.index, store)
+
+    checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
     callbacks: list[Callback] = [
         TrainingRecords(config.tracking.every_steps, config.tracking.gradient_norms),
         Validation(config.evaluate),
         Checkpointing(config.checkpoint),
     ]
+    if config.tracking.system_seconds and ranks.rank == 0:
+        callbacks.append(SystemRecords(config.tracking.system_seconds, machine))
+    if config.tracking.sample_ids:
+        callbacks.append(SampleLog(folder, ranks.rank, ranks.world))
     trainer = Trainer(
-        config, prepared.index, prepared.network, prepared.batch, prepared.device, ranks.rank, store, callbacks
+        config,
+        prepared.index,
+        prepared.network,
+        prepared.batch,
+        prepared.device,
+        ranks.rank,
+        store,
+        callbacks,
+        supervisor,
     )
+    supervisor.bad_samples = lambda: trainer.stream.bad.count + trainer.validation_stream.bad.count
+    supervisor.max_bad = config.data.max_bad
+    supervisor.position = lambda: trainer.progress.step
     if ranks.rank == 0:
         preflight.write_config(config, folder)
         # Observers first: the record cuts back what an interrupted run wrote before anybody publishes.
-        trainer.callbacks = [*_observers(trainer, prepared), *trainer.callbacks]
+        trainer.callbacks = [*_observers(trainer, prepared, origin), *trainer.callbacks]
         for reason in passed_over:
             trainer.message(f"passed over a damaged checkpoint: {reason}")
-        _introduce(trainer, prepared, checkpoint.step if checkpoint else 0)
+        _introduce(trainer, prepared, checkpoint)
     trainer.run(checkpoint)
     return folder
 
 
-def _observers(trainer: Trainer, prepared: Prepared) -> list[Callback]:
-    config, folder = prepared.config, prepared.folder
+def _observers(trainer: Trainer, prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
+    config, folder, index = prepared.config, prepared.folder, prepared.index
     console = Console(trainer.total_steps, enabled=True, epochs=trainer.total_epochs)
-    notes = {
+    environment = {
+        **origin,
         "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
-        "dataset": prepared.index.fingerprint,
+        "cuda": torch.version.cuda if prepared.device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name(prepared.device) if prepared.device.type == "cuda" else "cpu",
         "world": prepared.ranks.world,
+        "ranks_here": prepared.ranks.local_world,
+    }
+    with suppress(OSError), (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(environment) + "\n")
+    notes = {
+        **environment,
+        "dataset": {
+            "fingerprint": index.fingerprint,
+            "path": config.data.path,
+            "images": {name: split.count for name, split in index.splits.items()},
+            "classes": len(index.classes),
+        },
         "exits": prepared.network.exit_names,
         "macs": [cost.macs for cost in trainer.costs],
     }
     dashboard = open_dashboard(config.tracking, folder, config.model_dump(), notes)
     # The record comes first: it is the log, the others are windows on it.
-    return [RecordObserver(Record(folder / "metrics.jsonl")), ConsoleObserver(console), DashboardObserver(dashboard)]
+    record = RecordObserver(Record(folder / "metrics.jsonl"))
+    return [record, ConsoleObserver(console), DashboardObserver(dashboard, record)]
 
 
-def _introduce(trainer: Trainer, prepared: Prepared, start: int) -> None:
+def _introduce(trainer: Trainer, prepared: Prepared, checkpoint: Checkpoint | None) -> None:
+    start = checkpoint.step if checkpoint else 0
     config, batch = prepared.config, prepared.batch
     names = [*prepared.network.exit_names, "the backbone's end"]
     exits = ", ".join(f"{name} ({cost.macs / 1e6:,.1f} M)" for name, cost in zip(names, trainer.costs, strict=True))
@@ -158,7 +244,7 @@ def _introduce(trainer: Trainer, prepared: Prepared, start: int) -> None:
         f"accumulated = {batch.global_batch} per step, {trainer.total_steps} steps, "
         f"{config.train.precision}, ZeRO {config.train.zero_stage}"
     )
-    if start >= trainer.total_steps:
+    if checkpoint and start >= trainer.total_steps and checkpoint.state().get("closed", True):
         trainer.message(f"{prepared.folder} is finished: all {start} steps are done")
     elif start:
         trainer.message(f"continuing {prepared.folder} from step {start}")

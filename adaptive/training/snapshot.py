@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training import optimizer_state
+from adaptive.training.cpu_copy import cpu_copy
 from adaptive.training.ema import ExponentialAverage
 from adaptive.training.engine import Engine, all_reduce
 
@@ -47,37 +49,65 @@ def averaged_statistics(network: nn.Module) -> dict[str, Tensor]:
     return averaged
 
 
-def whole_weights(engine: Engine, network: AdaptiveNetwork) -> dict[str, Tensor]:
-    """Return the network's whole state on the CPU, running statistics averaged over ranks (collective)."""
+@contextmanager
+def with_averaged_statistics(network: nn.Module) -> Iterator[None]:
+    """Measure with BatchNorm statistics averaged over the ranks, then go on with each rank's own (collective)."""
+    buffers = running_statistics(network)
+    own = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        for name, value in averaged_statistics(network).items():
+            buffers[name].copy_(value)
+        yield
+    finally:
+        for name, value in own.items():
+            buffers[name].copy_(value)
+
+
+def whole_weights(engine: Engine, network: AdaptiveNetwork, keep: bool = True) -> dict[str, Tensor]:
+    """Return a copy of the network's whole state on the CPU, running statistics averaged over ranks (collective).
+
+    With ``keep`` off this rank takes part and copies nothing.
+    """
     weights: dict[str, Tensor] = {}
     for part, prefix in _parts(network):
         with engine.gathered(list(part.parameters())):
-            for name, tensor in part.state_dict(prefix=prefix).items():
-                weights[name] = tensor.detach().cpu().clone()
-    for name, tensor in averaged_statistics(network).items():
-        weights[name] = tensor.cpu()
-    return weights
+            weights |= _copies(part, prefix) if keep else {}
+    return weights | _averaged_copies(network, keep)
 
 
-def average_weights(average: ExponentialAverage) -> dict[str, Tensor]:
-    """Return the moving average's state on the CPU, running statistics averaged over ranks (collective)."""
-    state = {name: tensor.detach().cpu() for name, tensor in average.network.state_dict().items()}
-    return state | {name: t.cpu() for name, t in averaged_statistics(average.network).items()}
+def average_weights(average: ExponentialAverage, keep: bool = True) -> dict[str, Tensor]:
+    """Return a copy of the moving average's state on the CPU, statistics averaged over ranks (collective)."""
+    return (_copies(average.network) if keep else {}) | _averaged_copies(average.network, keep)
 
 
-def capture(learner: Learner) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Gather everything that a resumed run needs (collective): tensors by file, and plain values."""
+def _copies(part: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Copy all but the running statistics, whose average over the ranks is taken instead."""
+    state = part.state_dict(prefix=prefix).items()
+    return {name: cpu_copy(tensor) for name, tensor in state if name.rpartition(".")[2] not in RUNNING}
+
+
+def _averaged_copies(network: nn.Module, keep: bool) -> dict[str, Tensor]:
+    averaged = averaged_statistics(network)
+    return {name: cpu_copy(tensor) for name, tensor in averaged.items()} if keep else {}
+
+
+def capture(learner: Learner, keep: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Gather everything that a resumed run needs (collective): tensors by file, and plain values.
+
+    The tensors are copies on the CPU: training may go on. With ``keep`` off this rank takes part and copies nothing, so
+    that only the rank that writes spends the memory.
+    """
     engine = learner.engine
-    optimizer, scalars = optimizer_state.gather(engine)
-    tensors = {"weights": whole_weights(engine, learner.network), "optimizer": optimizer}
+    optimizer, scalars = optimizer_state.gather(engine, keep)
+    tensors = {"weights": whole_weights(engine, learner.network, keep), "optimizer": optimizer}
     statistics = _from_all_ranks(running_statistics(learner.network).values(), "network")
     state: dict[str, Any] = {"optimizer": scalars, "loss_scale": engine.loss_scale_state()}
     if learner.average is not None:
-        tensors["ema"] = average_weights(learner.average)
+        tensors["ema"] = average_weights(learner.average, keep)
         statistics |= _from_all_ranks(running_statistics(learner.average.network).values(), "ema")
         state["ema_updates"] = learner.average.updates
-    if learner.frozen is not None:
-        tensors["teacher"] = {k: t.detach().cpu() for k, t in learner.frozen.state_dict().items()}
+    if learner.frozen is not None and keep:
+        tensors["teacher"] = {name: cpu_copy(tensor) for name, tensor in learner.frozen.state_dict().items()}
     if statistics:
         tensors["statistics"] = statistics
     return tensors, state

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from adaptive.data.transforms import Mixer
 from adaptive.inference.metrics import ExitMeter, exit_records
+from adaptive.training.exit_weights import StepWeights
+from adaptive.training.gradient_surgery import GradientSurgery
 from adaptive.training.objective import ExitObjective
 from adaptive.training.teacher import Teacher
 
 
 class ClassificationTask:
-    """Turns a micro batch into one loss, and counts what the run reports."""
+    """Turns a micro batch into one loss, and counts what the run reports.
+
+    With ``surgery`` the loss is a stand-in whose backward pass brings the changed gradients.
+    """
 
     def __init__(
         self,
@@ -25,6 +30,8 @@ class ClassificationTask:
         mixer: Mixer,
         meter: ExitMeter,
         seed: int,
+        weights: StepWeights,
+        surgery: GradientSurgery | None = None,
     ):
         self.forward = forward
         self.objective = objective
@@ -32,10 +39,12 @@ class ClassificationTask:
         self.mixer = mixer
         self.meter = meter
         self.seed = seed
+        self.weights = weights
+        self.surgery = surgery
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=meter.sums.device)
 
     def loss(self, images: Tensor, labels: Tensor, place: Sequence[int]) -> Tensor:
-        """Return the scalar loss of images (N, 3, H, W) and labels (N,).
+        """Return the scalar to minimise of images (N, 3, H, W) and labels (N,).
 
         ``place`` is (step, rank, micro batch): all randomness of the step (mixing, dropout, stochastic depth) is a
         function of the seed and of it, so a resumed run draws what the undisturbed one drew.
@@ -45,10 +54,15 @@ class ClassificationTask:
         images, targets = self.mixer(images, labels, seeds)
         logits = self.forward(images)
         teacher = self.teacher(images, logits) if self.teacher is not None else None
-        losses = self.objective(logits, targets, teacher)
+        step, _, micro = place
+        weights = self.weights(step)
+        losses = self.objective(logits, targets, teacher, weights)
         self.meter.add(logits, targets, losses.cross_entropy, losses.divergence)
         self.loss_sum += losses.total.detach() * len(images)
-        return losses.total
+        if self.surgery is None:
+            return losses.total
+        counting = [loss if weight else None for loss, weight in zip(losses.weighted, weights, strict=True)]
+        return self.surgery(counting, step, micro)
 
     def report(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return what was counted since the last reset as record keys, summed over ranks (collective).

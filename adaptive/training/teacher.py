@@ -1,4 +1,4 @@
-"""Who teaches the exits: the last exit in training, a frozen copy, the moving average, or another model."""
+"""Who teaches the exits: the last or the next exit in training, a frozen copy, the moving average, another model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from adaptive.config import DistillationConfig
 from adaptive.errors import ConfigError
 
-Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor]
+# (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
+Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor | None]]
 
 
 def last_exit(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
     """Let the last exit teach, without gradient."""
     return logits[-1].detach()
+
+
+def next_exit(images: Tensor, logits: Sequence[Tensor]) -> list[Tensor | None]:
+    """Let every exit be taught by its successor, without gradient; the last one has none."""
+    return [*(successor.detach() for successor in logits[1:]), None]
 
 
 class NetworkTeacher:

@@ -10,24 +10,28 @@ from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptive.config import Config
 from adaptive.data.index import DatasetIndex
 from adaptive.data.stream import Batch, EvaluationStream, TrainStream
-from adaptive.errors import TrainingError
+from adaptive.errors import StoppedError, TrainingError
 from adaptive.inference.measure import Measurement, measure_exits
 from adaptive.inference.metrics import ExitMeter
+from adaptive.inference.precision import autocast
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.callbacks.base import Callback
 from adaptive.training.checkpoint import Checkpoint, CheckpointStore
-from adaptive.training.engine import Engine, all_reduce, autocast, barrier
+from adaptive.training.engine import Engine, all_reduce
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.optimizer import build_scheduler
 from adaptive.training.phases import PhasePlan, plan_phase, set_modes
 from adaptive.training.progress import Progress
-from adaptive.training.snapshot import Learner, averaged_statistics, capture, restore, running_statistics, whole_weights
+from adaptive.training.saving import Saver
+from adaptive.training.snapshot import Learner, capture, restore, whole_weights, with_averaged_statistics
+from adaptive.training.spikes import SpikeGuard
+from adaptive.training.supervision import StopAskedError, Supervisor
 from adaptive.training.task import ClassificationTask
 
 
@@ -40,6 +44,7 @@ class ActivePhase:
     scheduler: Scheduler
     task: ClassificationTask
     last_step: int
+    spikes: SpikeGuard | None = None
 
     @property
     def engine(self) -> Engine:
@@ -74,14 +79,18 @@ class Trainer:
         rank: int,
         store: CheckpointStore,
         callbacks: Sequence[Callback],
+        supervisor: Supervisor | None = None,
     ):
         self.config, self.index, self.template, self.batch = config, index, network, batch
         self.device, self.rank, self.store, self.callbacks = device, rank, store, list(callbacks)
+        self.supervisor = supervisor or Supervisor()
         self.exits = len(network.exits)
         self.costs = network.costs()
         self.plans = [plan_phase(config, phase, self.exits) for phase in config.resolved_phases()]
+        self.saver = Saver(store, config.checkpoint, self._warn_about_saving)
         self.progress = Progress()
         self.resumed = False
+        self.unclosed = False  # whether the end of the epoch that the last step ended is still to be carried out
         self.score: float | None = None
         self.data_seconds = 0.0
         self.step_ended = time.perf_counter()
@@ -91,11 +100,11 @@ class Trainer:
         self.stream = TrainStream(
             index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
             micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
-            pin_memory=device.type == "cuda",
+            device=device,
         )  # fmt: skip
         self.validation_stream = EvaluationStream(
             index, data.path, data.val_split, data, batch=config.evaluate.batch, rank=rank, world=batch.world,
-            workers=data.workers, pin_memory=device.type == "cuda",
+            workers=data.workers, device=device,
         )  # fmt: skip
 
     @property
@@ -139,25 +148,34 @@ class Trainer:
         """Train to the end, from ``checkpoint`` where one is given.
 
         Raises:
+            StoppedError: a rank was asked to stop; a checkpoint of the last step is written.
             TrainingError: too many steps in a row had a gradient that is not finite.
             DataError: a sample cannot be read.
         """
         error: BaseException | None = None
         try:
             state = self._load(checkpoint)
+            self.supervisor.meet()
             self._notify("on_start")
-            while self.progress.phase < len(self.plans) and not self.at_end:
+            while self.progress.phase < len(self.plans) and (not self.at_end or self.unclosed):
+                self.supervisor.alive("startup")
                 self._start_phase(checkpoint, state)
                 state = None
+                if self.unclosed:
+                    self._close_epoch()
                 for _ in self._steps():
                     self._notify("on_step")
+                    # At the end there is nothing left to stop but the last validation.
+                    if self.supervisor.stop_asked() and not self.at_end:
+                        self._stop()
                     if self.at_epoch_end:
-                        self._notify("on_epoch_end")
+                        self._close_epoch()
                 self._end_phase()
         except BaseException as caught:
             error = caught
             raise
         finally:
+            self.saver.close()
             for callback in self.callbacks:
                 callback.on_end(self, error)
 
@@ -179,27 +197,32 @@ class Trainer:
         active = self.active
         measured = {}
         active.network.eval()
-        own = {name: b.clone() for name, b in running_statistics(active.network).items()}
-        _set_statistics(active.network, averaged_statistics(active.network))
-        measured["val"] = self._measure(active.engine)
-        _set_statistics(active.network, own)
+        with with_averaged_statistics(active.network):
+            measured["val"] = self._measure(active.engine)
         set_modes(active.network, active.plan)
         if active.learner.average is not None:
             average = active.learner.average.network
-            own = {name: b.clone() for name, b in running_statistics(average).items()}
-            _set_statistics(average, averaged_statistics(average))
 
             def forward(images: Tensor) -> list[Tensor]:
                 with autocast(self.config.train.precision, self.device):
                     return average(images)
 
-            measured["val_ema"] = self._measure(forward)
-            _set_statistics(average, own)
+            with with_averaged_statistics(average):
+                measured["val_ema"] = self._measure(forward)
         return measured
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment (collective; rank 0 writes)."""
-        tensors, state = capture(self.active.learner)
+    def save(self, closed: bool = True) -> None:
+        """Take a snapshot of this moment; rank 0 writes it, by default while training goes on (collective).
+
+        Args:
+            closed: whether the end of the epoch that falls on this step, if one does, has been carried out.
+
+        Raises:
+            MachineError: rank 0 could not write the last ``checkpoint.max_failed`` ones; only it knows.
+        """
+        self.supervisor.alive("save")
+        self.saver.wait()  # before the next snapshot takes memory
+        tensors, state = capture(self.active.learner, keep=self.rank == 0)
         state |= {
             "progress": {**self.progress.as_dict(), "finished": self.at_end},
             "exits": self.template.exit_names,
@@ -207,21 +230,53 @@ class Trainer:
             "classes": self.index.classes,
             "dataset": self.index.fingerprint,
             "world": self.batch.world,
+            "closed": closed,
         }
+        if self.active.spikes is not None:
+            state["spikes"] = self.active.spikes.state()
         if self.rank == 0:
-            self.store.save(self.progress.step, tensors, state, self.score, self.progress.phase)
-            self.store.prune(self.config.checkpoint.keep)
-        barrier()
+            self.saver.save(self.progress.step, tensors, state, self.score, self.progress.phase, self.epoch)
+        self.supervisor.alive("step")
+
+    def finish_saving(self) -> None:
+        """Wait until the run's last save is on disk (collective; raises MachineError on all ranks if it is not)."""
+        self.supervisor.alive("save")
+        self.saver.finish()
+
+    def _warn_about_saving(self, text: str, failed: int) -> None:
+        self.message(f"warning: {text}")
+        if failed:
+            self.publish({"checkpoint/failed": failed})
 
     def _measure(self, forward: Callable[[Tensor], list[Tensor]]) -> Measurement:
         stream = self.validation_stream
+        batches = self.supervisor.watched(stream)
         return measure_exits(
-            forward, stream, self.exits, self.device, stream.total, all_reduce, self.config.train.channels_last
+            forward, batches, self.exits, self.device, stream.total, all_reduce, self.config.train.channels_last
         )
 
     def _notify(self, moment: str) -> None:
         for callback in self.callbacks:
             getattr(callback, moment)(self)
+
+    def _close_epoch(self) -> None:
+        """Validate, save what is due; a run that is stopped in here does so when it goes on."""
+        try:
+            self._notify("on_epoch_end")
+        except StopAskedError:
+            self._stop()
+        self.unclosed = False
+
+    def _stop(self) -> None:
+        """Save and leave, all ranks together."""
+        self.supervisor.alive("save")
+        self._notify("on_stop")
+        signals = self.supervisor.signals
+        reason = signals.received.name if signals and signals.received else "another rank"
+        raise StoppedError(
+            f"stopped by {reason} after step {self.progress.step} of {self.total_steps}, saved in {self.store.folder}; "
+            "the same command continues the run"
+        )
 
     def _load(self, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         if checkpoint is None:
@@ -230,7 +285,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.template.load_state_dict(checkpoint.tensors("weights"))
         self.resumed = True
-        if self.progress.phase_step >= self._phase_steps(self.progress.phase):
+        self.unclosed = not state.get("closed", True)
+        if not self.unclosed and self.progress.phase_step >= self._phase_steps(self.progress.phase):
             self.progress.next_phase()  # it was saved as its phase ended: the next one starts from these weights
             return None
         return state
@@ -245,7 +301,10 @@ class Trainer:
         files = ("optimizer", "ema", "teacher", "statistics")
         tensors = {name: checkpoint.tensors(name) for name in files} if checkpoint and state else {}
         network = copy.deepcopy(self.template)
-        learner, teacher = build_learner(config, plan, network, self.batch, self.device, tensors.get("teacher"))
+        learner, teacher = build_learner(
+            config, plan, network, self.batch, self.device, tensors.get("teacher"),
+            reset_seed=None if state else config.train.seed + progress.phase,
+        )  # fmt: skip
         scheduler = build_scheduler(
             learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, self.stream.steps_per_epoch
         )
@@ -253,9 +312,14 @@ class Trainer:
             restore(learner, tensors, state)
         scheduler.step_update(progress.phase_applied)
         meter = ExitMeter(self.exits, self.device)
-        task = build_task(config, plan, learner.engine, teacher, meter, self.batch, len(self.index.classes))
-        last_step = min(self.total_steps, progress.step - progress.phase_step + self._phase_steps(progress.phase))
-        self._active = ActivePhase(plan, learner, scheduler, task, last_step)
+        first_step = progress.step - progress.phase_step
+        weights = plan.weights_from(first_step, self.stream.steps_per_epoch, config.train.seed)
+        task = build_task(config, plan, learner.engine, teacher, meter, self.batch, len(self.index.classes), weights)
+        last_step = min(self.total_steps, first_step + self._phase_steps(progress.phase))
+        spikes = SpikeGuard(config.train.spike_sigma) if config.train.spike_sigma else None
+        if spikes and state and "spikes" in state:
+            spikes.load_state(state["spikes"])
+        self._active = ActivePhase(plan, learner, scheduler, task, last_step, spikes)
         set_modes(network, plan)
 
     def _end_phase(self) -> None:
@@ -273,6 +337,8 @@ class Trainer:
         try:
             while progress.step < active.last_step:
                 applied = self._step(batches)
+                self.supervisor.alive("step")
+                self.supervisor.first_step_done()
                 progress.advance(applied, self.batch.global_batch)
                 if applied:
                     self._follow_applied_step()
@@ -286,16 +352,23 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> bool:
         active = self.active
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        applied = False
+        applied, losses = False, torch.zeros((), device=self.device)
         for micro in range(self.batch.accumulation):
             waiting = time.perf_counter()
             batch = next(batches)
             self.data_seconds += time.perf_counter() - waiting
+            for callback in self.callbacks:
+                callback.on_batch(self, batch)
             images = batch.images.to(self.device, non_blocking=True, memory_format=layout)
             labels = batch.labels.to(self.device, non_blocking=True)
             loss = active.task.loss(images, labels, (self.progress.step, self.rank, micro))
+            last = micro == self.batch.accumulation - 1
+            if active.spikes:
+                losses += loss.detach() / (self.batch.accumulation * self.batch.world)
+                if last and active.spikes.is_spike(self.all_reduce(losses).item()):
+                    loss = loss * float("nan")  # a gradient that is not finite is skipped alike at every ZeRO stage
             active.engine.backward(loss)
-            if micro == self.batch.accumulation - 1:
+            if last:
                 self._notify("on_gradients")
             applied = active.engine.step()
         return applied
@@ -311,15 +384,10 @@ class Trainer:
                 average.update(parameters, active.network.buffers())
 
     def _divergence(self) -> str:
+        self.saver.close()
         last, _ = self.store.newest_valid()
         remedy = f"the last good checkpoint is {last.path}" if last else "no checkpoint had been written yet"
         return (
             f"{self.progress.skipped_in_row} steps in a row had a gradient that is not finite, up to step "
             f"{self.progress.step}; {remedy}. Lower optimizer.lr, set train.clip_norm, or use train.precision=fp32"
         )
-
-
-def _set_statistics(network: nn.Module, values: Mapping[str, Tensor]) -> None:
-    buffers = running_statistics(network)
-    for name, value in values.items():
-        buffers[name].copy_(value)

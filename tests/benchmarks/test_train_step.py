@@ -13,11 +13,12 @@ import torch
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import Spread, interleaved, ratios
 from benchmarks.train_step import main
+from tests.helpers.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--backbone", "test_resnet", "--exits", "3", "--image-size", "32", "--batch", "4", "--classes", "10"]
 SHORT = ["--rounds", "3", "--warmup", "1", "--repetitions", "5", "--device", "cpu"]
-VARIANTS = ["plain", "exits", "equilibrium", "collaboration_distillation"]
+VARIANTS = ["plain", "loop", "exits", "equilibrium", "collaboration_distillation"]
 
 
 def check(result: dict) -> None:
@@ -26,12 +27,16 @@ def check(result: dict) -> None:
     for key, entry in variants.items():
         for name in ("images_per_second", "step_ms"):
             assert 0 < entry[name]["q1"] <= entry[name]["median"] <= entry[name]["q3"]
-        for name in ("time_over_plain", "time_over_previous", "memory_over_plain", "memory_over_previous"):
+        for name in ("time_over_plain", "time_per_mac_over_plain", "time_over_previous", "memory_over_plain"):
             assert (entry[name] is None) == (key == "plain")
+        for name in ("time_over_loop", "memory_over_loop"):
+            assert (entry[name] is None) == (key in ("plain", "loop"))
         # Weights, their gradients and the momentum are there at once.
         assert entry["peak_memory_bytes"] > 3 * 4 * entry["parameters"]
     sizes = [variants[key]["parameters"] for key in VARIANTS]
-    assert sizes[0] < sizes[1] == sizes[2] < sizes[3]
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3] < sizes[4]
+    macs = [variants[key]["macs"] for key in VARIANTS]
+    assert macs[0] < macs[1] == macs[2] == macs[3] < macs[4]
     assert set(result["ge_share_percent"]) == {"median", "q1", "q3"}
     assert len(result["ge_shapes"]) == 2
 
@@ -53,9 +58,17 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
         assert f"| {entry['title']} |" in page
 
 
+def test_a_preset_brings_its_exits(tmp_path: Path) -> None:
+    words = ["--backbone", "msdnet_cifar_budgeted", "--exits", "0", "--image-size", "32", "--batch", "2"]
+    assert main([*words, "--rounds", "2", "--repetitions", "2", "--device", "cpu", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "train_step_cpu_msdnet_cifar_budgeted.json").read_text())
+    assert len(result["ge_shapes"]) == 4
+
+
 @pytest.mark.parametrize("options", [["--precision", "bf16", "--channels-last"], ["--engine", "deepspeed"]])
 def test_options(options: list[str], tmp_path: Path) -> None:
-    assert main([*TINY, *SHORT, *options, "--output", str(tmp_path)]) == 0
+    # In a process of its own: the engine makes it a rank.
+    assert run_ranks(main, 1, [*TINY, *SHORT, *options, "--output", str(tmp_path)]) == [0]
     result = json.loads((tmp_path / "train_step_cpu_test_resnet.json").read_text())
     check(result)
 

@@ -12,7 +12,8 @@ from adaptive.errors import DataError
 from tests.data.conftest import content, make_photos
 
 SLOW_PACK = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from adaptive.data import pack as module, writer
 original = writer.decode
 def slow(data):

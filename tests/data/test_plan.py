@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive.data import plan
+from adaptive.data import plan, schedule
 from adaptive.errors import ConfigError, DataError
 
 counts_lists = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -84,3 +84,19 @@ def test_errors_name_the_numbers():
     with pytest.raises(ConfigError, match=r"global_batch = 64 .* 16 x 3"):
         plan.accumulation_steps(64, 16, 3)
     assert plan.steps_per_epoch(100, 32) == 3
+
+
+def test_the_shards_that_a_batch_needs_are_those_it_reads():
+    counts = [30, 7, 50, 21, 40, 13]
+    for window in (1, 2, 4, 9):
+        train = schedule.TrainSchedule(counts, 3, window, 24, 4, 1, 2, 3)
+        for number in (0, 1, 5, 19, 20, 21, 37):
+            epoch, ids = train.batch(number)
+            first, end = train.needs(number)
+            assert epoch * 6 <= first < end <= epoch * 6 + 6
+            assert set(plan.locate(ids, counts)[0].tolist()) <= {train.shard(place) for place in range(first, end)}
+            assert end - first <= 2 * window + 1 or window == 1
+    evaluation = schedule.EvaluationSchedule(counts, plan.evaluation_batches(161, 16, 1, 2))
+    for number, ids in enumerate(evaluation.ids):
+        shards = set(plan.locate(ids[ids >= 0], counts)[0].tolist()) if (ids >= 0).any() else set()
+        assert shards == set(range(*evaluation.needs(number)))

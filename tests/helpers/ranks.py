@@ -1,9 +1,12 @@
-"""Start several processes that train together over gloo, and bring back what each returned."""
+"""Start several processes that train together over gloo, and bring back what each returned.
+
+They are forked from a server that has imported the heavy libraries once: a rank starts in a moment instead of ten
+seconds.
+"""
 
 import faulthandler
 import os
 import pickle
-import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,11 +15,26 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
+from launcher.checks.network import free_port
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+PRELOADED = ["torch", "deepspeed", "timm", "webdataset", "adaptive.training.run", "adaptive.runs"]
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher would tell a rank."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+
+
+def fork_context() -> Any:
+    """Processes forked from the server with the libraries; it sees the environment of the first call."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return context
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, seconds: float = 300) -> list[Any]:
@@ -26,7 +44,7 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, seconds
     here with its traceback.
     """
     port = free_port()
-    context = mp.get_context("spawn")
+    context = fork_context()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_call, args=(function, rank, world, port, folder, arguments, seconds))
@@ -57,10 +75,7 @@ def _call(
     function: Callable[..., Any], rank: int, world: int, port: int, folder: str, arguments: tuple, seconds: float
 ) -> None:
     faulthandler.dump_traceback_later(seconds - 5, exit=True)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo",
-    )  # fmt: skip
+    os.environ.update(rank_environment(rank, world, port))
     import torch
 
     torch.set_num_threads(1)

@@ -8,7 +8,26 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-HEAVY = ["launcher.train", "launcher.evaluate", "launcher.pack", "adaptive.training.run", "adaptive.runs", "deepspeed"]
+HEAVY = [
+    *(
+        "launcher.train",
+        "launcher.evaluate",
+        "launcher.pack",
+        "launcher.calibrate",
+        "launcher.predict",
+        "launcher.bench",
+        "launcher.checkpoint",
+        "launcher.plan",
+        "launcher.plan_tables",
+    ),
+    *(
+        "adaptive.training.run",
+        "adaptive.runs",
+        "adaptive.inference.runner",
+        "adaptive.inference.calibrate",
+        "deepspeed",
+    ),
+]
 ADAPTIVE = str(Path(sys.executable).with_name("adaptive"))
 
 
@@ -27,12 +46,20 @@ class Ended:
         return lines[0]
 
 
-def start_command(words: list[str], seconds: float = 240, **environment: str) -> Ended:
+def start_command(words: list[str], seconds: float = 240, stdin: bytes = b"", **environment: str) -> Ended:
     """Start the real command in a process of its own."""
     ended = subprocess.run(
-        [ADAPTIVE, *words], capture_output=True, text=True, timeout=seconds, check=False, env=os.environ | environment
+        [ADAPTIVE, *words],
+        input=stdin,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+        env=os.environ | environment,
     )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Forks:
@@ -44,10 +71,12 @@ class Forks:
         self.context = mp.get_context("forkserver")
         self.context.set_forkserver_preload(HEAVY)
 
-    def start(self, words: list[str]) -> "Fork":
+    def start(
+        self, words: list[str], cwd: Path | None = None, environment: dict[str, str] | None = None, **variables: str
+    ) -> "Fork":
         self.count += 1
         prefix = str(self.folder / str(self.count))
-        process = self.context.Process(target=_call_main, args=(words, prefix))
+        process = self.context.Process(target=_call_main, args=(words, prefix, cwd, (environment or {}) | variables))
         process.start()
         return Fork(process, prefix)
 
@@ -69,7 +98,12 @@ class Fork:
         return Ended(self.process.exitcode, out, err)
 
 
-def _call_main(words: list[str], prefix: str) -> None:
+def _call_main(words: list[str], prefix: str, cwd: Path | None, environment: dict[str, str]) -> None:
+    for name in RANK_VARIABLES:  # a test may have made its process a rank
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{prefix}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

@@ -34,12 +34,17 @@ def test_version_names_the_libraries(forks: Forks) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["nonsense"], ["adaptive: error: ", "'nonsense'", "commands: pack, train, evaluate"]),
+        (["nonsense"], ["adaptive: error: ", "'nonsense'", "commands: pack, train, evaluate, calibrate"]),
         (["evalute", "run"], ["adaptive: error: ", "'evalute'", "did you mean evaluate"]),
         (["--nonsense"], ["adaptive: error: ", "--nonsense", "adaptive --help"]),
         (["evaluate"], ["adaptive evaluate: error: ", "RUN", "adaptive evaluate --help"]),
         (["evaluate", "run", "--batch", "x"], ["adaptive evaluate: error: ", "--batch", "'x'"]),
         (["evaluate", "run", "--weights", "x"], ["adaptive evaluate: error: ", "--weights", "'x'", "plain"]),
+        (["calibrate", "run"], ["adaptive calibrate: error: ", "--budget", "--max-loss", "is required"]),
+        (["calibrate", "run", "--budget", "1", "--max-loss", "1"], ["adaptive calibrate: error: ", "not allowed with"]),
+        (["predict", "run"], ["adaptive predict: error: ", "IMAGE", "adaptive predict --help"]),
+        (["bench", "nothing", "run"], ["adaptive bench: error: ", "'nothing'", "inference"]),
+        (["export", "run"], ["adaptive export: error: ", "DEST", "adaptive export --help"]),
         (["pack", "source"], ["adaptive pack: error: ", "DEST", "adaptive pack --help"]),
         (["train", "run.yaml", "--nonsense"], ["error: ", "--nonsense", "--help"]),
     ],

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 
 from adaptive.config import TrackingConfig
 from adaptive.reporting.dashboard import Dashboard, open_dashboard
+from launcher.checks.network import free_port
 
 pytest.importorskip("wandb")
 KEY = "local" + "0" * 40
@@ -65,12 +67,6 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -99,6 +95,13 @@ def stored_id(run_folder: Path) -> str:
     return (run_folder / "wandb" / "run_id").read_text().strip()
 
 
+def expect_no_key(run_folder: Path) -> None:
+    """The key is the user's secret: neither the run folder nor the client's logs hold it."""
+    files = [path for path in run_folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
 def test_disabled_touches_nothing(run_folder):
     dashboard = open_in(run_folder, "disabled")
     train(dashboard, 1, 3)
@@ -124,12 +127,13 @@ def test_offline_keeps_its_id_and_says_once_how_to_upload(run_folder, caplog, ca
         assert stored_id(run_folder) == before
         [hint] = warnings(caplog)
         caplog.clear()
-        assert f"wandb sync {run_folder}/wandb/*run-*-{before}" in hint
+        assert hint == f"W&B was offline; to upload this run: adaptive dashboard --sync {run_folder}"
         # W&B names the folders by the second.
         time.sleep(1.1)
     logs = list((run_folder / "wandb").glob(f"offline-run-*/run-{before}.wandb"))
     assert len(logs) == 2
     assert all(log.stat().st_size > 500 for log in logs)
+    expect_no_key(run_folder)
     assert capfd.readouterr().out == ""
 
 
@@ -161,15 +165,14 @@ def test_two_openings_online_are_one_run_with_every_value(run_folder, server, mo
     # This server keeps what is not a number as null.
     assert {point["value"] for point in metrics["val/exit_1/top1"]} == {None, *(10.0 * step for step in range(1, 7))}
 
-    # The client's telemetry lists the metrics that were defined: 1 is a name, 2 a pattern, 5 the position of the axis.
-    defined = {m.get("1") or m.get("2"): m.get("5") for m in run["config"]["_wandb"]["value"]["m"]}
-    assert defined["train/*"] == 1
-    assert defined["val/*"] == 1
-    assert run["config"]["_wandb"]["value"]["m"][0]["1"] == "step"
+    # The client's telemetry lists the metrics that were defined, in an order of its own: 1 is a name, 2 a pattern, 5
+    # the position of the axis in this list, from 1.
+    telemetry = run["config"]["_wandb"]["value"]["m"]
+    axes = {m["2"]: telemetry[m["5"] - 1].get("1") for m in telemetry if "2" in m and "5" in m}
+    assert axes["train/*"] == "step"
+    assert axes["val/*"] == "step"
 
-    files = [path for path in run_folder.rglob("*") if path.is_file()]
-    assert len(files) > 3
-    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    expect_no_key(run_folder)
 
 
 def test_a_server_that_refuses_costs_one_warning_and_a_bounded_wait(run_folder, caplog):
@@ -212,7 +215,28 @@ def test_a_server_that_falls_silent_later_bounds_the_end(run_folder, server, mon
         process.send_signal(signal.SIGCONT)
     [warning] = warnings(caplog)
     assert "no answer within 10 s" in warning
-    assert f"wandb sync {run_folder}/wandb/*run-*-{stored_id(run_folder)}" in warning
+    command = shlex.split(warning.partition("can be uploaded later: ")[2])
+    assert command[:3] == ["wandb", "sync", "--include-online"]
+    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, timeout=LIMIT * 2)
+    metrics = get(f"{url}/api/v2/runs/{stored_id(run_folder)}/metrics")["metrics_by_key"]
+    assert {point["value"] for point in metrics["step"]} == set(range(1, 501))
+
+
+def test_a_run_that_was_asked_to_stop_has_no_time_for_a_silent_server(run_folder, server, monkeypatch, caplog):
+    process, url = server
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setattr("adaptive.reporting.dashboard.HASTE", 2.0)
+    dashboard = open_in(run_folder, "online")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        train(dashboard, 1, 3)
+        dashboard.finish(1, preempted=True)
+        assert time.monotonic() - begin < LIMIT / 2
+    finally:
+        process.send_signal(signal.SIGCONT)
+    [warning] = warnings(caplog)
+    assert "no answer within 2 s" in warning
 
 
 def test_a_client_that_dies_costs_one_warning(run_folder, caplog):

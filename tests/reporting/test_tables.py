@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from adaptive.reporting.tables import exit_table, human
+from adaptive.reporting.tables import exit_table, human, print_table
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,13 @@ def test_the_table_shows_what_the_rows_hold():
         assert part in text
     assert "top-5" not in text
     assert "None" not in text
+
+
+def test_no_column_is_cut_where_the_output_is_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    module = "stages.3.blocks.2.downsample"
+    row = {"exit": 1, "module": module, "macs": 3.1e8, "parameters": 2e5, "top1": 52.1, "loss": 1}
+    print_table(exit_table([row]))
+    written = capsys.readouterr().out
+    assert module in written
+    assert "1.000" in written

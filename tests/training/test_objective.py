@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from adaptive.errors import ConfigError
 from adaptive.training.objective import ExitObjective, distillation_divergence
+from adaptive.training.teacher import next_exit
 
 
 def logits(*shape: int) -> torch.Tensor:
@@ -74,3 +75,29 @@ def test_soft_labels_go_through_the_same_loss() -> None:
     output, soft = logits(4, 3), torch.softmax(logits(4, 3), -1)
     expected = -(soft * torch.log_softmax(output, -1)).sum(-1).mean()
     assert ExitObjective(1)([output], soft).total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_each_exit_is_taught_by_its_successor_and_the_last_by_labels(soft: bool) -> None:
+    outputs = [(logits(4, 3) * scale + scale).requires_grad_() for scale in (1, 2, -1)]
+    labels = torch.softmax(logits(4, 3), -1) if soft else torch.tensor([0, 1, 2, 1])
+    losses = ExitObjective(3, gamma=0.4, temperature=2.0)(outputs, labels, next_exit(torch.empty(0), outputs))
+    entropies = [F.cross_entropy(z, labels) for z in outputs]
+    divergences = [4 * kl_by_hand(outputs[i], outputs[i + 1], 2.0) for i in (0, 1)]
+    expected = sum(0.6 * entropies[i] + 0.4 * divergences[i] for i in (0, 1)) + entropies[2]
+    assert losses.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert losses.divergence.tolist() == pytest.approx([*divergences, 0.0], rel=1e-6)
+    losses.weighted[0].backward()  # the first exit's share reaches neither of the exits behind it
+    assert outputs[0].grad is not None
+    assert outputs[1].grad is None
+    assert outputs[2].grad is None
+
+
+def test_shares_add_up_and_a_step_may_bring_its_own_weights() -> None:
+    outputs, labels = [logits(4, 3), logits(4, 3) * 2], torch.tensor([0, 1, 2, 1])
+    objective = ExitObjective(2, weights=[0.5, 2.0])
+    for weights, wanted in ((None, [0.5, 2.0]), ([0.0, 3.0], [0.0, 3.0])):
+        losses = objective(outputs, labels, weights=weights)
+        shares = [w * F.cross_entropy(z, labels).item() for w, z in zip(wanted, outputs, strict=True)]
+        assert [share.item() for share in losses.weighted] == pytest.approx(shares, rel=1e-6)
+        assert losses.total.item() == pytest.approx(sum(shares), rel=1e-6)

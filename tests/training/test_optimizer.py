@@ -50,8 +50,35 @@ def test_groups_are_merged_never_empty_and_spare_norms(network) -> None:
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]
     for group in groups:
         assert group["params"]
-        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+        for name, p in zip(group["names"], group["params"], strict=True):
+            spared = p.ndim == 1 or name in network.no_weight_decay()
+            assert spared == (group["weight_decay"] == 0), name
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("test_vit", {"img_size": 32}),
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 1, 1)}),
+        ("test_convnext", {}),
+    ],
+)
+def test_the_backbone_is_spared_decay_where_timm_spares_it(backbone: str, options: dict) -> None:
+    plain = timm.create_model(backbone, num_classes=5, **options)
+    named = plain.no_weight_decay() if hasattr(plain, "no_weight_decay") else set()
+    groups = timm.optim.param_groups_weight_decay(plain, 0.1, no_weight_decay_list=named)
+    spared = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    expected = {name for name, p in plain.named_parameters() if id(p) in spared}
+    if backbone != "test_convnext":
+        assert any(p.ndim > 1 for name, p in plain.named_parameters() if name in expected)
+
+    network = create_model(backbone, num_classes=5, exits=2, input_size=options.get("img_size", 64), **options)
+    ours = parameter_groups(network, OptimizerConfig(weight_decay=0.1, decay_norm_and_bias=False))
+    found = {group["weight_decay"]: {network.plain_name(name) for name in group["names"]} for group in ours}
+    assert found[0.0] - {None} == expected
+    assert found[0.1] - {None} == {name for name, _ in plain.named_parameters()} - expected
 
 
 def test_sgd_is_without_nesterov_unless_asked(network) -> None:

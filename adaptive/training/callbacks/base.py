@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptive.data.stream import Batch
     from adaptive.training.trainer import Trainer
 
 Values = Mapping[str, Any]
@@ -17,6 +18,9 @@ class Callback:
     def on_start(self, trainer: Trainer) -> None:
         """Act before the first step; the position of a resumed run is known."""
 
+    def on_batch(self, trainer: Trainer, batch: Batch) -> None:
+        """Act on every micro batch of this rank before it is trained on."""
+
     def on_gradients(self, trainer: Trainer) -> None:
         """Act when the gradients of a step are complete, before the update."""
 
@@ -25,6 +29,9 @@ class Callback:
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Act after the last step of an epoch, and once more at the end of a run cut short inside one."""
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Act between two steps, or in a validation, when the run was asked to stop: it ends after this."""
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
         """Take published values: record keys such as ``train/exit_1/top1``."""

@@ -12,42 +12,54 @@ if TYPE_CHECKING:
 
 
 class Checkpointing(Callback):
-    """Decides when a checkpoint is due; `Trainer.save` writes it."""
+    """Decides when a checkpoint is due; `Trainer.save` takes and writes it."""
 
     def __init__(self, config: CheckpointConfig):
         self.config = config
-        self.saved_step = -1
+        self.saved: tuple[int, bool] = (-1, True)  # step, and whether the epoch end on it was carried out before
         self.best: tuple[int, float] | None = None  # phase and score: a later phase starts a new comparison
 
     def on_start(self, trainer: Trainer) -> None:
-        """Learn what the run's earlier checkpoints reached."""
-        scores = [(c.phase, c.score) for c in trainer.store.all() if c.score is not None]
-        self.best = max(scores) if scores else None
-        self.saved_step = trainer.progress.step if trainer.resumed else -1
+        """Learn what the run's earlier checkpoints reached; what lies beyond the step it goes on from is damaged."""
+        saved = [c for c in trainer.store.all() if c.step <= trainer.progress.step]
+        self.best = max(((c.phase, c.score) for c in saved if c.score is not None), default=None)
+        self.saved = (trainer.progress.step, not trainer.unclosed) if trainer.resumed else (-1, True)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Save every n-th step, unless the epoch ends here and saves anyway."""
-        every = self.config.every_steps
-        if every and trainer.progress.step % every == 0 and not trainer.at_epoch_end:
-            self._save(trainer)
+        """Save every n-th step, unless the epoch ends here: then once it is closed. Look at the save under way."""
+        trainer.saver.poll()
+        if self._due_by_steps(trainer) and not trainer.at_epoch_end:
+            self._save(trainer, closed=not trainer.at_epoch_end)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Save every n-th epoch, at the end, and whenever validation was never better."""
-        reached = self._reached(trainer)
+        """Save every n-th epoch, at the end, whenever validation was never better, and what fell due with this step."""
+        reached = _reached(trainer)
         better = reached is not None and (self.best is None or reached > self.best)
-        if better or trainer.at_end or trainer.epoch % self.config.every_epochs == 0:
-            self._save(trainer)
+        by_epochs = trainer.epoch % self.config.every_epochs == 0
+        if better or trainer.at_end or by_epochs or self._due_by_steps(trainer):
+            self._save(trainer, closed=True)
+        if trainer.at_end:
+            trainer.finish_saving()
 
-    def _save(self, trainer: Trainer) -> None:
-        if self.saved_step == trainer.progress.step:
+    def on_stop(self, trainer: Trainer) -> None:
+        """Save before the run ends early."""
+        self._save(trainer, closed=not trainer.at_epoch_end)
+        trainer.finish_saving()
+
+    def _due_by_steps(self, trainer: Trainer) -> bool:
+        every = self.config.every_steps
+        return bool(every) and trainer.progress.step % every == 0
+
+    def _save(self, trainer: Trainer, closed: bool) -> None:
+        if self.saved in ((trainer.progress.step, True), (trainer.progress.step, closed)):
             return
-        self.saved_step = trainer.progress.step
-        reached = self._reached(trainer)
+        self.saved = (trainer.progress.step, closed)
+        reached = _reached(trainer)
         if reached is not None:
             self.best = max(reached, self.best or reached)
-        trainer.save()
+        trainer.save(closed=closed)
         trainer.score = None  # it speaks of this step's weights only
 
-    @staticmethod
-    def _reached(trainer: Trainer) -> tuple[int, float] | None:
-        return None if trainer.score is None else (trainer.progress.phase, trainer.score)
+
+def _reached(trainer: Trainer) -> tuple[int, float] | None:
+    return None if trainer.score is None else (trainer.progress.phase, trainer.score)

@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from adaptive.errors import MachineError, StoppedError, TrainingError
 from adaptive.reporting.console import Console, per_exit
 from adaptive.reporting.dashboard import Dashboard
 from adaptive.reporting.record import Record
 from adaptive.training.callbacks.base import Callback, Values
 
 if TYPE_CHECKING:
+    from adaptive.training.checkpoint import Checkpoint
     from adaptive.training.trainer import Trainer
+
+Position = tuple[int, frozenset[str]]
+MOST_WAITING = 100_000  # records; a run that cannot write so many has no log any more
 
 
 class RecordObserver(Callback):
-    """Appends every published value to metrics.jsonl, the log of record."""
+    """Appends every published value to metrics.jsonl, the log of record.
+
+    Where the disk is full the records wait in memory, and are written as soon as there is room.
+    """
 
     def __init__(self, record: Record):
         self.record = record
+        self.waiting: list[dict[str, Any]] = []
+        self.dropped: set[Position] = set()  # records beyond the step that the run is continued from
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what an interrupted run recorded beyond the step it is continued from."""
-        self.record.trim(trainer.progress.step if trainer.resumed else -1)
+        at = trainer.progress.step if trainer.resumed else -1
+        self.dropped = {_position(record) for record in self.record.trim(at, validated=not trainer.unclosed)}
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
-        """Write one line."""
-        self.record.write(dict(values))
+        """Write one line, after those that wait."""
+        self.waiting.append(dict(values))
+        had_to_wait = len(self.waiting) > 1
+        try:
+            self._write()
+        except MachineError as error:
+            if not had_to_wait:
+                trainer.message(f"{error}. Training goes on; the records wait in memory")
+            if len(self.waiting) >= MOST_WAITING:
+                raise
+
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        """Write what waits; a run that succeeded but for this fails here."""
+        try:
+            self._write()
+        except MachineError as full:
+            if error is None:
+                raise
+            trainer.message(f"{len(self.waiting)} records are lost: {full}")
+
+    def _write(self) -> None:
+        while self.waiting:
+            self.record.write(self.waiting[0])
+            del self.waiting[0]
 
 
 class ConsoleObserver(Callback):
@@ -58,15 +91,52 @@ class ConsoleObserver(Callback):
 
 
 class DashboardObserver(Callback):
-    """Passes values on to W&B; its failures are warnings."""
+    """Passes values on to W&B; its failures are warnings.
 
-    def __init__(self, dashboard: Dashboard):
-        self.dashboard = dashboard
+    A run that is continued repeats the steps since its checkpoint. W&B's history cannot be cut back as the record is,
+    and has them already: they are not sent again.
+    """
+
+    def __init__(self, dashboard: Dashboard, record: RecordObserver):
+        self.dashboard, self.record = dashboard, record
+        self._shown: Checkpoint | None = None
+        self._best: tuple[int, float, int] | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Look which checkpoint is the best so far."""
+        self._best = max((c.merit for c in trainer.store.all() if c.score is not None), default=None)
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
-        """Send one set of values."""
-        self.dashboard.log(values, trainer.progress.step)
+        """Send one set of values; what does not change goes into the run's summary."""
+        constants = {key: value for key, value in values.items() if key.startswith("model/")}
+        if constants:
+            self.dashboard.summary(constants)
+        elif _position(values) not in self.record.dropped:
+            self.dashboard.log(values, trainer.progress.step)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Show a checkpoint that has come to the disk meanwhile."""
+        saved = trainer.saver.saved
+        if saved is None or saved is self._shown:
+            return
+        self._shown = saved
+        aliases = ["latest", f"step-{saved.step}"]
+        if saved.score is not None and (self._best is None or saved.merit >= self._best):
+            self._best = saved.merit
+            aliases.append("best")
+        self.dashboard.checkpoint(saved.path, aliases, {"step": saved.step, "score": saved.score, "epoch": saved.epoch})
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
-        """Close the run."""
-        self.dashboard.finish(0 if error is None else 1)
+        """Show the last checkpoint, say what went wrong, and close the run."""
+        self.on_step(trainer)
+        stopped = isinstance(error, StoppedError)
+        if error is not None:
+            what = "was asked to stop" if stopped else "diverged" if isinstance(error, TrainingError) else "failed"
+            step = trainer.progress.step
+            self.dashboard.alert(f"{trainer.config.train.run_folder} {what} at step {step}", str(error), not stopped)
+        self.dashboard.finish(0 if error is None else 1, preempted=stopped)
+
+
+def _position(values: Values) -> Position:
+    """What tells a record from all others of an undisturbed run."""
+    return values["step"], frozenset(values)

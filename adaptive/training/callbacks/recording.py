@@ -65,6 +65,10 @@ class TrainingRecords(Callback):
             "train/memory_gib": memory_gib(trainer.device),
             "train/skipped_steps": trainer.progress.skipped,
         }
+        if trainer.config.data.max_bad:
+            values["train/bad_samples"] = trainer.supervisor.bad_of_all
+        if trainer.active.spikes is not None:
+            values["train/loss_spikes"] = trainer.active.spikes.count
         return values
 
     def _restart(self, trainer: Trainer) -> None:

@@ -1,0 +1,97 @@
+"""The members of a tar that nobody vouches for: tarfile's reading of headers, within bounds.
+
+tarfile believes what a header says: a size below zero sends it back to where it was, for ever, and an extended header
+of many gigabytes is read into memory. Nothing is ever extracted.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+LONGEST_HEADER = 1 << 20  # bytes of one extended header; names are of some hundred
+_FURTHEST = 1 << 60  # bytes: beyond that no file system reaches
+_COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZ": bz2.BZ2File, b"\xfd7": lzma.LZMAFile}
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+
+class HeaderReader:
+    """What tarfile needs of a file, and no more of it at a time than a header may have.
+
+    ``limit`` bounds the position that is reached, in bytes: decompressing further would be a bomb's work.
+    """
+
+    def __init__(self, file: IO[bytes] | Any, limit: int = _FURTHEST) -> None:
+        self._file, self._limit = file, limit
+
+    def read(self, size: int) -> bytes:
+        """Return that many bytes (raises tarfile.ReadError: too many at a time)."""
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        """Go to a place from the beginning."""
+        if position < 0:
+            raise tarfile.ReadError("a header points backwards")
+        self._check(position)
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell()
+
+    def content(self, offset: int, size: int) -> bytes:
+        """Return the bytes of a member, whose size the caller has bounded."""
+        self._check(offset + size)
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def _check(self, position: int) -> None:
+        if position > self._limit:
+            raise tarfile.ReadError(f"more than {self._limit} bytes once decompressed")
+
+
+def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar, each once.
+
+    Raises:
+        tarfile.TarError: a header is damaged or hostile.
+    """
+    last = -1
+    iterator = iter(tar)
+    while True:
+        try:
+            member = next(iterator, None)
+        except (OSError, *BROKEN):
+            raise
+        except Exception as error:  # on hostile headers tarfile raises nearly anything
+            raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
+        if member is None:
+            return
+        if member.size < 0 or member.offset <= last:
+            raise tarfile.ReadError("a header points backwards")
+        last = member.offset
+        yield member
+
+
+@contextmanager
+def decompressed(path: Path) -> Iterator[IO[bytes] | Any]:
+    """Open a file, decompressing gzip, bzip2 and xz."""
+    with path.open("rb") as file:
+        start = file.read(2)
+        file.seek(0)
+        kind = _COMPRESSED.get(start)
+        if kind is None:
+            yield file
+            return
+        with kind(fileobj=file) if kind is gzip.GzipFile else kind(file) as content:
+            yield content

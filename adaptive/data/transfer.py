@@ -1,0 +1,243 @@
+"""Reading files that are elsewhere: several attempts with growing pauses, a time-out, and one line when all failed."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar
+
+from fsspec.callbacks import Callback
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity.nap import sleep_using_event
+
+from adaptive.data.faults import CHECKSUM, MISSING, UNREADABLE, BadDataError
+from adaptive.errors import DataError, MachineError
+
+FIRST_PAUSE = 0.5  # seconds; doubled after every failed attempt, plus up to as much again by chance
+LONGEST_PAUSE = 30.0
+_POLL = 0.2  # seconds between two looks at a transfer
+_PASSING_STATUS = {408, 425, 429}
+# Of botocore and google.auth, which need not be installed.
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+_REASON = 300  # characters of a library's message that are shown
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):  # noqa: N818 - a wish, not an error
+    """Whoever wanted the file does not want it any more."""
+
+
+class Mismatch(Exception):  # noqa: N818 - becomes a DataError once the attempts are used up
+    """What arrived is not what the index describes."""
+
+
+@dataclass(frozen=True)
+class Running(Generic[T]):
+    """A transfer that was begun: its result, and how to give it up."""
+
+    future: Future[T]
+    stop: Callable[[], object] = lambda: None
+
+
+class Arrivals(Callback):
+    """Counts the bytes of one file as they arrive, and refuses more than ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.total = 0
+        self.last = time.monotonic()
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count ``inc`` further bytes (raises Mismatch beyond the limit)."""
+        self.last = time.monotonic()
+        self.total += inc
+        if self.total > self.limit:
+            raise Mismatch(f"more than {self.limit} bytes arrive")
+
+    def wait(self, running: Running[T], timeout: float, cancel: threading.Event) -> T:
+        """Return the transfer's result.
+
+        Raises:
+            TimeoutError: no byte arrived for ``timeout`` seconds; the transfer is given up.
+            Cancelled: ``cancel`` was set.
+        """
+        while True:
+            try:
+                return running.future.result(_POLL)
+            except NotYet:
+                if running.future.done():  # the transfer's own time-out, which is the same class
+                    raise
+            if cancel.is_set():
+                running.stop()
+                raise Cancelled
+            if time.monotonic() - self.last > timeout:
+                running.stop()
+                raise TimeoutError(f"no byte arrived for {timeout:g} s")
+
+
+@dataclass(frozen=True)
+class Transfer(ABC):
+    """A folder that is read from elsewhere.
+
+    Attributes:
+        location: of the folder, as the user wrote it.
+        attempts: how often each operation is tried.
+        timeout: seconds without a byte after which an attempt has failed.
+    """
+
+    location: str
+    attempts: int
+    timeout: float
+
+    @abstractmethod
+    def shown(self, name: str) -> str:
+        """Return a file's address for messages, without passwords."""
+
+    @abstractmethod
+    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
+        """Begin to write a file's content to ``path``."""
+
+    @abstractmethod
+    def start_size(self, name: str) -> Running[int | None]:
+        """Begin to find out a file's size in bytes; None where it cannot be known without reading it."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Close what is open; the next use opens it anew."""
+
+    def reason(self, error: BaseException) -> str:
+        """Return why an attempt failed, in one short line."""
+        words = " ".join(str(error).split()) or type(error).__name__
+        return words[:_REASON]
+
+    def fetch(self, name: str, path: Path, limit: int, check: Callable[[Path], None], cancel: threading.Event) -> None:
+        """Write a file of at most ``limit`` bytes to ``path``; ``check`` raises Mismatch if it is not the right one.
+
+        Raises:
+            BadDataError: it does not exist, cannot be read, or is not the right one, after all attempts.
+            MachineError: no space for it here.
+            Cancelled: ``cancel`` was set.
+        """
+
+        def attempt() -> None:
+            path.unlink(missing_ok=True)
+            arrivals = Arrivals(limit)
+            arrivals.wait(self.start(name, path, arrivals), self.timeout, cancel)
+            check(path)
+
+        self._retry(name, attempt, cancel)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a small file (raises as `fetch` does)."""
+        with TemporaryDirectory(prefix="adaptive-") as folder:
+            path = Path(folder) / "content"
+            self.fetch(name, path, limit, lambda _: None, threading.Event())
+            return path.read_bytes()
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, None where it is not known (raises BadDataError, as `fetch` does)."""
+        cancel = threading.Event()
+        return self._retry(name, lambda: Arrivals(0).wait(self.start_size(name), self.timeout, cancel), cancel)
+
+    def _retry(self, name: str, attempt: Callable[[], T], cancel: threading.Event) -> T:
+        tried = 0
+        began = time.monotonic()
+
+        def count(_: RetryCallState) -> None:
+            nonlocal tried
+            tried += 1
+
+        retrying = Retrying(
+            stop=stop_after_attempt(self.attempts),
+            wait=wait_exponential_jitter(FIRST_PAUSE, LONGEST_PAUSE, jitter=FIRST_PAUSE),
+            retry=retry_if_exception(may_pass),
+            sleep=sleep_using_event(cancel),
+            before=count,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except (DataError, MachineError, Cancelled):
+            raise
+        except Exception as error:
+            raise self._failure(name, cause(error), tried, time.monotonic() - began) from None
+
+    def _failure(self, name: str, error: BaseException, tried: int, seconds: float) -> DataError | MachineError:
+        shown = self.shown(name)
+        attempts = f"{tried} attempt{'s' if tried > 1 else ''} in {seconds:.0f} s"
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return MachineError(f"no space left here for {shown}; free some, or lower data.cache_gib")
+        if isinstance(error, FileNotFoundError) or status(error) in (404, 410):
+            return BadDataError(f"{shown} does not exist; check data.path, or copy it there", MISSING, whole=True)
+        if isinstance(error, Mismatch):
+            remedy = "copy it there again or pack again"
+            return BadDataError(f"{shown} is not what was packed ({error}; {attempts}); {remedy}", CHECKSUM, whole=True)
+        if may_pass(error):
+            remedy = f"check the server and the network, or raise data.timeout = {self.timeout:g} or data.attempts"
+        else:
+            remedy = "check the address and your right to read it"
+        message = f"{shown} cannot be read ({self.reason(error)}; {attempts}); {remedy}"
+        return BadDataError(message, UNREADABLE, whole=True)
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run ``work`` in a thread that never keeps the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="transfer", daemon=True).start()
+    return future
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return what really happened where fsspec's HTTP calls any failure of a size request a missing file."""
+    behind = error.__cause__
+    ours = isinstance(behind, OSError) or type(behind).__module__.startswith("aiohttp")
+    return behind if isinstance(error, FileNotFoundError) and behind is not None and ours else error
+
+
+def may_pass(error: BaseException) -> bool:
+    """Say whether another attempt may succeed."""
+    error = cause(error)
+    code = status(error)
+    if code is not None:
+        return not 400 <= code < 500 or code in _PASSING_STATUS
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return False
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return False
+    lasting = (
+        FileNotFoundError,
+        PermissionError,
+        ValueError,
+        TypeError,
+        ImportError,
+        DataError,
+        MachineError,
+        Cancelled,
+    )
+    return isinstance(error, Exception) and not isinstance(error, lasting) and not str(error).startswith("Forbidden")
+
+
+def status(error: BaseException) -> int | None:
+    """Return the HTTP status that a store's library tells of, if it does."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, (int, str)) and str(value).isdecimal():
+            return int(value)
+    return None

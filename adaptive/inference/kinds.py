@@ -1,0 +1,8 @@
+"""Names of the policies' scores, for command lines that import nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Kind = Literal["confidence", "margin", "entropy", "patience", "gate"]
+KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -1,0 +1,163 @@
+"""What every exit answers to the images of a split, kept for calibration, curves and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adaptive.errors import DataError
+from adaptive.inference.policy import Decision, Policy
+
+
+class IdentifiedBatch(Protocol):
+    """Images (N, 3, H, W), labels (N,) and sample ids (N,), -1 marking padding."""
+
+    @property
+    def images(self) -> Tensor:
+        """Images (N, 3, H, W)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,), -1 for padding."""
+
+    @property
+    def ids(self) -> Tensor:
+        """Numbers of the samples in their split, -1 for padding."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits of k exits for N images, on the CPU, in the order of the split.
+
+    Attributes:
+        logits: (k, N, C) float32.
+        labels: (N,) int64.
+        ids: (N,) int64, numbers of the images in their split.
+        left_out: bad images that are not among them, by kind.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    ids: Tensor
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def probabilities(self, policy: Policy) -> ExitProbabilities:
+        """Softmax at the policy's temperatures, one exit after another."""
+        return ExitProbabilities(self.logits, policy)
+
+
+class ExitProbabilities(Sequence[Tensor]):
+    """Probabilities (N, C) of k exits, each made when it is asked for: all at once take as much memory as the logits.
+
+    Args:
+        logits: (k, N, C).
+        policy: its temperatures count.
+    """
+
+    def __init__(self, logits: Tensor, policy: Policy) -> None:
+        self._logits, self._policy = logits, policy
+
+    def __len__(self) -> int:
+        return len(self._logits)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(f"exit {i} of {len(self)}, from 0")
+        return self._policy.probabilities(i, self._logits[i])
+
+
+class Predictions(NamedTuple):
+    """What N images get when each leaves where a policy says.
+
+    Attributes:
+        labels: (N,) int64.
+        confidences: (N,) probability of the label, at the exit's temperature.
+        exits: (N,) int64, where the image left, from 1 to k.
+    """
+
+    labels: Tensor
+    confidences: Tensor
+    exits: Tensor
+
+    def counts(self, exits: int) -> list[int]:
+        """How many leave at each of k exits."""
+        return torch.bincount(self.exits - 1, minlength=exits).tolist()
+
+    def top1(self, labels: Tensor) -> float:
+        """Accuracy in percent."""
+        return 100 * (self.labels == labels).double().mean().item()
+
+
+@torch.inference_mode()
+def collect(
+    forward: Callable[[Tensor], list[Tensor]],
+    batches: Iterable[IdentifiedBatch],
+    device: torch.device,
+    expected: int,
+    channels_last: bool = False,
+) -> Outputs:
+    """Run every exit over a split, on one rank.
+
+    Args:
+        forward: images (N, 3, H, W) -> k logits (N, C).
+        batches: the split, each image once.
+        device: where to run.
+        expected: number of images in the split; bad ones that the batches' stream left out are not among the outputs.
+        channels_last: memory format of the images.
+
+    Raises:
+        DataError: the number of images differs from ``expected``.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    kept, labels, ids = torch.empty(0), [], []
+    count = 0
+    for batch in batches:
+        real = batch.labels >= 0
+        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        logits = torch.stack([z.float() for z in forward(images)]).cpu()[:, real]
+        if not len(kept):  # one block of memory, filled piece by piece: pieces to be joined would take twice as much
+            kept = torch.empty(len(logits), expected, logits.shape[2])
+        if count + logits.shape[1] <= expected:
+            kept[:, count : count + logits.shape[1]] = logits
+        count += logits.shape[1]
+        labels.append(batch.labels[real])
+        ids.append(batch.ids[real])
+    left_out: Mapping[str, int] = getattr(batches, "left_out", {})
+    if count + sum(left_out.values()) != expected:
+        raise DataError(f"evaluation counted {count} images, but the split holds {expected}")
+    found, order = torch.cat(labels), torch.cat(ids).argsort()
+    if not torch.equal(order, torch.arange(count)):
+        for values in kept:
+            values[:count] = values[order]
+    return Outputs(kept[:, :count], found[order], torch.cat(ids)[order], left_out)
+
+
+def scores(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return every exit's score for every image, (k, N), from probabilities k x (N, C), as if nobody had left."""
+    return torch.stack([decision.scores for decision in decisions(policy, probabilities)])
+
+
+def simulate(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> Predictions:
+    """Let a policy decide over stored probabilities, k x (N, C), as the runner does while it computes them."""
+    made = decisions(policy, probabilities)
+    found = torch.stack([decision.scores for decision in made])
+    reached = found >= torch.tensor(policy.thresholds, dtype=found.dtype).unsqueeze(1)
+    reached[-1] = True
+    leaves = reached.to(torch.uint8).argmax(dim=0)
+    images = torch.arange(len(leaves))
+    labels = torch.stack([decision.labels for decision in made])[leaves, images]
+    confidences = torch.stack([decision.confidences for decision in made])[leaves, images]
+    return Predictions(labels, confidences, leaves + 1)
+
+
+def decisions(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> list[Decision]:
+    """Return what a policy makes of all N images at every exit, from probabilities k x (N, C)."""
+    memory, found = None, []
+    for i, values in enumerate(probabilities):
+        found.append(policy.decide(i, values, memory))
+        memory = found[-1].memory
+    return found

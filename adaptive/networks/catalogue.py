@@ -1,0 +1,137 @@
+"""What can be trained: timm's models by name and family, without building more of them than were asked for."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from dataclasses import dataclass
+
+import timm
+import torch
+
+from adaptive.errors import ModelError
+from adaptive.networks import zoo as zoo  # registers this project's own networks with timm
+from adaptive.networks.backbone import build_backbone, configuration
+from adaptive.networks.cut import survey
+from adaptive.networks.multi_exit import is_multi_exit
+from adaptive.networks.presets import MSDNETS, RANETS
+
+OWN_FAMILY = "zoo"  # what timm takes our module for
+WILDCARDS = "*?["
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a list of models.
+
+    Attributes:
+        name: for ``model.backbone``.
+        parameters: with timm's own number of classes; None if it was not counted.
+        input_size: side in pixels of the images it was made for; None if timm does not say.
+        pretrained: whether timm has weights of it.
+        note: why it cannot be trained here, else empty.
+    """
+
+    name: str
+    parameters: int | None
+    input_size: int | None
+    pretrained: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExitPlace:
+    """A module after which an early exit can branch off.
+
+    Attributes:
+        name: for ``model.exits``.
+        macs: multiply-adds of the backbone up to its end, for one image.
+        share: of the backbone's multiply-adds, 0 to 1.
+        shape: of the feature there, without the batch.
+        tensors: that cross the branching point.
+    """
+
+    name: str
+    macs: int
+    share: float
+    shape: tuple[int, ...]
+    tensors: int
+
+
+def families() -> dict[str, int]:
+    """Return timm's families (a file of architectures each) with their numbers of models."""
+    return {name: len(timm.list_models(module=name)) for name in timm.list_modules() if name != OWN_FAMILY}
+
+
+def presets() -> list[str]:
+    """Return the names of the networks that bring exits of their own."""
+    return [*MSDNETS, *RANETS]
+
+
+def is_one_model(word: str) -> bool:
+    """Whether a word is the name of one model (with or without a tag of pretrained weights)."""
+    return not set(WILDCARDS) & set(word) and timm.is_model(word.partition(".")[0])
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the names that a pattern with timm's wildcards, or the name of a family, stands for.
+
+    A pattern with a dot asks for names with the tag of their pretrained weights (``resnet50.*``).
+
+    Raises:
+        ModelError: there are none; names the nearest ones.
+    """
+    tagged = "." in pattern
+    if not set(WILDCARDS) & set(pattern) and pattern in timm.list_modules():
+        found = timm.list_models(module=pattern)
+    else:
+        found = fnmatch.filter(timm.list_models(pretrained=tagged), pattern)
+    if not found:
+        known = [*timm.list_models(), *families()]
+        close = difflib.get_close_matches(pattern.strip(WILDCARDS + "]"), known, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "adaptive models lists the families"
+        raise ModelError(f"{pattern!r} is no model, no family, and matches none; {remedy}")
+    return list(found)
+
+
+def entry(name: str, count: bool = True) -> Entry:
+    """Describe a model in one line; with ``count`` it is built without memory for its weights, to count them."""
+    noted = timm.get_pretrained_cfg(name)
+    size = noted.input_size[-1] if noted is not None else None
+    pretrained = timm.is_model_pretrained(name)
+    if not count:
+        return Entry(name, None, size, pretrained)
+    try:
+        with torch.device("meta"):
+            model = build_backbone(name, num_classes=1000).model
+    except ModelError as error:
+        note = str(error).partition(": ")[2]
+        # Some need real numbers while they are built; that says nothing about training them.
+        return Entry(name, None, size, pretrained, note if "no logits" in note else "")
+    size = size or configuration(model).get("input_size", (3, None, None))[-1]
+    return Entry(name, sum(p.numel() for p in model.parameters()), size, pretrained)
+
+
+def exit_places(name: str, input_size: int | None = None) -> tuple[int, list[ExitPlace]]:
+    """Build a timm model and list where early exits can branch off.
+
+    Args:
+        name: of a timm model that brings no exits of its own.
+        input_size: side of the square image in pixels; by default the model's own.
+
+    Returns:
+        The side that was used, and the places from input to output.
+
+    Raises:
+        ModelError: no such model, or it does not run on such images.
+    """
+    assert not is_multi_exit(name)
+    plain = build_backbone(name, input_size)
+    with torch.random.fork_rng(devices=[]):
+        surveyed = survey(plain.model, plain.size, plain.channels)
+    total = surveyed.recording.macs // 2  # of a recording with two images
+    places = [
+        ExitPlace(place.name, round(place.share * total), place.share, place.shape, place.crossing)
+        for place in surveyed.places()
+    ]
+    return plain.size, places

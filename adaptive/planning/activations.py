@@ -1,0 +1,253 @@
+"""Bytes that a training step keeps for its backward pass, from a traced step that computes nothing.
+
+The real network, task and losses run on torch's fake tensors, which have shapes, types and storages but no memory, so
+that any batch is traced in seconds on any machine. Every storage is counted once, from the operation that makes it to
+the moment at which nothing refers to it any more. What an operation takes inside itself (cuDNN's workspace, oneDNN's
+scratchpad) is not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adaptive.config import Config
+from adaptive.errors import ConfigError
+from adaptive.inference.metrics import ExitMeter
+from adaptive.inference.precision import autocast
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
+from adaptive.training.learner import build_task
+from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
+from adaptive.training.teacher import NetworkTeacher, Teacher, last_exit, next_exit
+
+Bytes = NDArray[np.float64]
+CPU = torch.device("cpu")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make inside the block, while they live.
+
+    Attributes:
+        live: bytes now.
+        peak: the most since the block began, or since ``peak`` was set.
+        history: ``live`` after every operation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.history: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self._known: set[int] = set()
+
+    def ignore(self, *tensors: Tensor) -> None:
+        """Leave these tensors' storages out."""
+        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        self.history.append(self.live)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._sizes or key in self._known:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One micro batch, traced.
+
+    Attributes:
+        batch: images in it.
+        kept: bytes alive at the end of the forward pass: what the backward pass will need.
+        live: (n,) bytes alive at n moments of forward and backward pass, gradients of parameters left out.
+        gradients: (n,) bytes of the parameters' gradients that are complete by then.
+        evaluation: most bytes alive in a forward pass without gradients.
+    """
+
+    batch: int
+    kept: int
+    live: Bytes
+    gradients: Bytes
+    evaluation: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of a micro batch of any size: a constant and a share per image, at every moment of the step."""
+
+    small: Trace
+    large: Trace
+
+    def kept(self, batch: int) -> int:
+        """Return the bytes alive at the end of the forward pass of ``batch`` images."""
+        return round(self._line(self.small.kept, self.large.kept, batch))
+
+    def evaluation(self, batch: int) -> int:
+        """Return the most bytes alive in a forward pass without gradients."""
+        return round(self._line(self.small.evaluation, self.large.evaluation, batch))
+
+    def moments(self, batch: int) -> tuple[Bytes, Bytes]:
+        """Return (live, gradients) as `Trace` has them; moments that a later one exceeds in both are left out."""
+        if len(self.small.live) == len(self.large.live):
+            live, gradients = self._line(self.small.live, self.large.live, batch), self.small.gradients
+        else:  # an operation that depends on the batch's size: take the larger trace in proportion
+            live, gradients = self.large.live * (batch / self.large.batch), self.large.gradients
+        later = np.append(np.maximum.accumulate(live[::-1])[::-1][1:], -1.0)
+        return live[live > later], gradients[live > later]
+
+    @property
+    def per_image(self) -> float:
+        """Bytes kept per further image."""
+        return (self.large.kept - self.small.kept) / (self.large.batch - self.small.batch)
+
+    def _line(self, small: Any, large: Any, batch: int) -> Any:
+        return small + (large - small) * ((batch - self.small.batch) / (self.large.batch - self.small.batch))
+
+
+def trace_activations(config: Config, plan: PhasePlan, network: AdaptiveNetwork, micro_batch: int) -> Activations:
+    """Trace a micro batch of a phase, and one of twice its size.
+
+    Args:
+        config: of the run: precision, checkpointing, memory layout, mixing, teacher.
+        plan: the phase.
+        network: as built on the CPU; it is left as it is.
+        micro_batch: images per rank and forward pass.
+    """
+    return Activations(*(_trace(config, plan, network, batch) for batch in (micro_batch, 2 * micro_batch)))
+
+
+def _trace(config: Config, plan: PhasePlan, network: AdaptiveNetwork, batch: int) -> Trace:
+    mode = FakeTensorMode()
+    fake = fake_copy(network, mode)
+    teacher = _fake_teacher(config, plan, network, mode)
+    prepare_phase(fake, plan)
+    fake.checkpointing = config.train.checkpointing
+    with torch.random.fork_rng(devices=[]), mode:
+        engine = _Forward(fake, autocast(config.train.precision, CPU))
+        task = build_task(
+            config, _without_surgery(plan), engine, teacher, ExitMeter(len(fake.exits), CPU),  # type: ignore[arg-type]
+            BatchSizes(batch, batch, 1, 1), fake.num_classes, plan.weights_from(0, 1, config.train.seed),
+        )  # fmt: skip
+        size = config.data.image_size
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        images = torch.empty(batch, fake.channels, size, size).contiguous(memory_format=layout)
+        labels = torch.zeros(batch, dtype=torch.long)
+        set_modes(fake, plan)
+        done = _Gradients(fake)
+        with LiveBytes() as counter:
+            counter.ignore(images, labels, *fake.parameters(), *fake.buffers(), *_tensors_of(teacher))
+            loss = task.loss(images, labels, (0, 0, 0))
+            kept, forward = counter.live, counter.peak
+            start = len(counter.history)
+            done.marks = counter.history
+            if loss.requires_grad:
+                loss.backward()
+            del loss
+        live = np.array([forward, *counter.history[start:]], dtype=np.float64)
+        gradients = done.at(start, len(live))
+        with LiveBytes() as counter, torch.no_grad():
+            counter.ignore(images, *fake.parameters(), *fake.buffers())
+            engine.network.eval()
+            engine(images)
+        return Trace(batch, kept, live, gradients, counter.peak)
+
+
+def fake_copy(network: nn.Module, mode: FakeTensorMode) -> Any:
+    """Return a copy of a network whose parameters and buffers are fake tensors: it takes no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.data), parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = mode.from_tensor(buffer)
+    return copy.deepcopy(network, memo)
+
+
+def teacher_model(config: Config, num_classes: int) -> nn.Module:
+    """Build the timm model that teaches, without weights (raises ConfigError); under a fake mode it takes no memory."""
+    distillation = config.distillation
+    name = str(distillation.teacher_model)
+    try:
+        return timm.create_model(name, num_classes=num_classes, pretrained=False, **distillation.teacher_options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"distillation.teacher_model = {name!r} cannot be built: {reason}") from error
+
+
+class _Forward:
+    """Stands for the engine: the network under autocast, and nothing of DeepSpeed's."""
+
+    def __init__(self, network: AdaptiveNetwork, context: torch.autocast) -> None:
+        self.network, self.context = network, context
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        with self.context:
+            return self.network(images)
+
+
+class _Gradients:
+    """Takes every parameter's gradient away as soon as it is complete, and remembers when."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.marks: list[int] = []
+        self._steps: list[tuple[int, int]] = []
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._take)
+
+    def at(self, start: int, count: int) -> Bytes:
+        """Return the bytes complete at each of ``count`` moments from operation ``start`` on."""
+        arrived = np.zeros(count)
+        for position, size in self._steps:
+            arrived[min(max(position - start, 0), count - 1)] += size
+        return np.cumsum(arrived)
+
+    def _take(self, parameter: Tensor) -> None:
+        parameter.grad = None
+        self._steps.append((len(self.marks), parameter.numel() * parameter.element_size()))
+
+
+def _fake_teacher(config: Config, plan: PhasePlan, network: AdaptiveNetwork, mode: FakeTensorMode) -> Teacher | None:
+    if plan.gamma == 0:
+        return None
+    kind = config.distillation.teacher
+    if kind in ("last", "next"):
+        return last_exit if kind == "last" else next_exit
+    if kind != "model":
+        return NetworkTeacher(fake_copy(network, mode), autocast(config.train.precision, CPU))
+    with mode:
+        return NetworkTeacher(teacher_model(config, network.num_classes), autocast(config.train.precision, CPU))
+
+
+def _tensors_of(teacher: Teacher | None) -> list[Tensor]:
+    if not isinstance(teacher, NetworkTeacher):
+        return []
+    return [*teacher.network.parameters(), *teacher.network.buffers()]
+
+
+def _without_surgery(plan: PhasePlan) -> PhasePlan:
+    return PhasePlan(**{**vars(plan), "surgery": False})

@@ -1,0 +1,52 @@
+"""What would fail when a run starts, found before it is submitted: no rank, no GPU and no process group is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptive.config import Config
+from adaptive.data.index import DatasetIndex
+from adaptive.errors import AdaptiveError
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training import preflight
+from adaptive.training.batch import BatchSizes, batch_sizes
+from adaptive.training.checkpoint import CheckpointStore
+from adaptive.training.run import build_network
+
+
+@dataclass(frozen=True)
+class CheckedPlan:
+    """A configuration that passed, and what was built on the way."""
+
+    config: Config
+    nodes: int
+    ranks_per_node: int
+    batch: BatchSizes
+    index: DatasetIndex
+    network: AdaptiveNetwork
+
+
+def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
+    """Check a configuration for ``nodes`` x ``gpus_per_node`` ranks, with the checks that a run makes at its start.
+
+    Batch arithmetic first, then dataset, backbone, phases, optimizer, DeepSpeed's settings, what the run folder holds,
+    and disk space. Nothing is written, and pretrained weights are not fetched.
+
+    Raises:
+        AdaptiveError: one of its kinds, naming key or flag, value and remedy.
+    """
+    for flag, number in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+        if number < 1:
+            raise AdaptiveError(f"{flag} {number} is too small; give 1 or more")
+    batch = batch_sizes(config.train, nodes * gpus_per_node)
+    index = preflight.check_dataset(config)
+    folder = Path(str(config.train.run_folder))
+    preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))
+    # Weights change no size, and the machine that plans may have no way to them.
+    plain = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
+    network = build_network(plain, index)
+    preflight.check_exit_weights(config, len(network.exits))
+    preflight.check_disk_space(folder, network, config)
+    preflight.check_training(config, batch, index, network)
+    return CheckedPlan(config, nodes, gpus_per_node, batch, index, network)

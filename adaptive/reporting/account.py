@@ -1,0 +1,107 @@
+"""Which W&B server is meant, whether there is a login for it and it answers; its client within a time limit."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import netrc
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from adaptive.errors import MachineError
+
+PUBLIC = "https://api.wandb.ai"
+LOGIN = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+PROBE = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a client's process left: its exit code, None where its time was over, and what it printed."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def server() -> str:
+    """Return the server's address, as W&B's client finds it: WANDB_BASE_URL, then what ``wandb login`` wrote."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url.rstrip("/")
+    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    settings = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(configparser.Error, OSError):
+        settings.read(Path(folder).expanduser() / "settings")
+    return settings.get("default", "base_url", fallback=PUBLIC).rstrip("/")
+
+
+def find_key(url: str) -> tuple[str, str]:
+    """Return the key for a server and where it was found (a variable or a file); both empty without one."""
+    for name in LOGIN:
+        if key := os.environ.get(name, "").strip():
+            return key, name
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if (entry := netrc.netrc(path).authenticators(urlsplit(url).netloc)) and entry[2]:
+            return entry[2], str(path)
+    return "", ""
+
+
+def check_login(url: str) -> None:
+    """Refuse where no key for this server is set or stored (raises MachineError)."""
+    if not find_key(url)[0]:
+        host = "" if url == PUBLIC else f" --host {url}"
+        raise MachineError(f"no W&B login for {urlsplit(url).netloc}; run: wandb login{host}, or set WANDB_API_KEY")
+
+
+def check_reachable(url: str, limit: float) -> None:
+    """Refuse where the server answers nothing within 10 seconds, or ``limit`` if less (raises MachineError)."""
+    try:
+        urllib.request.urlopen(url, timeout=min(limit, PROBE)).close()
+    except urllib.error.HTTPError:
+        return  # an answer, if an unfriendly one
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # certificates are between the client and the server
+        raise MachineError(
+            f"the W&B server {url} does not answer ({reason}); check the network and WANDB_BASE_URL"
+        ) from None
+
+
+def run_client(words: list[str], limit: float, stdin: str = "", folder: str | None = None) -> Ended:
+    """Run ``python WORDS...`` for at most ``limit`` seconds, and end it with all that it started.
+
+    The client's own logs go to ``folder/wandb``, by default to the current folder's.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "WANDB_DIR": folder} if folder else None,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(stdin, timeout=limit)
+        return Ended(process.returncode, out, err)
+    except subprocess.TimeoutExpired:
+        return Ended(None, "", "")
+    finally:
+        # Its group holds the client's service too, which would wait for the server on its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None and not stream.closed:
+                stream.close()

@@ -1,0 +1,166 @@
+"""What the shared W&B workspace shows: sections of panels over the keys that runs write.
+
+The number of exits, blocks and nodes differs from run to run, so most panels select their keys by a regular expression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["lines", "scatter", "table chart", "media", "parallel", "comparer"]
+EXIT = "exit_[0-9]+"
+OF_NODES = "(_(min|mean|max))?"  # of more than 8 nodes the records hold these
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        title: shown above it.
+        kind: ``lines`` over the step; ``scatter`` of two summary values, one point a run; ``table chart`` over a logged
+            table's columns; ``media``; ``parallel`` coordinates of settings and results; ``comparer`` of runs.
+        regex: pattern of the keys it shows, for ``lines``; anchored at both ends.
+        keys: the keys themselves, where there is no pattern; of a scatter x and y.
+        settings: configuration keys, for ``parallel``, before the results.
+        chart: W&B's name of the chart, for ``table chart``.
+        columns: of a ``table chart``: the chart's field -> the table's column.
+        log: logarithmic vertical axis.
+    """
+
+    title: str
+    kind: Kind = "lines"
+    regex: str = ""
+    keys: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    chart: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    log: bool = False
+
+    @property
+    def shows(self) -> str:
+        """Its keys in words."""
+        return self.regex or ", ".join((*self.settings, *self.keys)) or "all settings and results"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A named row of panels, folded unless ``open``."""
+
+    name: str
+    panels: tuple[Panel, ...]
+    open: bool = True
+
+
+def _lines(title: str, pattern: str, log: bool = False) -> Panel:
+    return Panel(title, regex=f"^{pattern}$", log=log)
+
+
+def _node(title: str, measure: str) -> Panel:
+    return _lines(title, f"system/[^/]+/{measure}{OF_NODES}")
+
+
+SECTIONS = (
+    Section(
+        "Accuracy of every exit",
+        (
+            _lines("validation, top-1 %", f"val/{EXIT}/top1"),
+            _lines("validation, top-5 %", f"val/{EXIT}/top5"),
+            _lines("moving average, top-1 %", f"val_ema/{EXIT}/top1"),
+            _lines("moving average, top-5 %", f"val_ema/{EXIT}/top5"),
+            _lines("training, top-1 %", f"train/{EXIT}/top1"),
+        ),
+    ),
+    Section(
+        "Accuracy against multiply-adds",
+        (
+            Panel(
+                "exits and policies",
+                "table chart",
+                keys=("report/accuracy_against_macs_table",),
+                chart="wandb/lineseries/v0",
+                columns=(("step", "step"), ("lineKey", "lineKey"), ("lineVal", "lineVal")),
+            ),
+            Panel(
+                "every exit of every run",
+                "table chart",
+                keys=("report/exits",),
+                chart="wandb/scatter/v0",
+                columns=(("x", "MACs"), ("y", "top-1 %")),
+            ),
+            Panel("the first exit", "scatter", keys=("model/exit_1/macs", "val/exit_1/top1")),
+            Panel("as in the report", "media", keys=("report/accuracy_macs",)),
+        ),
+    ),
+    Section(
+        "Who leaves where",
+        (
+            Panel(
+                "share that leaves",
+                "table chart",
+                keys=("report/exits",),
+                chart="wandb/bar/v0",
+                columns=(("label", "exit"), ("value", "leave here")),
+            ),
+            _lines("agreement with the last exit, %", f"val/{EXIT}/agreement"),
+            Panel("as in the report", "media", keys=("report/shares", "report/leavers")),
+        ),
+    ),
+    Section(
+        "Gradient balance",
+        (
+            _lines("norm per block", "train/gradient_norm/block_[0-9]+", log=True),
+            _lines("norm per exit", "train/gradient_norm/exit_[0-9]+", log=True),
+        ),
+    ),
+    Section(
+        "Loss",
+        (
+            _lines("sum over the exits", "(train|val|val_ema)/loss"),
+            _lines("training, per exit", f"train/{EXIT}/loss"),
+            _lines("validation, per exit", f"val/{EXIT}/loss"),
+            _lines("divergence from the teacher", f"train/{EXIT}/divergence"),
+        ),
+    ),
+    Section(
+        "Throughput",
+        (
+            _lines("images per second", "train/images_per_second"),
+            _lines("share of waiting for data", "train/data_wait_share"),
+            _lines("memory, GiB", "train/memory_gib"),
+            _lines("learning rate", "train/lr"),
+            _lines("skipped steps", "train/skipped_steps"),
+        ),
+    ),
+    Section(
+        "Nodes",
+        (
+            _node("processor, %", "cpu_percent"),
+            _node("memory, %", "memory_percent"),
+            _node("network, MiB/s", "(sent|received)_mib_s"),
+            _node("GPUs, %", "gpu[0-9]*_percent"),
+            _node("GPU memory, %", "gpu[0-9]*_memory_percent"),
+            _node("GPU power, W", "gpu[0-9]*_watts"),
+        ),
+        open=False,
+    ),
+    Section(
+        "Runs compared",
+        (
+            Panel(
+                "settings and results",
+                "parallel",
+                settings=("optimizer.lr", "model.equilibrium", "model.collaboration", "distillation.gamma"),
+                keys=("train/images_per_second", "val/exit_1/top1", "val/loss"),
+            ),
+            Panel("differences", "comparer"),
+        ),
+        open=False,
+    ),
+)
+
+
+def described() -> list[dict[str, Any]]:
+    """Return the sections as plain JSON types."""
+    return [asdict(section) for section in SECTIONS]

@@ -1,0 +1,35 @@
+"""Records of how busy every node is, every so many seconds; written on rank 0."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from adaptive.training.callbacks.base import Callback
+from adaptive.training.machine import Machine, system_values
+from adaptive.training.peers import host_name
+
+if TYPE_CHECKING:
+    from adaptive.training.trainer import Trainer
+
+
+class SystemRecords(Callback):
+    """Publishes ``system/<node>/<measure>``: of all nodes where several ranks run, as they told it last.
+
+    Args:
+        seconds: between two records, at least; a record waits for the end of a step.
+        machine: this rank's own, for a run that is alone.
+    """
+
+    def __init__(self, seconds: float, machine: Machine) -> None:
+        self.seconds, self.machine = seconds, machine
+        self._due = time.monotonic() + seconds
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Publish when it is time."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + self.seconds
+        peers = trainer.supervisor.peers
+        trainer.publish(system_values(peers.machines() if peers else {host_name(): self.machine.sample()}))

@@ -1,0 +1,80 @@
+"""What a checkpoint's folder holds according to its manifest, and whether it does; without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from adaptive.files import file_sha256
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+PUBLISHED, WRITING, REPLACED, REMOVING = "step-", ".writing-", ".replaced-", ".removing-"
+
+
+class _File(BaseModel):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What manifest.json says; names are of files in the folder itself, and its state is always among them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    format: int
+    step: int
+    phase: int = 0
+    epoch: int | None = None
+    score: float | None = None
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], _File]
+
+    @field_validator("files")
+    @classmethod
+    def _holds_the_state(cls, files: dict[str, _File]) -> dict[str, _File]:
+        if STATE not in files or ".." in files:
+            raise ValueError(f"{STATE} is not listed")
+        return files
+
+
+def verify(path: Path, quick: bool = False) -> str | None:
+    """Check a checkpoint's files against its manifest; return what is wrong, or None. ``quick`` compares sizes only."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        return "no readable manifest.json (writing was interrupted)"
+    if manifest.get("format") != FORMAT:
+        return f"format {manifest.get('format')!r}, this version reads {FORMAT}"
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            return f"{name} has {size} bytes, expected {entry['bytes']}"
+        if not quick and file_sha256(file) != entry["sha256"]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint in a ``checkpoints`` folder whose files have their sizes; 0 for none."""
+    found = {}
+    for path in folder.glob("*step-*"):
+        found[path.name.removeprefix(REPLACED).removeprefix(PUBLISHED)] = path
+    steps = sorted(((int(name), path) for name, path in found.items() if name.isdigit()), reverse=True)
+    return next((step for step, path in steps if verify(path, quick=True) is None), 0)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's list of files and what it says about itself, or None where it cannot be read."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
+            return {"format": manifest.get("format"), "files": {}}
+        return _Manifest.model_validate(manifest, strict=True).model_dump()
+    except (OSError, ValueError, RecursionError):  # pydantic's errors are ValueErrors
+        return None

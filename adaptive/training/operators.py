@@ -1,0 +1,96 @@
+"""The operators that DeepSpeed compiles at its first start, and the locks that a kill in that moment leaves behind.
+
+torch before 2.15 guards a compilation by a file that the compiling process removes when it is done. Killed before, it
+leaves the file, and every later start would wait for it, for ever and in silence. Later versions lock the file itself,
+which ends with the process, and leave it lying.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+LOGGER = logging.getLogger(__name__)
+LONGEST = 900.0  # seconds that a compilation may take, on another machine that shares the folder
+LockState = Literal["free", "held", "left", "young"]
+
+
+def free_operators() -> None:
+    """Remove locks of compilations that were killed; say so, and also where one is under way."""
+    for lock in operator_folder().glob("deepspeed_*/lock"):
+        state, age = lock_state(lock), lock_age(lock) or 0.0
+        if state == "left":
+            LOGGER.warning("removed %s: the compilation that it guarded was killed %.0f s ago", lock, age)
+            lock.unlink(missing_ok=True)
+        elif state == "held":
+            LOGGER.warning("another process compiles DeepSpeed's operator (%s); waiting for it", lock)
+        elif state == "young":
+            LOGGER.warning(
+                "another process compiles DeepSpeed's operator since %.0f s, which is waited for; if there is none (it "
+                "was killed), remove %s",
+                age,
+                lock,
+            )
+
+
+def lock_state(lock: Path) -> LockState:
+    """Tell what a lock means: ``free`` nothing, ``held`` a compilation, ``left`` by a killed one, ``young`` either."""
+    try:
+        with lock.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return "free"
+    except OSError:
+        return "held"
+    age = lock_age(lock)
+    if age is None or not _existence_locks():
+        return "free"
+    if held_here(lock):
+        return "held"
+    return "left" if age > LONGEST else "young"
+
+
+def _existence_locks() -> bool:
+    """Whether this torch takes a file's mere existence for a lock (before 2.15)."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    source = Path(found.origin).parent / "utils" / "cpp_extension.py"
+    return source.is_file() and "FileBaton(" in source.read_text(encoding="utf-8", errors="replace")
+
+
+def operator_folder() -> Path:
+    """Return the folder that holds a folder for each operator (TORCH_EXTENSIONS_DIR, or below torch's default)."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if named:
+        return Path(named)
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent
+
+
+def lock_age(lock: Path) -> float | None:
+    """Return the seconds since a lock was made; None where it has gone."""
+    try:
+        return max(time.time() - lock.stat().st_mtime, 0.0)
+    except FileNotFoundError:
+        return None
+
+
+def held_here(lock: Path) -> bool:
+    """Tell whether a process of this machine holds the lock open, as far as this user may see."""
+    wanted = lock.resolve()
+    for process in psutil.process_iter():
+        try:
+            if any(Path(file.path) == wanted for file in process.open_files()):
+                return True
+        except psutil.Error:
+            continue
+    return False

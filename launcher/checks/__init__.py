@@ -1,0 +1,1 @@
+"""What `adaptive doctor` looks at: one small function per check, and whatever one changes it undoes."""

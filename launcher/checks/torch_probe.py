@@ -1,0 +1,63 @@
+"""A script: what torch, torchvision and CUDA say of themselves, as a line of JSON. Apart, since any may hang."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+
+def main() -> None:
+    """Print it."""
+    import torch
+
+    found: dict[str, Any] = {"torch": torch.__version__, "cuda_build": torch.version.cuda, "devices": []}
+    try:
+        import torchvision  # type: ignore[import-untyped]
+
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
+        kept = torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5)
+        found["torchvision"] = torchvision.__version__
+        found["nms"] = kept.tolist()
+    except Exception as error:
+        found["torchvision_error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if torch.version.cuda is not None:
+        found |= cuda(torch)
+    print(json.dumps(found), flush=True)
+
+
+def cuda(torch: Any) -> dict[str, Any]:
+    """Initialise CUDA and multiply matrices on every device."""
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return {"cuda_error": " ".join(str(error).split())[:300], "devices": []}
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    return {
+        "nccl": version,
+        "architectures": torch.cuda.get_arch_list(),
+        "devices": [device(torch, i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def device(torch: Any, number: int) -> dict[str, Any]:
+    """One GPU: name, capability, memory in bytes, and whether it computes rightly."""
+    properties = torch.cuda.get_device_properties(number)
+    found: dict[str, Any] = {"name": properties.name, "capability": [properties.major, properties.minor]}
+    try:
+        found["free"], found["total"] = torch.cuda.mem_get_info(number)
+        ones = torch.ones(1024, 1024, device=f"cuda:{number}")
+        right = bool((ones @ ones == 1024).all())
+        began = time.perf_counter()
+        for _ in range(10):
+            ones @ ones
+        torch.cuda.synchronize(number)
+        found["ms"] = 100 * (time.perf_counter() - began)
+        found["error"] = "" if right else "a product of matrices is wrong"
+    except Exception as error:
+        found["error"] = " ".join(str(error).split())[:200]
+    return found
+
+
+if __name__ == "__main__":
+    main()

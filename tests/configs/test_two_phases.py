@@ -1,0 +1,109 @@
+"""The paper's two phases, from the recipe files themselves, on a small MSDNet and the digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaptive.config_loading import load_config
+from tests.helpers.ranks import run_ranks
+from tests.training.setups import train_here
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STEPS = 13  # per phase: 1,297 images by 96, the last incomplete batch left out
+
+
+def overrides(data: str, folder: Path, *more: str) -> list[str]:
+    small = ("base=1", "step=1", "channels=4", "growth=2")
+    return [
+        f"data.path={data}", "data.workers=0", "train.device=cpu", f"train.run_folder={folder}", "model.exits=3",
+        *(f"model.options.{option}" for option in small), "train.epochs=1", "train.global_batch=96",
+        "checkpoint.keep=9", "checkpoint.every_epochs=1", "tracking.every_steps=1", "evaluate.batch=100", *more,
+    ]  # fmt: skip
+
+
+def weights(folder: Path) -> list[dict[str, Tensor]]:
+    from adaptive.training.checkpoint import CheckpointStore
+
+    return [c.tensors("weights") for c in CheckpointStore(folder / "checkpoints").all()]
+
+
+def two_phases(data: str, folder: str, recipe: str) -> dict[str, Any]:
+    """Train a recipe in one piece, and stopped in either phase; returns what to compare."""
+    from adaptive.reporting.record import read
+
+    path = CONFIGS / "cifar10" / f"{recipe}.yaml"
+    whole = Path(train_here(load_config(path, overrides(data, Path(folder) / "whole"))))
+    for stop in (STEPS // 2, STEPS + STEPS // 2, 2 * STEPS):
+        more = (f"train.max_steps={stop}",)
+        broken = Path(train_here(load_config(path, overrides(data, Path(folder) / "broken", *more))))
+    before, after = weights(whole)
+    first_records = [r for r in read(whole / "metrics.jsonl") if r["step"] in (STEPS, STEPS + 1) and "train/loss" in r]
+    resumed = weights(broken)[-1]
+    return {
+        "resumed equals": all(torch.equal(after[name], resumed[name]) for name in after),
+        "changed": sorted(name for name in after if not torch.equal(before[name], after[name])),
+        "names": sorted(after),
+        "divergence": [sum(r[f"train/exit_{i}/divergence"] for i in (1, 2)) for r in first_records],
+    }  # fmt: skip
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("recipe", ["imta", "imta_released"])
+def test_both_phases_run_from_one_file_and_continue_in_either(recipe: str, digits: Path, tmp_path: Path) -> None:
+    found = run_ranks(two_phases, 1, str(digits), str(tmp_path), recipe)[0]
+    assert found["resumed equals"]
+    assert not [name for name in found["changed"] if name.startswith("blocks.")]  # parameters and buffers alike
+    learned = {name for name in found["names"] if name.startswith("exits.")}
+    if recipe == "imta_released":
+        learned = {name for name in learned if ".classifier." in name or ".link." in name}
+    assert set(found["changed"]) == learned
+    assert found["divergence"][0] == 0
+    assert found["divergence"][1] > 0
+
+
+def released_second_phase(data: str, folder: str) -> dict[str, Any]:
+    """How the second phase of the released recipe begins: fresh classifiers, the old last exit as teacher."""
+    from adaptive.training.batch import batch_sizes
+    from adaptive.training.checkpoint import CheckpointStore
+    from adaptive.training.engine import init_distributed
+    from adaptive.training.run import Ranks, prepare
+    from adaptive.training.trainer import Trainer
+
+    config = load_config(CONFIGS / "cifar10" / "imta_released.yaml", overrides(data, Path(folder) / "run"))
+    prepared = prepare(config, Ranks())
+    init_distributed()
+    trainer = Trainer(
+        config, prepared.index, prepared.network, batch_sizes(config.train, 1), prepared.device, 0,
+        CheckpointStore(Path(folder) / "run" / "checkpoints"), [],
+    )  # fmt: skip
+    before = {name: t.clone() for name, t in prepared.network.state_dict().items()}
+    trainer.progress.next_phase()
+    trainer._start_phase(None, None)
+    active = trainer.active
+    frozen = active.learner.frozen
+    assert frozen is not None
+    now, teacher = active.network.state_dict(), frozen.state_dict()
+    return {
+        "fresh": sorted(n for n in before if not torch.equal(before[n], now[n])),
+        "teacher": all(torch.equal(before[n], teacher[n]) for n in before),
+        "training": sorted(n for n, m in active.network.named_modules() if m.training and n.count(".") == 2),
+        "attached": [exit_.link.attached for exit_ in active.network.exits if exit_.link is not None],
+    }
+
+
+@pytest.mark.ranks
+def test_the_released_second_phase_begins_with_fresh_classifiers(digits: Path, tmp_path: Path) -> None:
+    found = run_ranks(released_second_phase, 1, str(digits), str(tmp_path))[0]
+    assert all(".classifier.weight" in n or ".classifier.bias" in n or ".link." in n for n in found["fresh"])
+    assert {n.split(".")[1] for n in found["fresh"]} == {"0", "1", "2"}
+    assert found["teacher"]
+    assert found["training"] == [
+        "exits.0.classifier",
+        *(f"exits.{i}.{m}" for i in (1, 2) for m in ("classifier", "link")),
+    ]
+    assert found["attached"] == [True, True]

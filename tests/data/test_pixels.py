@@ -1,0 +1,159 @@
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import normalize, to_tensor
+
+from adaptive.config import DataConfig
+from adaptive.data import pixels
+from adaptive.data.decode import ImageError, decode_image
+from adaptive.data.pixels import Normalize, decode_pixels, to_pixels
+from adaptive.data.seeding import AUGMENT, seeded
+from adaptive.data.transforms import train_transform
+from tests.data.conftest import colour_field
+
+PHOTO = colour_field(np.random.default_rng(5), 90, 61)
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+def encode(image, kind="jpeg", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(PHOTO, exif=exif)
+
+
+def same_as_pillow(data):
+    found = decode_pixels(data)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, to_pixels(decode_image(data)))
+
+
+@pytest.mark.parametrize("quality", [5, 50, 75, 90, 100])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_have_the_pixels_that_pillow_gives(quality, subsampling, progressive):
+    options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+    same_as_pillow(encode(PHOTO, **options))
+    same_as_pillow(encode(PHOTO.crop((3, 2, 4, 3)), **options))
+    same_as_pillow(encode(PHOTO.resize((333, 257)), restart_marker_rows=3, **options))
+
+
+def test_upright_jpegs_never_meet_pillows_decoder(monkeypatch):
+    def refuse(data):
+        raise AssertionError("Pillow decoded")
+
+    monkeypatch.setattr(pixels, "decode_image", refuse)
+    for data in (encode(PHOTO), encode(PHOTO.convert("L")), turned(1)):
+        decode_pixels(data)
+    for data in (turned(6), encode(PHOTO.convert("CMYK")), encode(PHOTO, "png")):
+        with pytest.raises(AssertionError):
+            decode_pixels(data)
+
+
+def test_other_files_are_pillows():
+    same_as_pillow(encode(PHOTO.convert("L")))
+    same_as_pillow(encode(PHOTO.convert("CMYK")))
+    same_as_pillow(encode(PHOTO, comment=b"note" * 1000, icc_profile=b"none"))
+    same_as_pillow(encode(PHOTO, keep_rgb=True))
+    for kind in ("png", "webp", "bmp", "gif"):
+        same_as_pillow(encode(PHOTO, kind))
+    for orientation in range(1, 9):
+        same_as_pillow(turned(orientation))
+
+
+def test_bad_files_are_refused_in_the_same_words():
+    whole = encode(PHOTO)
+    bad = [b"", b"\xff\xd8", b"no image", *(whole[:size] for size in (4, 20, 200, len(whole) // 2, len(whole) - 40))]
+    for data in bad:
+        with pytest.raises(ImageError) as expected:
+            decode_image(data)
+        with pytest.raises(ImageError) as found:
+            decode_pixels(data)
+        assert str(found.value) == str(expected.value)
+
+
+def test_a_jpeg_with_changed_bytes_is_taken_or_refused_as_pillow_does():
+    whole, generator = encode(PHOTO), random.Random(2)
+    outcomes = {"taken": 0, "refused": 0}
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(generator.choice([1, 1, 3, 30])):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        try:
+            decode_image(bytes(data))
+        except ImageError:
+            outcomes["refused"] += 1
+            with pytest.raises(ImageError):
+                decode_pixels(bytes(data))
+        else:
+            outcomes["taken"] += 1
+            same_as_pillow(bytes(data))
+    assert min(outcomes.values()) > 20
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_of_pixels_are_pillows_up_to_rounding(interpolation):
+    """The crop is drawn as timm draws it; the resampling filters are the same, in integers of other widths."""
+    data = DataConfig(
+        path="unused", image_size=48, mean=[0.0] * 3, std=[1 / 255] * 3, interpolation=interpolation, flip=0.5
+    )
+    ours = train_transform(data)
+    photo = PHOTO.resize((180, 122), Image.Resampling.BICUBIC)
+    theirs = timms(data)
+    differences = []
+    for seed in range(60):
+        with seeded(AUGMENT, seed):
+            found = ours(to_pixels(photo))
+        with seeded(AUGMENT, seed):
+            again = ours(photo)
+        with seeded(AUGMENT, seed):
+            expected = theirs(photo)
+        assert torch.equal(found, again)
+        differences.append((found - expected).abs())
+    assert torch.stack(differences).max() <= 3
+    assert torch.stack(differences).mean() < 0.1
+
+
+def timms(data):
+    from timm.data import create_transform
+
+    return create_transform(
+        data.image_size, is_training=True, hflip=data.flip, color_jitter=None, interpolation=data.interpolation,
+        mean=tuple(data.mean), std=tuple(data.std), scale=tuple(data.crop_scale), ratio=tuple(data.crop_ratio),
+    )  # fmt: skip
+
+
+def test_batches_are_normalised_as_images_are():
+    images = torch.stack([to_pixels(PHOTO), to_pixels(PHOTO).flip(2)])
+    expected = torch.stack([normalize(to_tensor(PHOTO), MEAN, STD), normalize(to_tensor(PHOTO), MEAN, STD).flip(2)])
+    kept = images.clone()
+    assert torch.equal(Normalize(MEAN, STD, torch.device("cpu"))(images), expected)
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("changes", [{}, {"color_jitter": 0.3}, {"auto_augment": "rand-m9-mstd0.5-inc1"}])
+@pytest.mark.parametrize("crop", ["resize", "pad", "none"])
+def test_pixels_normalised_later_are_the_same(changes, crop):
+    data = DataConfig(path="unused", image_size=32, mean=MEAN, std=STD, crop=crop, **changes)
+    late = Normalize(MEAN, STD, torch.device("cpu"))
+    for seed in range(20):
+        with seeded(AUGMENT, seed):
+            found = train_transform(data, normalize=False)(PHOTO)
+        with seeded(AUGMENT, seed):
+            expected = train_transform(data)(PHOTO)
+        assert found.dtype == torch.uint8
+        assert torch.equal(late(found[None])[0], expected)
+
+
+def test_erasing_fills_in_normalised_noise():
+    data = DataConfig(path="unused", image_size=32, mean=MEAN, std=STD, erasing=0.5)
+    assert train_transform(data, normalize=False)(PHOTO).dtype == torch.float32

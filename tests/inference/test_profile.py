@@ -1,0 +1,49 @@
+"""What the profiler says, checked by what must hold on any machine."""
+
+import pytest
+import torch
+
+from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
+from adaptive.inference.profile import Spread, exit_milliseconds, profile
+from tests.inference.test_runner import halving, images, network, stored
+
+
+def test_profile_counts_who_is_still_in_and_adds_up() -> None:
+    net, logits = network("test_resnet"), stored("test_resnet")
+    policy = halving("confidence", logits)
+    found = profile(net, policy, images(net), rounds=3)
+    left = [int(n) for n in torch.bincount(_exits(policy, logits) - 1, minlength=4)]
+    assert found.still_in == [(40 - sum(left[:i])) / 40 for i in range(4)]
+    assert found.batch == 40
+    assert found.milliseconds == sorted(found.milliseconds)
+    total = sum(part.block + part.exit for part in found.blocks)
+    assert found.milliseconds[-1] == pytest.approx(total / 40)
+    assert 0 < found.decisions < found.dynamic + found.full
+    assert found.ideal < total
+
+
+def _exits(policy: Policy, logits: torch.Tensor) -> torch.Tensor:
+    from tests.inference.test_runner import expected
+
+    return expected(policy, logits).exits
+
+
+def test_everybody_at_the_first_exit_takes_the_first_blocks_time() -> None:
+    net = network("test_resnet")
+    found = profile(net, Policy(thresholds=[EVERYBODY] * 4), images(net), rounds=2)
+    assert found.still_in == [1, 0, 0, 0]
+    nobody = profile(net, Policy(thresholds=[NOBODY] * 3 + [EVERYBODY]), images(net), rounds=2)
+    assert nobody.still_in == [1, 1, 1, 1]
+
+
+def test_milliseconds_rise_from_exit_to_exit() -> None:
+    times = exit_milliseconds(network("test_resnet"), batch=4, rounds=3)
+    assert len(times) == 4
+    assert 0 < times[0] < times[1] < times[2] < times[3]
+
+
+def test_spread_of_one_and_of_several() -> None:
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of_ratios([2.0, 9.0], [1.0, 3.0]) == Spread(2.5, 2.25, 2.75)
+    assert Spread.of([1.0]).scaled(1e3).median == 1000

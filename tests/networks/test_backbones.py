@@ -1,0 +1,117 @@
+"""All of timm: which classes there are, that models of them go the whole way, and what the rest is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from adaptive import create_model
+from adaptive.errors import ModelError
+from benchmarks.backbones import PAGE, RESULTS
+from benchmarks.backbones_page import Results, page
+from benchmarks.families import FAMILIES, SMALL_GEMMA, timm_classes
+from benchmarks.rank_pair import RankPair
+from benchmarks.whole_way import STEPS
+
+# Convolutions; tokens, distilled; channels last; batch-free and several crossing tensors; weights used twice.
+QUICK = ("test_resnet", "deit_tiny_distilled_patch16_224", "test_mambaout", "pit_ti_224", "efficientvim_m1", "test_vit")
+
+
+def test_the_list_has_every_class_of_timm() -> None:
+    classes = timm_classes()
+    listed = {(family.file, family.cls): family.model for family in FAMILIES}
+    assert len(listed) == len(FAMILIES)
+    missing, gone = set(classes) - set(listed), set(listed) - set(classes)
+    assert not missing, f"new in timm; add one small model of each to benchmarks/families.py: {missing}"
+    assert not gone, f"no longer in timm: {gone}"
+    wrong = {model for key, model in listed.items() if model not in classes[key]}
+    assert not wrong, f"not of the class that they stand for: {wrong}"
+    assert sum(map(len, classes.values())) > 1000
+
+
+@pytest.mark.ranks
+def test_the_whole_way() -> None:
+    with RankPair() as pair:
+        for family in [family for family in FAMILIES if family.model in QUICK]:
+            record = pair.call(family, seconds=200)
+            assert record["failed"] is None, f"{family.model}: {record['failed']}: {record['reason']}"
+            assert tuple(record["passed"]) == STEPS
+            assert record["exits"] == 4
+
+
+@pytest.mark.ranks
+def test_a_class_that_cannot_be_wrapped_does_not_stop_the_others() -> None:
+    encoder = next(family for family in FAMILIES if family.cls == "Gemma4VitEncoder")
+    small = next(family for family in FAMILIES if family.model == "test_vit")
+    with RankPair() as pair:
+        record = pair.call(encoder, seconds=200)
+        assert (record["failed"], record["passed"]) == ("wrap", [])
+        assert "ModelError" in record["reason"]
+        late = pair.call(small, seconds=0)
+        assert late["failed"]
+        assert "took longer" in late["reason"]
+        assert pair.call(small, seconds=500)["failed"] is None
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    results = Results.read(RESULTS)
+    assert set(results.records) == {(family.file, family.cls) for family in FAMILIES}
+    assert page(results) == PAGE.read_text(encoding="utf-8"), "run: python benchmarks/backbones.py --only-page"
+    assert results.good_enough
+    for family in FAMILIES:
+        record = results.records[family.file, family.cls]
+        assert (record["model"], record["size"], record["options"]) == (family.model, family.size, family.options)
+        if record["failed"]:
+            assert "ModelError" in record["reason"], f"{family.model} fails without a word to its user"
+        else:
+            assert tuple(record["passed"]) == STEPS
+
+
+def test_results_are_continued(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results = Results.read(file)
+    results.add(FAMILIES[0], {"passed": ["wrap"], "failed": None, "reason": None})
+    again = Results.read(file)
+    assert again.records == results.records
+    assert again.machine["timm"] == timm.__version__
+    assert not again.good_enough
+    assert not again.of_other_versions()
+    again.machine["timm"] = "0.0"
+    assert again.of_other_versions()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "message"),
+    [
+        (
+            "gemma4_vit_167m_enc",
+            64,
+            SMALL_GEMMA,
+            r"Gemma4VitEncoder returns features .*; take gemma4_vit_167m",
+        ),
+        ("halonet_h1", 64, {}, r"does not run on images of 64 x 64 pixels: .*; it was made for 256 x 256"),
+        ("crossvit_tiny_240", 64, {}, r"does not run on images of 64 x 64 pixels: .*; it was made for 240 x 240"),
+        ("hrnet_w18_small", 64, {"features_only": True}, r"returns features and no logits; leave features_only out"),
+    ],
+)
+def test_a_model_that_cannot_be_wrapped_says_why_and_what_to_do(
+    name: str, size: int, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        create_model(name, 10, 4, input_size=size, **options)
+
+
+def test_exits_stand_behind_whole_blocks_where_all_blocks_share_small_tensors() -> None:
+    """Gemma's rotary embedding crosses every branching point: small company, no reason to go elsewhere."""
+    names = create_model("gemma4_vit_167m", 10, 4, input_size=64, **SMALL_GEMMA).exit_names
+    assert names == ["encoder.blocks.0", "encoder.blocks.2", "encoder.blocks.3"]
+
+
+def test_no_exit_is_placed_where_it_saves_nothing() -> None:
+    """CoaT shares weights over its stages and so has few places; its end costs what the last exit costs."""
+    network = create_model("coat_tiny", 10, 4, input_size=64)
+    costs = [cost.macs for cost in network.costs()]
+    assert costs[-2] < 0.99 * costs[-1]

@@ -1,0 +1,153 @@
+"""At every ZeRO stage, on two ranks: which gradient the optimizer sees, what a NaN does, and what can be read whole."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.helpers.ranks import run_ranks
+from tests.training.engines import Running, chain_config, chain_network, distance, global_batch, multi_scale_network
+
+STAGES = (0, 1, 2, 3)
+
+# Training options and tolerance: the relative distance (2-norm) of the worst tensor. In fp32 only the order of sums
+# differs; bf16 keeps 8 bits of every product.
+VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
+    "plain": ({}, 1e-5),
+    "accumulated": ({"micro_batch": 4}, 1e-5),
+    "checkpointing": ({"checkpointing": True}, 1e-5),
+    "bf16": ({"precision": "bf16"}, 0.05),
+}
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@cache
+def closed_form() -> dict[str, Tensor]:
+    """Gradient Equilibrium without any: the summed loss's gradient, block j's divided by k - j + 1."""
+    network = chain_network(equilibrium=False).train()
+    images, labels = global_batch(0)
+    sum(F.cross_entropy(z, labels) for z in network(images)).backward()
+    for behind, block in enumerate(reversed(network.blocks), start=1):
+        for parameter in block.parameters():
+            parameter.grad /= behind
+    return {name: p.grad for name, p in network.named_parameters()}
+
+
+def _equilibrium(stage: int, train: dict[str, Any]) -> dict[str, Any]:
+    running = Running(chain_config({"zero_stage": stage, **train}))
+    expected, start = closed_form(), {n: p.detach() for n, p in chain_network(True).named_parameters()}
+    before = running.weights()
+    for micro, loss in enumerate(running.losses(0), start=1):
+        running.engine.backward(loss)
+        if micro == running.batch.accumulation:
+            seen = {n: running.engine.full_gradient(p) for n, p in running.network.named_parameters()}
+        assert running.engine.step() == (micro == running.batch.accumulation)
+    after = running.weights()
+    moved = {name: (before[name] - after[name]) / 1024.0 for name in before}
+    found = {
+        "start": all(torch.equal(before[name], start[name]) for name in start),
+        "moved": distance(moved, expected),
+        "seen": distance({n: g for n, g in seen.items() if g is not None}, expected),
+    }
+    running.engine.destroy()
+    return found
+
+
+def _multi_scale(stage: int) -> tuple[float, str]:
+    """Distance of MSDNet's gradient with Gradient Equilibrium from the closed form, both as the optimizer sees them.
+
+    Each rank's BatchNorm sees its own images, in both steps the same ones.
+    """
+    found = {}
+    for scope in (False, "crossing"):
+        model = {"backbone": "msdnet", "exits": 3, "equilibrium": scope}
+        running = Running(chain_config({"zero_stage": stage}, model=model), multi_scale_network())
+        for loss in running.losses(0):
+            running.engine.backward(loss)
+        gradients = {n: running.engine.full_gradient(p) for n, p in running.network.named_parameters()}
+        found[scope] = {n: torch.zeros(1) if g is None else g for n, g in gradients.items()}
+        running.engine.step()
+        running.engine.destroy()
+    blocks = len(running.network.blocks)
+    closed = {n: g / (blocks - int(n.split(".")[1])) if n.startswith("blocks.") else g for n, g in found[False].items()}
+    return distance(found["crossing"], closed)
+
+
+def _spoiled(stage: int, precision: str) -> dict[str, Any]:
+    running = Running(chain_config({"zero_stage": stage, "precision": precision, "clip_norm": 1e-5}))
+    weights = [running.weights()]
+    running.applied_step(1)
+    weights.append(running.weights())
+    skipped = not running.step(2, spoiled_rank=1)
+    weights.append(running.weights())
+    running.applied_step(3)
+    weights.append(running.weights())
+    running.engine.destroy()
+    flat = torch.cat([w.flatten() for w in weights[-1].values()])
+    return {
+        "skipped": skipped,
+        "moved": [any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(weights)],
+        "finite": bool(torch.isfinite(flat).all()),
+        "digest": hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
+    }
+
+
+def _all_cases() -> dict[str, dict[Any, Any]]:
+    """Everything in one start of the ranks."""
+    return {
+        "equilibrium": {(s, name): _equilibrium(s, train) for s in STAGES for name, (train, _) in VARIANTS.items()},
+        "multi scale": {s: _multi_scale(s) for s in STAGES},
+        "spoiled": {(s, precision): _spoiled(s, precision) for s in STAGES for precision in PRECISIONS},
+    }
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[dict[str, dict[Any, Any]]]:
+    return run_ranks(_all_cases, 2)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_optimizer_sees_the_closed_form_of_equilibrium(cases, stage: int, variant: str) -> None:
+    """Blocks get the mean over the exits behind them, exits their full gradient, whatever the stage."""
+    for rank in cases:
+        far, tensor = rank["equilibrium"][stage, variant]["moved"]
+        assert far < VARIANTS[variant][1], (tensor, far)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_optimizer_sees_the_closed_form_on_a_multi_scale_network(cases, stage: int) -> None:
+    for rank in cases:
+        far, tensor = rank["multi scale"][stage]
+        assert far < 1e-5, (tensor, far)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_and_gradients_are_read_whole(cases, stage: int) -> None:
+    for rank in cases:
+        assert rank["equilibrium"][stage, "plain"]["start"], "gathered weights are not those the network began with"
+        for variant in ("plain", "accumulated", "checkpointing"):
+            far, tensor = rank["equilibrium"][stage, variant]["seen"]
+            assert far < VARIANTS[variant][1], (variant, tensor, far)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_nan_on_one_rank_skips_the_step_on_both(cases, stage: int, precision: str) -> None:
+    both = [rank["spoiled"][stage, precision] for rank in cases]
+    for found in both:
+        assert found["skipped"]
+        assert found["moved"] == [True, False, True]
+        assert found["finite"]
+    assert both[0]["digest"] == both[1]["digest"]
