@@ -93,7 +93,7 @@ def _exit_table(result: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, entry in variants.items():
         exits, mean = entry["test_top1"], entry["mean_of_exits"]
-        rows.append([name, *spread(exits["mean"], exits["sd"]), *spread([mean["mean"]], mean["sd"] and [mean["sd"]])])
+        rows.append([name, *spread(exits["mean"], exits["sd"]), single(mean)])
     return table(head, rows)
 
 
@@ -114,8 +114,7 @@ def _budget_table(result: Mapping[str, Any]) -> list[str]:
     for name, entry in result["variants"].items():
         cells = []
         for point in entry["budgeted"]:
-            [accuracy] = spread([point["test_top1"]["mean"]], point["test_top1"]["sd"] and [point["test_top1"]["sd"]])
-            cells.append(f"{accuracy} ({point['test_macs']['mean'] / 1e6:.2f})")
+            cells.append(f"{single(point['test_top1'])} ({point['test_macs']['mean'] / 1e6:.2f})")
         rows.append([name, *cells])
     return table(head, rows)
 
@@ -172,6 +171,11 @@ def spread(means: Iterable[float], deviations: Iterable[float] | None, sign: str
     if deviations is None:
         return [f"{mean:{sign}.2f}" for mean in means]
     return [f"{mean:{sign}.2f} ± {deviation:.2f}" for mean, deviation in zip(means, deviations, strict=True)]
+
+
+def single(found: Mapping[str, Any]) -> str:
+    """Write one mean with its deviation, which is None of a single seed and 0 where all seeds agree."""
+    return spread([found["mean"]], None if found["sd"] is None else [found["sd"]])[0]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

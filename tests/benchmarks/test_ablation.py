@@ -158,6 +158,11 @@ def test_paired_differences_and_budgets() -> None:
     assert ablation_page.spread([1.0], None) == ["1.00"]
 
 
+@pytest.mark.parametrize(("deviation", "cell"), [(None, "22.33"), (0.0, "22.33 ± 0.00"), (1.25, "22.33 ± 1.25")])
+def test_seeds_may_agree_and_there_may_be_one(deviation: float | None, cell: str) -> None:
+    assert ablation_page.single({"mean": 22.333, "sd": deviation}) == cell
+
+
 def test_gradients_of_a_tiny_network_against_plain_autograd() -> None:
     torch.manual_seed(0)
     network = create_model(
