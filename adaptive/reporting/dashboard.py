@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,22 @@ CLIENT = Path(__file__).with_name("wandb_client.py")
 HASTE = 15.0  # seconds for the end of a run that was asked to stop; Slurm kills 30 s after its SIGTERM
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How far earlier starts have fed a run's dashboard: to ``step``, of which it has the records with these keys."""
+
+    step: int = -1
+    records: frozenset[frozenset[str]] = frozenset()
+
+    def has(self, record: Mapping[str, Any]) -> bool:
+        """Whether the dashboard has a record, told by its ``step`` and its keys."""
+        return record["step"] < self.step or (record["step"] == self.step and frozenset(record) in self.records)
+
+
 class Dashboard:
     """A dashboard that shows nothing: what a run without W&B gets, and what every dashboard offers."""
+
+    shown = Shown()
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send one record; ``step`` becomes its position on the horizontal axis."""
@@ -111,7 +126,9 @@ class _ClientDashboard(Dashboard):
             folder = run_folder.resolve()
             self._launch(folder)
             self._send("init", _init_command(tracking, folder, config, self._limit))
-            self._folder = self._wait_for("ready")
+            ready = self._wait_for("ready")
+            self._folder = ready["folder"]
+            self.shown = Shown(ready["step"], frozenset(map(frozenset, ready["records"])))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         if self._link is not None:

@@ -48,26 +48,24 @@ class Record:
         except OSError as error:
             raise _machine_error("write", self.path, error) from error
 
-    def trim(self, step: int, validated: bool = True) -> list[dict[str, Any]]:
+    def trim(self, step: int, validated: bool = True) -> None:
         """Drop a torn last line and every record after ``step``, as if the run had never gone further.
 
         Without ``validated`` the validation of ``step`` itself is dropped as well: it will be measured again.
-        The kept lines stay byte for byte as they were; the file is replaced atomically. Returns what was dropped.
+        The kept lines stay byte for byte as they were; the file is replaced atomically.
         """
         try:
             if not self.path.exists():
-                return []
+                return
             lines = self.path.read_bytes().splitlines(keepends=True)
             last = step if validated else step - 1
-            kept, dropped = [], []
-            for line, record in _parse(lines, self.path):
-                if record["step"] <= (last if any(key.startswith("val/") for key in record) else step):
-                    kept.append(line)
-                else:
-                    dropped.append(record)
+            kept = [
+                line
+                for line, record in _parse(lines, self.path)
+                if record["step"] <= (last if any(key.startswith("val/") for key in record) else step)
+            ]
             if kept != lines:
                 write_atomically(self.path, b"".join(kept))
-            return dropped
         except OSError as error:
             raise _machine_error("trim", self.path, error) from error
 

@@ -7,6 +7,7 @@ answers ``ready``, ``finished``, ``error``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -26,10 +27,17 @@ class History:
 
     Records of one step share a row. A server that continues a run begins after its last row: what a stopped run still
     owes to that very step, its validation say, gets the next number. The axis is `step`, which stays as it is.
+
+    ``file`` tells later starts how far this one came: the last step, and the keys of each record of it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, file: Path) -> None:
         self.run, self.last, self.open_from = run, 0, run.starting_step
+        self.file = file
+        try:
+            self.shown = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self.shown = {"step": run.starting_step - 1, "records": []}
 
     def record(self, content: dict[str, Any]) -> None:
         """Write a record at its own step."""
@@ -38,6 +46,17 @@ class History:
         self.run.log(content, step=self.last, commit=late)
         if late:
             self.open_from = self.last + 1
+        self._note(content)
+
+    def _note(self, content: dict[str, Any]) -> None:
+        if content["step"] > self.shown["step"]:
+            self.shown = {"step": content["step"], "records": []}
+        if content["step"] == self.shown["step"]:
+            self.shown["records"].append(list(content))
+        temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # on a full disk the next start sends a few records twice
+            temporary.write_text(json.dumps(self.shown), encoding="utf-8")
+            temporary.replace(self.file)
 
     def between(self, content: dict[str, Any]) -> None:
         """Write what has no step, such as a picture, after all that came before."""
@@ -62,8 +81,8 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             if command == "init":
                 limit, alerts = content["limit"], content["alerts"]
                 run = _init(content)
-                history = History(run)
-                answer("ready", str(Path(run.dir).parent))
+                history = History(run, Path(content["run"]["dir"]) / "wandb" / "shown.json")
+                answer("ready", {"folder": str(Path(run.dir).parent), **history.shown})
             elif run is not None and command == "finish":
                 if content["preempted"]:
                     run.mark_preempting()

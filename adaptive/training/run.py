@@ -229,8 +229,8 @@ def _observers(trainer: Trainer, prepared: Prepared, origin: Mapping[str, Any]) 
     }
     dashboard = open_dashboard(config.tracking, folder, config.model_dump(), notes)
     # The record comes first: it is the log, the others are windows on it.
-    record = RecordObserver(Record(folder / "metrics.jsonl"))
-    return [record, ConsoleObserver(console), DashboardObserver(dashboard, record)]
+    record = Record(folder / "metrics.jsonl")
+    return [RecordObserver(record), ConsoleObserver(console), DashboardObserver(dashboard, record)]
 
 
 def _introduce(trainer: Trainer, prepared: Prepared, checkpoint: Checkpoint | None) -> None:

@@ -44,16 +44,38 @@ def test_a_record_at_a_step_that_a_picture_has_closed_is_kept(run_folder):  # no
     ]
 
 
-def test_what_a_stopped_run_owes_to_its_last_step_is_not_refused_by_the_server():
+def test_what_a_stopped_run_owes_to_its_last_step_is_not_refused_by_the_server(tmp_path):
     # The server on this machine continues no history, so the client's answer to one that does stands in for it.
     sent: list[tuple[int, int, bool]] = []
     run = SimpleNamespace(
         starting_step=21, log=lambda content, step, commit: sent.append((content["step"], step, commit))
     )
-    history = History(run)  # type: ignore[arg-type]
+    history = History(run, tmp_path / "shown.json")  # type: ignore[arg-type]
+    assert history.shown == {"step": 20, "records": []}  # as the server says, where no start has left its own word
     for step in (20, 21, 22, 40):
         history.record({"step": step})
     assert sent == [(20, 21, True), (21, 22, True), (22, 23, True), (40, 40, False)]
+
+
+def test_every_start_knows_what_all_earlier_ones_have_sent(run_folder):  # noqa: F811
+    first = open_in(run_folder, "offline")
+    assert not first.shown.has({"step": 0})
+    for step in (1, 2):
+        first.log({"step": step, "train/loss": 1.0}, step)
+    first.log({"step": 2, "val/loss": 1.0}, 2)
+    first.finish(1)
+    open_in(run_folder, "offline").finish(1)  # a start that came to nothing forgets nothing
+    second = open_in(run_folder, "offline")
+    assert second.shown.has({"step": 1, "train/loss": 3.0})
+    assert second.shown.has({"step": 2, "train/loss": 3.0})
+    assert second.shown.has({"step": 2, "val/loss": 3.0})
+    assert not second.shown.has({"step": 2, "val_ema/loss": 3.0})
+    assert not second.shown.has({"step": 3, "train/loss": 3.0})
+    second.finish()
+    (run_folder / "wandb" / "shown.json").write_text("")  # as a power loss may leave it
+    third = open_in(run_folder, "offline")
+    assert not third.shown.has({"step": 1, "train/loss": 3.0})
+    third.finish()
 
 
 def test_what_a_job_recorded_is_on_disk_when_all_of_it_is_killed(run_folder):  # noqa: F811

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.reporting.record import read
+from adaptive.reporting.record import Record, read
 from tests.chaos.runs import Life
 from tests.reporting.offline_files import items, of_kind
 from tests.reporting.test_dashboard import KEY, get, server  # noqa: F401
@@ -27,6 +27,13 @@ tracking: {every_steps: 1, wandb: offline, group: study, job_type: phase, checkp
 """
 
 
+def record_one_more(run: Path) -> None:
+    """Leave a run as a kill does that comes when a step is recorded, and W&B has not got it yet."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = json.loads(lines[-1] if lines[-1].endswith("\n") else lines[-2])
+    Record(run / "metrics.jsonl").write({**last, "step": last["step"] + 1})
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A run that was killed in mid-epoch, then asked to stop, then left to end."""
@@ -41,6 +48,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         assert life.until(lambda life=life, step=step: life.step >= step), life.tail()
         life.send(number)
         assert life.wait(120) == [-9 if number == signal.SIGKILL else 75], life.tail()
+        if number == signal.SIGKILL:
+            record_one_more(folder / "run")
     return folder / "run"
 
 
@@ -62,6 +71,22 @@ def test_all_starts_are_one_run_and_every_record_is_sent_once(run: Path) -> None
     summary = [update.key or update.nested_key[0] for record in of_kind(run, "summary") for update in record.update]
     of_the_model = {f"model/exit_{i}/{name}" for i in (1, 2) for name in ("macs", "parameters")}
     assert {key for key in summary if key.startswith("model/")} == of_the_model
+
+
+def test_a_run_that_began_without_wandb_is_shown_from_its_first_step(tmp_path: Path, digits: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.replace("PATH", str(digits)).replace("epochs: 2", "epochs: 1"))
+    killed = Life(config, tmp_path / "run", 1, "tracking.wandb=disabled")
+    assert killed.until(lambda: killed.step >= 8), killed.tail()
+    killed.send(signal.SIGKILL)
+    killed.wait(60)
+    assert not (tmp_path / "run" / "wandb").exists()
+    Life(config, tmp_path / "run", 1).finish()
+    sent = [items(record.item) for record in of_kind(tmp_path / "run", "history")]
+    assert [row["_step"] for row in sent] == list(range(1, 21))
+    recorded = [r["train/loss"] for r in read(tmp_path / "run" / "metrics.jsonl") if "train/loss" in r]
+    assert [row["train/loss"] for row in sent] == recorded
+    assert len(of_kind(tmp_path / "run", "summary")) > 0
 
 
 def test_where_every_start_came_from_is_recorded(run: Path) -> None:

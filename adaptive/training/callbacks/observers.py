@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from adaptive.errors import MachineError, StoppedError, TrainingError
 from adaptive.reporting.console import Console, per_exit
 from adaptive.reporting.dashboard import Dashboard
-from adaptive.reporting.record import Record
+from adaptive.reporting.record import Record, read
 from adaptive.training.callbacks.base import Callback, Values
 
 if TYPE_CHECKING:
     from adaptive.training.checkpoint import Checkpoint
     from adaptive.training.trainer import Trainer
 
-Position = tuple[int, frozenset[str]]
 MOST_WAITING = 100_000  # records; a run that cannot write so many has no log any more
 
 
@@ -27,12 +26,10 @@ class RecordObserver(Callback):
     def __init__(self, record: Record):
         self.record = record
         self.waiting: list[dict[str, Any]] = []
-        self.dropped: set[Position] = set()  # records beyond the step that the run is continued from
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what an interrupted run recorded beyond the step it is continued from."""
-        at = trainer.progress.step if trainer.resumed else -1
-        self.dropped = {_position(record) for record in self.record.trim(at, validated=not trainer.unclosed)}
+        self.record.trim(trainer.progress.step if trainer.resumed else -1, validated=not trainer.unclosed)
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
         """Write one line, after those that wait."""
@@ -94,25 +91,32 @@ class DashboardObserver(Callback):
     """Passes values on to W&B; its failures are warnings.
 
     A run that is continued repeats the steps since its checkpoint. W&B's history cannot be cut back as the record is,
-    and has them already: they are not sent again.
+    and has most of them: those are not sent again. What an earlier start recorded and W&B did not get is sent first.
     """
 
-    def __init__(self, dashboard: Dashboard, record: RecordObserver):
+    def __init__(self, dashboard: Dashboard, record: Record):
         self.dashboard, self.record = dashboard, record
         self._shown: Checkpoint | None = None
         self._best: tuple[int, float, int] | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Look which checkpoint is the best so far."""
+        """Look which checkpoint is the best so far, and make up for what the dashboard has missed."""
         self._best = max((c.merit for c in trainer.store.all() if c.score is not None), default=None)
+        if trainer.resumed and self.record.path.exists():
+            for values in read(self.record.path):
+                self._send(values)
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
-        """Send one set of values; what does not change goes into the run's summary."""
+        """Send one set of values."""
+        self._send(values)
+
+    def _send(self, values: Values) -> None:
+        """Pass on what the dashboard has not; what does not change goes into the run's summary."""
         constants = {key: value for key, value in values.items() if key.startswith("model/")}
         if constants:
             self.dashboard.summary(constants)
-        elif _position(values) not in self.record.dropped:
-            self.dashboard.log(values, trainer.progress.step)
+        elif not self.dashboard.shown.has(values):
+            self.dashboard.log(values, values["step"])
 
     def on_step(self, trainer: Trainer) -> None:
         """Show a checkpoint that has come to the disk meanwhile."""
@@ -135,8 +139,3 @@ class DashboardObserver(Callback):
             step = trainer.progress.step
             self.dashboard.alert(f"{trainer.config.train.run_folder} {what} at step {step}", str(error), not stopped)
         self.dashboard.finish(0 if error is None else 1, preempted=stopped)
-
-
-def _position(values: Values) -> Position:
-    """What tells a record from all others of an undisturbed run."""
-    return values["step"], frozenset(values)
