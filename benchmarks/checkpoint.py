@@ -15,7 +15,6 @@ import os
 import pickle
 import random
 import shlex
-import socket
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import torch.multiprocessing as mp
 from adaptive.training.callbacks.base import Callback
 from benchmarks.results import machine
 from benchmarks.timing import Spread
+from launcher.checks.network import free_port
 
 if TYPE_CHECKING:
     from adaptive.config import Config
@@ -107,14 +107,11 @@ def command(settings: Settings) -> str:
 
 def measure(settings: Settings, stage: int) -> dict[str, Any]:
     """Train on two ranks at a ZeRO stage and summarise what rank 0 saw."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as folder:
         from adaptive.data.pack import pack
 
         pack("builtin:digits", Path(folder) / "digits", workers=1, progress=False)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        mp.spawn(_rank, (port, settings, stage, folder), nprocs=WORLD)
+        mp.spawn(_rank, (free_port(), settings, stage, folder), nprocs=WORLD)
         seen = pickle.loads((Path(folder) / "seen").read_bytes())
     return summarise(seen)
 

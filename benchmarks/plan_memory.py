@@ -14,7 +14,6 @@ import argparse
 import ctypes
 import gc
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from adaptive.networks.create import create_model
 from adaptive.planning.memory import RankMemory, Settings
 from adaptive.planning.overview import cost_phases
 from benchmarks import pages, results
+from launcher.checks.network import free_port
 
 BACKBONES = ("resnet50", "vit_small_patch16_224")
 STAGES = (0, 1, 2, 3)
@@ -177,9 +177,7 @@ def _rank(rank: int, world: int, port: int, config: dict[str, Any], folder: str,
 
 def measure_case(config: Config, world: int, verbose: bool = False) -> int:
     """Train in ``world`` fresh processes and return the first rank's bytes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, port, config.model_dump(), folder, verbose)
         context = mp.get_context("spawn")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import socket
 import tempfile
 import time
 import traceback
@@ -17,6 +16,7 @@ import torch
 import torch.multiprocessing as mp
 
 from benchmarks.families import Family
+from launcher.checks.network import free_port
 
 WORLD = 2
 START_SECONDS = 900.0  # of the first start ever, which compiles an operator of DeepSpeed's
@@ -84,9 +84,7 @@ class RankPair:
 
     def _start(self) -> None:
         context = mp.get_context("spawn")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         for rank in range(WORLD):
             mine, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from benchmarks import pages
 from benchmarks.results import machine
 from benchmarks.timing import Spread, interleaved, ratios
 from benchmarks.variants import VARIANTS, Settings, Trainee
+from launcher.checks.network import free_port
 
 LOOP = next(variant for variant in VARIANTS if variant.loop)
 WHOLE = VARIANTS[-1]
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     worlds = {}
     for world in options.worlds:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_rank, (_free_port(), replace(settings, world=world), options.rounds, folder), nprocs=world)
+            mp.spawn(_rank, (free_port(), replace(settings, world=world), options.rounds, folder), nprocs=world)
             worlds[str(world)] = json.loads((Path(folder) / "seconds").read_text(encoding="utf-8"))
     return {
         "benchmark": "ranks",
@@ -98,12 +98,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": options.rounds,
         "worlds": {world: _entries(seconds, options.batch * int(world)) for world, seconds in worlds.items()},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rank(rank: int, port: int, settings: Settings, rounds: int, folder: str) -> None:

@@ -42,6 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return file
 
 
+@pytest.mark.timeout(1800)  # thirty starts
 def test_killed_thirty_times_a_run_ends_as_if_nothing_had_happened(config: Path, digits: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     Life(config, whole).finish()

@@ -80,8 +80,10 @@ def test_budgeted_curve_is_that_of_a_walk_over_single_images(
     for point, policy in list(zip(points, policies, strict=True))[::6]:
         found = [walk(policy, [p[n] for p in probabilities]) for n in range(len(labels))]
         right = sum(label == int(truth) for (label, _, _), truth in zip(found, labels, strict=True))
-        assert point["top1"] == pytest.approx(100 * right / len(labels))
-        assert point["cost"] == pytest.approx(sum(macs[exit_ - 1] for _, _, exit_ in found) / len(labels))
+        # The command runs other batches: rounding may bring one image across a threshold.
+        assert point["top1"] == pytest.approx(100 * right / len(labels), abs=100.1 / len(labels))
+        cost = sum(macs[exit_ - 1] for _, _, exit_ in found) / len(labels)
+        assert point["cost"] == pytest.approx(cost, abs=1.001 * (macs[-1] - macs[0]) / len(labels))
     times = result["milliseconds"]["exits"]
     assert 0 < times[0] < times[1] < times[2]
 
@@ -165,17 +167,23 @@ def test_a_budget_in_milliseconds_is_measured_here(run: Path, commands: Forks, t
 
 
 def test_predict_gives_what_the_python_way_gives(
-    calibrated: Path, trained: TrainedRun, image_folder: Path, commands: Forks
+    calibrated: Path, trained: TrainedRun, image_folder: Path, commands: Forks, tmp_path: Path
 ) -> None:
-    ended = commands.run(["predict", str(calibrated), str(image_folder), "--json", "--top", "3", "--batch", "7"])
-    assert (ended.code, ended.err) == (0, "")
-    rows = [json.loads(line) for line in ended.out.splitlines()]
-    files = sorted(image_folder.iterdir())
-    assert [row["image"] for row in rows] == [str(file) for file in files]
     from PIL import Image
 
+    files = sorted(image_folder.iterdir())
     images = torch.stack([trained.transform(Image.open(file).convert("RGB")) for file in files])
     policy = Policy.load(calibrated / "policy.json")
+    with torch.no_grad():
+        sure = policy.probabilities(0, trained.network(images)[0]).amax(1).sort().values
+    half = float(sure[len(files) // 2 - 1 : len(files) // 2 + 1].mean())  # half of them leave at the first exit
+    policy = policy.with_thresholds([half, *policy.thresholds[1:]], policy.calibration)
+    policy.save(tmp_path / "policy.json")
+    words = ["predict", str(calibrated), str(image_folder), "--policy", str(tmp_path / "policy.json")]
+    ended = commands.run([*words, "--json", "--top", "3", "--batch", "7"])
+    assert (ended.code, ended.err) == (0, "")
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    assert [row["image"] for row in rows] == [str(file) for file in files]
     found = DynamicClassifier(trained, policy).predict(images)
     for row, label, confidence, exit_ in zip(rows, *(part.tolist() for part in found), strict=True):
         assert (row["label"], row["exit"]) == (trained.classes[label], exit_)

@@ -19,7 +19,16 @@ def test_profile_counts_who_is_still_in_and_adds_up() -> None:
     total = sum(part.block + part.exit for part in found.blocks)
     assert found.milliseconds[-1] == pytest.approx(total / 40)
     assert 0 < found.decisions < found.dynamic + found.full
-    assert found.ideal < total
+
+
+def test_the_ideal_is_each_blocks_own_time_for_who_is_still_in() -> None:
+    net, logits = network("test_resnet"), stored("test_resnet")
+    found = profile(
+        net, halving("confidence", logits), images(net), rounds=1
+    )  # one round: nothing is a median of others
+    shares = zip(found.still_in, found.blocks, strict=True)
+    assert found.ideal == pytest.approx(sum(share * (part.block + part.exit) for share, part in shares))
+    assert found.ideal < sum(part.block + part.exit for part in found.blocks)
 
 
 def _exits(policy: Policy, logits: torch.Tensor) -> torch.Tensor:

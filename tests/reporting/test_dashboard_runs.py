@@ -1,6 +1,7 @@
 """Real runs that are killed, stopped, and started again, as W&B's own files show them."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -23,7 +24,8 @@ optimizer: {lr: 0.05}
 train: {epochs: 2, global_batch: 64, device: cpu}
 evaluate: {batch: 10}
 checkpoint: {every_steps: 5, keep: 3}
-tracking: {every_steps: 1, wandb: offline, group: study, job_type: phase, checkpoints: true, tags: [a]}
+tracking:
+  {every_steps: 1, system_seconds: 0, wandb: offline, group: study, job_type: phase, checkpoints: true, tags: [a]}
 """
 
 
@@ -105,7 +107,7 @@ def test_where_every_start_came_from_is_recorded(run: Path) -> None:
 def test_the_user_is_told_of_each_end_but_the_good_one(run: Path) -> None:
     killed, stopped = of_kind(run, "alert")
     assert (killed.title, killed.level) == ("the run ended without a word", "INFO")
-    assert stopped.title.startswith(f"{run} was asked to stop at step 2")
+    assert re.fullmatch(rf"{re.escape(str(run))} was asked to stop at step (2[4-9]|3\d)", stopped.title)
     assert stopped.level == "WARN"
     assert "the same command continues" in stopped.text or "saved in" in stopped.text
     assert len(of_kind(run, "preempting")) == 1
@@ -167,9 +169,8 @@ def test_a_server_shows_a_killed_run_as_one_with_every_step_once(
         page.locator("button:has-text('Login')").last.click()
         page.wait_for_url(f"{url}/")
         page.goto(f"{url}/runs/default/adaptive/{number}")
-        page.wait_for_selector("canvas")
+        page.wait_for_function("document.querySelectorAll('canvas').length >= 20")
         text = page.inner_text("body")
-        assert page.locator("canvas").count() >= 20
     assert "Run ID: " + number in text
     assert all(name in text for name in ("exit_1/top1", "gradient_norm/block_2", "images_per_second"))
     assert trouble == []
