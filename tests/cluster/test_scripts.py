@@ -86,7 +86,9 @@ def test_the_end_is_noticed_where_srun_waits_for_ever_and_a_cancelled_job_stays_
     cluster.until_logged(folder / "job.log", "training")
     cluster.until_logged(folder / "other.log", "training")
     cluster.run("scancel", str(cancelled))
-    [step] = cluster.processes("node1", rf"slurmstepd: \[{job}\.0\]")
+    step_of = rf"slurmstepd: \[{job}\.0\]"
+    cluster.until(lambda: len(cluster.processes("node1", step_of)) == 1)
+    [step] = cluster.processes("node1", step_of)
     cluster.on("node1", "kill", "-KILL", str(step))
     (folder / "release").touch()
     assert cluster.wait(job, 90) == "COMPLETED", tail(folder / "job.log")

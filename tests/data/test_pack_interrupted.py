@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from adaptive.data import pack as module, writer
 original = writer.decode
 def slow(data):
-    time.sleep(0.01)
+    time.sleep(0.04)
     return original(data)
 writer.decode = slow
 module.pack(sys.argv[1], sys.argv[2], shard_count=8, workers=2, progress=False)

@@ -21,6 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, config_file: Path, forks: Fork
     """Three epochs in two phases, validated, with a moving average; the second epoch's checkpoint is kept for ever."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = ["train.max_steps=null", "train.ema_decay=0.9", "train.global_batch=432", "evaluate.batch=100"]
+    words.append("evaluate.every_epochs=2")  # a score in between might be the best
     phases = "phases=[{name: first, epochs: 2}, {name: second, epochs: 2, learn: exits}]"
     words += [phases, "checkpoint.keep=1", "checkpoint.keep_every=2", "optimizer.lr=0.05"]
     ended = forks.run(["train", str(config_file), f"train.run_folder={folder}", *words])

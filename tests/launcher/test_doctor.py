@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from adaptive.training import operators
-from launcher.checks import disk, gpu, machine, network, slurm, software, wandb_login
+from launcher.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
 from launcher.checks.finding import Check, Finding, Settings, ok, run_check
 from launcher.checks.probe import Running
 from launcher.checks.table import grouped, print_findings
@@ -388,7 +388,8 @@ def test_a_host_name_that_leads_elsewhere(address: str, monkeypatch: pytest.Monk
     assert look("hostname", nodes=2).status == "ok"
 
 
-def test_a_dataset_in_a_folder_and_at_a_url(digits: Path) -> None:
+def test_a_dataset_in_a_folder_and_at_a_url(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "SLOW_READING", 0)  # this machine may do other things
     with serve(digits) as server:
         for path in (str(digits), server.url):
             for name in ("shards", "reading", "decoding"):
