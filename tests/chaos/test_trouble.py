@@ -66,7 +66,7 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(number, config, whol
     life.send(number, 1)
     assert life.wait(120) == [75, 75], life.tail()
     (stopped,) = steps_saved(folder)
-    assert 7 <= stopped <= 12  # at once, not at the epoch's end
+    assert 7 <= stopped < EPOCH  # at once, not at the epoch's end
     assert f"after step {stopped} of {END}, saved in" in life.tail()
     Life(config, folder).finish()
     expect_the_same(folder, whole)
@@ -181,12 +181,12 @@ def fill(folder: Path) -> Path:
 def test_a_disk_that_is_full_for_a_while_costs_nothing(config, whole, full_disk):
     folder = full_disk / "run"
     life = Life(config, folder, 2, "checkpoint.every_steps=5", "checkpoint.max_failed=50")
-    assert life.until(lambda: life.step >= 6)
-    recorded = life.step
+    assert life.until(lambda: steps_saved(folder) != [])  # nothing is being written that would make room by its end
     filling = fill(full_disk)
+    recorded = life.step
     assert life.until(lambda: "failed saves in a row: 1" in life.tail())
     time.sleep(1)
-    assert life.step <= recorded + 3  # there is no room for records either: they wait
+    assert life.step <= recorded + 5  # there is no room for records either: they wait
     filling.unlink()
     life.finish()
     assert any("checkpoint/failed" in record for record in read(folder / "metrics.jsonl"))
