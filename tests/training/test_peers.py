@@ -87,7 +87,7 @@ def _live(folder: str, rank: int, world: int, limit: float, port: int, what: str
     if what == "error" and rank == 1:
         peers.end("data.path is gone")
     elif what in ("error", "behind", "account"):
-        time.sleep(5 * INTERVAL)
+        time.sleep(20 * INTERVAL)
         sys.stderr.write(f"account: {peers.account()}\n")
     elif what == "end":
         peers.end()
