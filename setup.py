@@ -39,6 +39,7 @@ setup(
         "safetensors>=0.8",
         "numpy>=1.26",
         "pillow>=11",
+        "simplejpeg>=1.9",
         "matplotlib>=3.9",
         "rich>=13.9",
         "psutil>=6",

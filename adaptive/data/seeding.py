@@ -31,19 +31,28 @@ def preserved() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def seed(purpose: int, *entropy: int) -> None:
-    """Seed random, numpy and torch's CPU generator from numbers >= 0; inside `preserved`."""
-    sequence = np.random.SeedSequence(entropy, spawn_key=(purpose,))
-    words = sequence.generate_state(2)
-    random.seed(int(words[0]))
-    mtrand.set_bit_generator(np.random.PCG64(sequence))
-    # Not torch.manual_seed, which would reseed the GPU's generator (dropout) as well.
-    torch.default_generator.manual_seed(int(words[1]))
+class Seeds:
+    """What random, numpy and torch's CPU generator are seeded with, from numbers >= 0.
+
+    Making them takes several times as long as using them: whoever needs many makes them in a row.
+    """
+
+    def __init__(self, purpose: int, *entropy: int) -> None:
+        sequence = np.random.SeedSequence(entropy, spawn_key=(purpose,))
+        self._python, self._torch = sequence.generate_state(2).tolist()
+        self._numpy = np.random.PCG64(sequence)
+
+    def use(self) -> None:
+        """Seed the global generators; once, and inside `preserved`."""
+        random.seed(self._python)
+        mtrand.set_bit_generator(self._numpy)
+        # Not torch.manual_seed, which would reseed the GPU's generator (dropout) as well.
+        torch.default_generator.manual_seed(self._torch)
 
 
 @contextmanager
 def seeded(purpose: int, *entropy: int) -> Iterator[None]:
-    """Seed as `seed` does, and give the generators back afterwards as they were."""
+    """Seed the generators from numbers >= 0, and give them back afterwards as they were."""
     with preserved():
-        seed(purpose, *entropy)
+        Seeds(purpose, *entropy).use()
         yield

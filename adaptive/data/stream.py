@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from os import getpid
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +27,12 @@ from adaptive.data.cache import ShardCache, check_cache, shard_files
 from adaptive.data.decode import decode_image
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.index import DatasetIndex, SplitInfo, check_shards
-from adaptive.data.pixels import Normalize, decode_pixels
+from adaptive.data.pixels import Normalize, decode_pixels, stack_pixels
 from adaptive.data.remote import is_remote
 from adaptive.data.samples import PADDING as PADDING  # padded and left-out places of a batch
 from adaptive.data.samples import Decoder, SampleReader, Stored
 from adaptive.data.schedule import EvaluationSchedule, Schedule, TrainSchedule
-from adaptive.data.seeding import AUGMENT, preserved, seed
+from adaptive.data.seeding import AUGMENT, Seeds, preserved
 from adaptive.data.shards import Files, ShardReader
 from adaptive.data.transforms import Transform, eval_transform, takes_pixels, train_transform
 from adaptive.data.workers import next_item, settle_worker
@@ -55,7 +56,7 @@ class TrainStream:
     """Endless augmented training data, addressed by optimizer steps counted from 0 over all epochs.
 
     A bad sample's place is taken by the next readable one (data.max_bad); ``bad`` is the ledger of what this rank met.
-    Images are normalised on ``device``.
+    Images are normalised on ``device``, into the memory format ``layout``.
 
     Raises:
         DataError: the split or a shard is missing, or it holds fewer images than one global batch.
@@ -77,6 +78,7 @@ class TrainStream:
         world: int,
         workers: int,
         device: torch.device = CPU,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self._shards = _Shards.of(index, folder, split, data_config, data_config.shuffle_window)
         info = index.split(split)
@@ -87,7 +89,8 @@ class TrainStream:
             info.counts, seed, data_config.shuffle_window, global_batch, micro_batch, rank, world, self.accumulation
         )
         self._transform = _Transform.for_training(data_config, seed)
-        self._loading = _Loading(micro_batch, workers, device, Normalize(data_config.mean, data_config.std, device))
+        normalize = Normalize(data_config.mean, data_config.std, device, layout)
+        self._loading = _Loading(micro_batch, workers, device, normalize)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield this rank's micro batches of the steps [first_step, last_step), ``accumulation`` for each.
@@ -125,6 +128,7 @@ class EvaluationStream:
         world: int,
         workers: int,
         device: torch.device = CPU,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self._shards = _Shards.of(index, folder, split, data_config, 2)
         info = index.split(split)
@@ -133,7 +137,7 @@ class EvaluationStream:
         self._pass = Ledger(data_config.max_bad)
         self._schedule = EvaluationSchedule(info.counts, plan.evaluation_batches(info.count, batch, rank, world))
         self._transform = _Transform.for_evaluation(data_config)
-        normalize = Normalize(data_config.mean, data_config.std, device)
+        normalize = Normalize(data_config.mean, data_config.std, device, layout)
         self._loading = _Loading(batch, min(workers, len(self)), device, normalize)
 
     @property
@@ -196,6 +200,7 @@ class _Transform:
 class _Item(NamedTuple):
     stored: Stored
     epoch: int
+    seeds: Seeds | None  # of the sample asked for
 
 
 @dataclass
@@ -210,7 +215,7 @@ class _Source:
     reader: SampleReader | None = None
 
     def read(self) -> Iterator[_Item]:
-        """Yield the stored samples of this worker's batches, in order."""
+        """Yield the stored samples of this worker's batches, batch by batch."""
         worker = get_worker_info()
         offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
         shards = self.shards
@@ -225,7 +230,8 @@ class _Source:
                 if ahead:
                     ahead.advance(*self.schedule.needs(number))
                 epoch, ids = self.schedule.batch(number)
-                yield from (_Item(stored, epoch) for stored in self.reader.read(ids))
+                stored = self.reader.read(ids)
+                yield from map(_Item, stored, repeat(epoch), [self._seeds(epoch, sample.id) for sample in stored])
         finally:
             if ahead:
                 ahead.close()
@@ -238,9 +244,9 @@ class _Source:
         image, label, identity = self.reader.decode(item.stored)
         if image is None:
             return torch.zeros(3, way.image_size, way.image_size, dtype=torch.uint8), label, identity
-        if way.seed is None:
-            return way.transform(image), label, identity
-        seed(AUGMENT, way.seed, item.epoch, identity)
+        seeds = item.seeds if identity == item.stored.id else self._seeds(item.epoch, identity)
+        if seeds is not None:
+            seeds.use()
         return way.transform(image), label, identity
 
     def deliver(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, list[Fault]] | _Failure]:
@@ -258,6 +264,11 @@ class _Source:
                 yield batch, self.reader.take_news()
         except AdaptiveError as error:
             yield _Failure(MachineError if isinstance(error, MachineError) else DataError, str(error))
+
+    def _seeds(self, epoch: int, identity: int) -> Seeds | None:
+        if self.transform.seed is None or identity == PADDING:
+            return None
+        return Seeds(AUGMENT, self.transform.seed, epoch, identity)
 
     def _fetch_ahead(self) -> Ahead | None:
         files = self.shards.files
@@ -290,16 +301,18 @@ class _Loading:
     def finish(self, batch: Batch) -> Batch:
         """Return the batch with its images on the device, normalised; padded and left-out places stay 0."""
         images = batch.images.to(self.device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            images = self.normalize(images)
-            for place in (batch.labels == PADDING).nonzero():  # few or none; the labels are still on the CPU
-                images[place] = 0
+        if images.dtype != torch.uint8:  # normalised by the transform
+            return batch._replace(images=images.contiguous(memory_format=self.normalize.layout))
+        images = self.normalize(images)
+        for place in (batch.labels == PADDING).nonzero():  # few or none; the labels are still on the CPU
+            images[place] = 0
         return batch._replace(images=images)
 
 
 def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
     images, labels, ids = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
+    stack = stack_pixels if images[0].dtype == torch.uint8 else torch.stack
+    return Batch(stack(images), torch.tensor(labels), torch.tensor(ids))
 
 
 def _load(source: _Source, loading: _Loading, *ledgers: Ledger) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def settle_worker(parent: int, _: int) -> None:
     The loader itself ends workers with SIGTERM when they hang, so that one is obeyed if it comes from the parent. A
     worker whose parent was killed ends within a second: by itself it might wait for ever to hand over its last batch.
     """
+    gc.freeze()  # what was inherited stays: looking through it costs time, and copies its pages
     signal.set_wakeup_fd(-1)  # inherited with the training process's signals
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

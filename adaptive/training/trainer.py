@@ -97,14 +97,15 @@ class Trainer:
         self.all_reduce: Callable[[Tensor], Tensor] = all_reduce
         self._active: ActivePhase | None = None
         data, train = config.data, config.train
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.stream = TrainStream(
             index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
             micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
-            device=device,
+            device=device, layout=layout,
         )  # fmt: skip
         self.validation_stream = EvaluationStream(
             index, data.path, data.val_split, data, batch=config.evaluate.batch, rank=rank, world=batch.world,
-            workers=data.workers, device=device,
+            workers=data.workers, device=device, layout=layout,
         )  # fmt: skip
 
     @property
@@ -351,7 +352,6 @@ class Trainer:
 
     def _step(self, batches: Iterator[Batch]) -> bool:
         active = self.active
-        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         applied, losses = False, torch.zeros((), device=self.device)
         for micro in range(self.batch.accumulation):
             waiting = time.perf_counter()
@@ -359,9 +359,8 @@ class Trainer:
             self.data_seconds += time.perf_counter() - waiting
             for callback in self.callbacks:
                 callback.on_batch(self, batch)
-            images = batch.images.to(self.device, non_blocking=True, memory_format=layout)
             labels = batch.labels.to(self.device, non_blocking=True)
-            loss = active.task.loss(images, labels, (self.progress.step, self.rank, micro))
+            loss = active.task.loss(batch.images, labels, (self.progress.step, self.rank, micro))
             last = micro == self.batch.accumulation - 1
             if active.spikes:
                 losses += loss.detach() / (self.batch.accumulation * self.batch.world)

@@ -47,7 +47,7 @@ def test_the_loaders_make_batches_of_the_same_photos(tmp_path: Path) -> None:
     assert data.main(words) in (0, 1)  # the limits are for quiet machines and many photos
     result = written(tmp_path, "data_bicubic")
     assert list(result["images_per_second"]) == list(data_loaders.LOADERS)
-    assert {limit["over"] for limit in result["limits"]} == {"torchvision", "timm", "bare_turbo"}
+    assert {limit["over"] for limit in result["limits"]} == {"torchvision", "timm", "bare"}
     data_loaders.prepare(None, tmp_path / "photos", 12, 64)
     job = data_loaders.Job(str(tmp_path / "photos"), "bilinear", 4)
     for name in data_loaders.LOADERS:

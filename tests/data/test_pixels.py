@@ -4,13 +4,15 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import normalize, to_tensor
 
 from adaptive.config import DataConfig
 from adaptive.data import pixels
 from adaptive.data.decode import ImageError, decode_image
-from adaptive.data.pixels import Normalize, decode_pixels, to_pixels
+from adaptive.data.pixels import Normalize, decode_pixels, stack_pixels, to_pixels
 from adaptive.data.seeding import AUGMENT, seeded
 from adaptive.data.transforms import train_transform
 from tests.data.conftest import colour_field
@@ -129,6 +131,7 @@ def timms(data):
     return create_transform(
         data.image_size, is_training=True, hflip=data.flip, color_jitter=None, interpolation=data.interpolation,
         mean=tuple(data.mean), std=tuple(data.std), scale=tuple(data.crop_scale), ratio=tuple(data.crop_ratio),
+        re_prob=data.erasing, re_mode="pixel",
     )  # fmt: skip
 
 
@@ -152,6 +155,47 @@ def test_pixels_normalised_later_are_the_same(changes, crop):
             expected = train_transform(data)(PHOTO)
         assert found.dtype == torch.uint8
         assert torch.equal(late(found[None])[0], expected)
+
+
+def test_a_batch_of_pixels_keeps_their_layout_and_is_normalised_into_the_one_asked_for():
+    images = [to_pixels(PHOTO), to_pixels(PHOTO).flip(2), to_pixels(PHOTO).contiguous()]
+    batch = stack_pixels(images)
+    assert torch.equal(batch, torch.stack(images))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    expected = Normalize(MEAN, STD, torch.device("cpu"))(torch.stack(images))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = Normalize(MEAN, STD, torch.device("cpu"), layout)(batch)
+        assert found.is_contiguous(memory_format=layout)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_packed_crops_are_resampled_as_any_other(interpolation):
+    """The copy that makes resampling faster changes no bit."""
+    data = DataConfig(path="unused", image_size=48, interpolation=interpolation, flip=0.0)
+    transform = train_transform(data, normalize=False)
+    drawn = RandomResizedCropAndInterpolation(48, interpolation=interpolation)
+    photo = to_pixels(PHOTO.resize((180, 122)))
+    for number in range(30):
+        with seeded(AUGMENT, number):
+            found = transform(photo)
+        with seeded(AUGMENT, number):
+            top, left, height, width = drawn.get_params(photo, drawn.scale, drawn.ratio)
+        window = photo[:, top : top + height, left : left + width].contiguous()[None]
+        assert torch.equal(found, F.interpolate(window, (48, 48), mode=interpolation, antialias=True)[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_flips_are_drawn_as_torchvision_draws_them(share):
+    """With the same seed, and leaving the same draws to what comes after; without a share nothing is drawn."""
+    data = DataConfig(path="unused", image_size=32, mean=MEAN, std=STD, flip=share, erasing=0.5)
+    for number in range(20):
+        with seeded(AUGMENT, number):
+            found = train_transform(data, normalize=False)(PHOTO), torch.rand(1)
+        with seeded(AUGMENT, number):
+            expected = timms(data)(PHOTO), torch.rand(1)
+        assert torch.equal(found[1], expected[1])
+        assert (found[0] - expected[0]).abs().mean() < 0.05
 
 
 def test_erasing_fills_in_normalised_noise():

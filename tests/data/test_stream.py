@@ -282,3 +282,18 @@ def test_a_killed_worker_is_named_with_a_remedy(digits):
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(MachineError, match=r"data worker died.*data\.workers"):
         list(batches)
+
+
+@pytest.mark.parametrize("erasing", [0.0, 0.3])  # normalised on the device, or with the transform
+def test_images_come_in_the_layout_asked_for(digits, erasing):
+    def batches(layout):
+        data = config(digits, erasing=erasing)
+        both = {"rank": 0, "world": 1, "workers": 1, "layout": layout}
+        index = load_index(digits)
+        stream = TrainStream(index, digits, "train", data, seed=5, global_batch=16, micro_batch=16, **both)
+        return [*stream.batches(0, 2), *EvaluationStream(index, digits, "val", data, batch=32, **both)]
+
+    for plain, last in zip(batches(torch.contiguous_format), batches(torch.channels_last), strict=True):
+        assert plain.images.is_contiguous()
+        assert last.images.is_contiguous(memory_format=torch.channels_last)
+        assert same(plain, last)
