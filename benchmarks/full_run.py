@@ -143,14 +143,14 @@ def run(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
 def _shards(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     data = DataConfig(path=str(options.data), image_size=options.image_size, workers=options.workers)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     stream = TrainStream(
         load_index(str(options.data)), str(options.data), data.train_split, data, seed=0,
         global_batch=options.batch * ranks.world, micro_batch=options.batch, rank=ranks.rank, world=ranks.world,
-        workers=options.workers, device=device,
+        workers=options.workers, device=device, layout=layout,
     )  # fmt: skip
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     for batch in stream.batches(0, 10**9):
-        yield batch.images.contiguous(memory_format=layout), batch.labels.to(device, non_blocking=True)
+        yield batch.images, batch.labels.to(device, non_blocking=True)
 
 
 def _step(

@@ -33,7 +33,7 @@ STEP4 = "--backbone msdnet_imagenet_step4 --exits 0 --image-size 224 --batch 128
 PARTS: dict[str, dict[str, list[str]]] = {
     "training": {
         "cpu": [
-            "train_step",
+            "train_step --batch 32",
             "train_step --backbone vit_tiny_patch16_224",
             f"train_step {MSDNET}",
         ],
