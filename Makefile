@@ -10,6 +10,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 WORKERS ?= 2
+# Many tests wait for others (Slurm, a kill, a time limit): more at a time than there are cores keep these busy.
+TEST_WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 # DeepSpeed's compiled operator belongs to this environment: two environments that share a cache rebuild it in turns.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
@@ -56,7 +58,7 @@ types: setup
 
 # In the files' own order: the long ones (chaos, cluster) begin, and do not keep one worker busy alone at the end.
 unit: setup
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 
 bench: setup
 	$(BIN)/python benchmarks/suite.py $(if $(PARTS),--only $(PARTS)) $(if $(SOURCE),--source "$(SOURCE)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -18,8 +19,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from rich.markdown import Markdown
 
 from adaptive.errors import AdaptiveError, ConfigError
 from benchmarks import pages
-from benchmarks.data_loaders import LOADERS, WITH_WORKERS, Job, prepare
+from benchmarks.data_loaders import LOADERS, WITH_WORKERS, Job, in_turns, prepare
 from benchmarks.results import MIB, machine
 from benchmarks.timing import Spread, interleaved
 
@@ -130,26 +132,29 @@ def one_core(job: Job, rounds: int) -> dict[str, list[float]]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the processes inherit it
     with ExitStack() as stack:
-        turns = {name: partial(_turn, stack.enter_context(_process(name, job, None))) for name in LOADERS}
+        turns = {name: partial(_turn, stack.enter_context(_process(name, job))) for name in LOADERS}
         return interleaved(turns, rounds, 2, "cpu")
 
 
-def _turn(process: subprocess.Popen[str]) -> None:
-    """Let a loader make its next batch (raises BrokenPipeError or StopIteration: it ended)."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    next(process.stdout)
-
-
 @contextmanager
-def _process(name: str, job: Job, batches: int | None) -> Iterator[subprocess.Popen[str]]:
-    """A loader in a fresh process: for so many batches, or (None) one for each line that it is sent."""
-    task = json.dumps({"name": name, "job": asdict(job), "batches": batches})
-    words = [sys.executable, str(Path(__file__).with_name("data_loaders.py")), task]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
+def _process(name: str, job: Job) -> Iterator[Connection]:
+    """A loader in a copy of this process, which has made no batch yet; it makes one for whatever it is sent."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=in_turns, args=(name, job, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def _turn(loader: Connection) -> None:
+    """Let a loader make its next batch (raises EOFError: it ended)."""
+    loader.send(None)
+    loader.recv()
 
 
 def with_workers(job: Job, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -158,9 +163,12 @@ def with_workers(job: Job, options: argparse.Namespace) -> dict[str, dict[str, A
     batches = max(4, options.images // options.batch - 2)
     for _ in range(options.starts):
         for name in found:
-            with _process(name, replace(job, workers=options.workers), batches) as process:
-                assert process.stdout is not None
-                found[name].append(json.loads(next(process.stdout)))
+            task = {"name": name, "job": asdict(job) | {"workers": options.workers}, "batches": batches}
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("data_loaders.py")), json.dumps(task)],
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
     return {name: {key: asdict(Spread.of([f[key] for f in starts])) for key in starts[0]}
             for name, starts in found.items()}  # fmt: skip
 

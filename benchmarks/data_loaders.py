@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -221,12 +222,13 @@ def alone(name: str, job: Job, batches: int) -> dict[str, float]:
     return {"first_batch_s": first - began, "images_per_second": made / (ended - first), "bytes": _memory() - before}
 
 
-def in_turns(name: str, job: Job) -> None:
-    """Make a batch for every line of the standard input, and say so on the standard output."""
+def in_turns(name: str, job: Job, asked: Connection) -> None:
+    """Make a batch whenever something arrives, and send its size back."""
     torch.set_num_threads(1)
     iterator = LOADERS[name][1](job)
-    for _ in sys.stdin:
-        print(next(iterator), flush=True)
+    while True:
+        asked.recv()
+        asked.send(next(iterator))
 
 
 def _memory() -> float:
@@ -236,7 +238,4 @@ def _memory() -> float:
 
 if __name__ == "__main__":  # a fresh process of benchmarks/data.py
     given = json.loads(sys.argv[1])
-    if given["batches"] is None:
-        in_turns(given["name"], Job(**given["job"]))
-    else:
-        print(json.dumps(alone(given["name"], Job(**given["job"]), given["batches"])), flush=True)
+    print(json.dumps(alone(given["name"], Job(**given["job"]), given["batches"])), flush=True)
