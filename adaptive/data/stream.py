@@ -6,7 +6,7 @@ turn, so what comes out does not depend on n. Nothing is read twice or skipped o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 from webdataset.tariterators import base_plus_ext
 
 from adaptive.config import DataConfig
@@ -35,7 +35,7 @@ from adaptive.data.schedule import EvaluationSchedule, Schedule, TrainSchedule
 from adaptive.data.seeding import AUGMENT, Seeds, preserved
 from adaptive.data.shards import Files, ShardReader
 from adaptive.data.transforms import Transform, eval_transform, takes_pixels, train_transform
-from adaptive.data.workers import next_item, settle_worker
+from adaptive.data.workers import next_item, settle_worker, without_room
 from adaptive.errors import AdaptiveError, DataError, MachineError
 
 CPU = torch.device("cpu")
@@ -249,7 +249,7 @@ class _Source:
             seeds.use()
         return way.transform(image), label, identity
 
-    def deliver(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, list[Fault]] | _Failure]:
+    def deliver(self, batches: Iterator[_Made]) -> Iterator[tuple[_Made, list[Fault]] | _Failure]:
         """Yield batches with the faults met for them; errors as values: the loader would wrap them in tracebacks.
 
         A batch is made here, with the generators that augmentation draws from put aside.
@@ -262,6 +262,8 @@ class _Source:
                     return
                 assert self.reader is not None
                 yield batch, self.reader.take_news()
+        except RuntimeError as error:
+            yield _Failure(MachineError, str(without_room(error)))
         except AdaptiveError as error:
             yield _Failure(MachineError if isinstance(error, MachineError) else DataError, str(error))
 
@@ -298,21 +300,33 @@ class _Loading:
     device: torch.device
     normalize: Normalize
 
-    def finish(self, batch: Batch) -> Batch:
+    def finish(self, made: _Made) -> Batch:
         """Return the batch with its images on the device, normalised; padded and left-out places stay 0."""
-        images = batch.images.to(self.device, non_blocking=True)
-        if images.dtype != torch.uint8:  # normalised by the transform
-            return batch._replace(images=images.contiguous(memory_format=self.normalize.layout))
-        images = self.normalize(images)
-        for place in (batch.labels == PADDING).nonzero():  # few or none; the labels are still on the CPU
-            images[place] = 0
-        return batch._replace(images=images)
+        images = made.images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+            for place, label in enumerate(made.labels):
+                if label == PADDING:  # few or none
+                    images[place] = 0
+        else:  # normalised by the transform
+            images = images.contiguous(memory_format=self.normalize.layout)
+        return Batch(images, torch.tensor(made.labels), torch.tensor(made.ids))
 
 
-def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
+class _Made(NamedTuple):
+    """A batch as a worker hands it over: images in shared memory, made there, and plain numbers.
+
+    A tensor that is still to be copied there when it is handed over is lost without a word where there is no room.
+    """
+
+    images: Tensor
+    labels: Sequence[int]
+    ids: Sequence[int]
+
+
+def _collate(samples: list[tuple[Tensor, int, int]]) -> _Made:
     images, labels, ids = zip(*samples, strict=True)
-    stack = stack_pixels if images[0].dtype == torch.uint8 else torch.stack
-    return Batch(stack(images), torch.tensor(labels), torch.tensor(ids))
+    return _Made(stack_pixels(images) if images[0].dtype == torch.uint8 else default_collate(list(images)), labels, ids)
 
 
 def _load(source: _Source, loading: _Loading, *ledgers: Ledger) -> Iterator[Batch]:

@@ -30,6 +30,16 @@ def _died(reason: str) -> MachineError:
     )
 
 
+def without_room(error: RuntimeError) -> MachineError:
+    """Return what to say of torch's refusal of shared memory for a batch (raises ``error`` where it is another)."""
+    if "shared memory" not in str(error):
+        raise error
+    return MachineError(
+        f"no room in /dev/shm for a batch ({str(error).splitlines()[0]}); lower data.workers or train.micro_batch, or "
+        "give it more (docker run --shm-size)"
+    )
+
+
 def settle_worker(parent: int, _: int) -> None:
     """Leave signals to the training process, ``parent``: Slurm sends them to every process of a job, workers included.
 
