@@ -310,7 +310,9 @@ class _Loading:
                     images[place] = 0
         else:  # normalised by the transform
             images = images.contiguous(memory_format=self.normalize.layout)
-        return Batch(images, torch.tensor(made.labels), torch.tensor(made.ids))
+        # Pinned like the images, or the step that copies them to a GPU might wait for it.
+        labels = torch.tensor(made.labels, pin_memory=self.device.type == "cuda")
+        return Batch(images, labels, torch.tensor(made.ids))
 
 
 class _Made(NamedTuple):
