@@ -6,18 +6,18 @@ turn, so what comes out does not depend on n. Nothing is read twice or skipped o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import repeat
-from os import getpid
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 from webdataset.tariterators import base_plus_ext
 
 from adaptive.config import DataConfig
@@ -35,10 +35,12 @@ from adaptive.data.schedule import EvaluationSchedule, Schedule, TrainSchedule
 from adaptive.data.seeding import AUGMENT, Seeds, preserved
 from adaptive.data.shards import Files, ShardReader
 from adaptive.data.transforms import Transform, eval_transform, takes_pixels, train_transform
-from adaptive.data.workers import next_item, settle_worker, without_room
+from adaptive.data.workers import HungWorkerError, without_room, work
 from adaptive.errors import AdaptiveError, DataError, MachineError
 
 CPU = torch.device("cpu")
+REPLACED = 3  # hung workers one after the other; more of them have a reason that others will meet as well
+_LOG = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -300,6 +302,11 @@ class _Loading:
     device: torch.device
     normalize: Normalize
 
+    @property
+    def processes(self) -> tuple[int, bool]:
+        """How many workers, and whether what they make is pinned."""
+        return self.workers, self.device.type == "cuda"
+
     def finish(self, made: _Made) -> Batch:
         """Return the batch with its images on the device, normalised; padded and left-out places stay 0."""
         images = made.images.to(self.device, non_blocking=True)
@@ -332,33 +339,31 @@ def _collate(samples: list[tuple[Tensor, int, int]]) -> _Made:
 
 
 def _load(source: _Source, loading: _Loading, *ledgers: Ledger) -> Iterator[Batch]:
-    pipeline = webdataset.DataPipeline(
+    hung = 0  # workers, since the last batch
+    while True:
+        try:
+            with closing(work(_pipeline(source, loading), *loading.processes)) as items:
+                for item in items:
+                    if isinstance(item, _Failure):
+                        raise item.kind(item.message)
+                    batch, faults = item
+                    for number, ledger in enumerate(ledgers):
+                        ledger.add(faults, tell=number == 0)
+                        ledger.check()
+                    source, hung = replace(source, first=source.first + 1), 0
+                    yield loading.finish(batch)
+                return
+        except HungWorkerError as error:
+            hung += 1
+            if hung > REPLACED:
+                raise MachineError(f"{error}, like {REPLACED} before it; data.workers=0 does without them") from None
+            _LOG.warning("%s: the workers are started again, and nothing is lost", error)
+
+
+def _pipeline(source: _Source, loading: _Loading) -> webdataset.DataPipeline:
+    return webdataset.DataPipeline(
         source.read,
         webdataset.map(source.decode),
         webdataset.batched(loading.batch, collation_fn=_collate),
         source.deliver,
     )
-    loader = DataLoader(
-        pipeline,
-        batch_size=None,
-        num_workers=loading.workers,
-        pin_memory=loading.device.type == "cuda",
-        worker_init_fn=partial(settle_worker, getpid()),
-        # Whatever Python's default: a worker's parent has to be this process, and forking starts it in a moment.
-        multiprocessing_context="fork" if loading.workers else None,
-        # The loader draws a seed that nothing here uses; from torch's own generator, a resumed run would see the gap.
-        generator=torch.Generator(),
-    )
-    iterator = iter(loader)
-    try:
-        while (item := next_item(iterator)) is not None:
-            if isinstance(item, _Failure):
-                raise item.kind(item.message)
-            batch, faults = item
-            for number, ledger in enumerate(ledgers):
-                ledger.add(faults, tell=number == 0)
-                ledger.check()
-            yield loading.finish(batch)
-    finally:
-        # The loader ends its workers when its iterator is dropped; do not wait for the garbage collector.
-        del iterator

@@ -6,6 +6,7 @@ that thirty lives cost minutes and not half an hour. What runs inside is ``launc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import psutil
 
 from launcher.checks.network import free_port
 from tests.helpers.ranks import fork_context, rank_environment
+from tests.helpers.stacks import stacks
 
 END_WITHIN = 60  # seconds that a rank may take to end when its peer is dead and its launcher says so
 
@@ -57,8 +59,11 @@ class Life:
         for process in self.ranks:
             process.join(max(0.0, until - time.monotonic()))
         if any(process.is_alive() for process in self.ranks):
-            self.kill()
-            raise AssertionError(f"ranks still ran after {seconds} s:\n{self.tail()}")
+            doing = stacks(self._processes())
+            try:
+                self.kill()
+            finally:
+                raise AssertionError(f"ranks still ran after {seconds} s:\n{self.tail()}\n{doing}")
         return [process.exitcode for process in self.ranks]
 
     def finish(self, seconds: float = 240) -> None:
@@ -83,23 +88,34 @@ class Life:
 
     def kill(self, *ranks: int) -> None:
         """SIGKILL some ranks; then, as launchers do, SIGTERM the others, which have to end soon."""
-        children = [child for process in self.ranks if process.is_alive() for child in _children(process.pid)]
+        processes = self._processes()
         self.send(signal.SIGKILL, *ranks)
         time.sleep(0.1)
         self.send(signal.SIGTERM)
         until = time.monotonic() + END_WITHIN
         for process in self.ranks:
             process.join(max(0.0, until - time.monotonic()))
-        hanging = [process for process in self.ranks if process.is_alive()]
-        for process in hanging:
+        hanging = [psutil.Process(process.pid) for process in self.ranks if process.is_alive()]
+        doing = stacks(hanging)
+        for process in self.ranks:
             process.kill()
             process.join()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        left = [" ".join(child.cmdline()) for child in alive if child.is_running()]
-        for child in alive:
-            child.kill()
-        assert not hanging, f"a rank did not end within {END_WITHIN} s of SIGTERM:\n{self.tail()}"
-        assert not left, f"outlived their rank: {left}"
+        _, left = psutil.wait_procs(processes, timeout=20)
+        left = [process for process in left if process.status() != psutil.STATUS_ZOMBIE]  # of nobody who would wait
+        doing += stacks(left)
+        for process in left:
+            process.kill()
+        assert not hanging, f"a rank did not end within {END_WITHIN} s of SIGTERM:\n{self.tail()}\n{doing}"
+        assert not left, f"outlived their rank:\n{self.tail()}\n{doing}"
+
+    def _processes(self) -> list[psutil.Process]:
+        """The ranks that live, and their children."""
+        found = []
+        for rank in self.ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(rank.pid)
+                found += [process, *process.children(recursive=True)]
+        return found
 
     def tail(self) -> str:
         """The end of the log."""
@@ -118,13 +134,6 @@ class Life:
     def writing(self) -> bool:
         """Whether a checkpoint is being written."""
         return any((self.folder / "checkpoints").glob(".writing-*"))
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _train(words: list[str], environment: dict[str, str], log: str, memory_gib: float | None) -> None:

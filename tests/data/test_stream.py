@@ -1,14 +1,9 @@
 import io
 import itertools
-import os
 import random
-import signal
-import subprocess
 import tarfile
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +13,7 @@ from adaptive.data import plan
 from adaptive.data.index import SplitInfo, load_index, write_index
 from adaptive.data.pack import pack
 from adaptive.data.stream import PADDING, EvaluationStream, TrainStream
-from adaptive.errors import ConfigError, DataError, MachineError
+from adaptive.errors import ConfigError, DataError
 from adaptive.files import file_sha256 as sha256
 
 # More workers than this machine has cores are what some of these tests are about.
@@ -248,40 +243,6 @@ def test_settings_that_cannot_work_are_refused(small):
         train(small, batch=48, micro=20)
     with pytest.raises(DataError, match="no split 'dev'"):
         evaluation(small, "dev")
-
-
-def workers_of_this_process():
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_closing_early_ends_the_workers(digits):
-    before = len(workers_of_this_process())
-    batches = train(digits, workers=3).batches(0, 10_000)
-    next(batches)
-    assert len(workers_of_this_process()) >= before + 3
-    batches.close()
-    assert len(workers_of_this_process()) == before
-
-
-def test_workers_leave_signals_to_the_parent(digits):
-    before = {p.pid for p in workers_of_this_process()}
-    batches = train(digits, workers=2).batches(0, 40)
-    next(batches)
-    time.sleep(0.5)
-    pids = [str(p.pid) for p in workers_of_this_process() if p.pid not in before]
-    for name in ("INT", "USR1", "USR2", "TERM"):
-        subprocess.run(["kill", f"-{name}", *pids], check=True)
-    assert len(list(batches)) == 119
-
-
-def test_a_killed_worker_is_named_with_a_remedy(digits):
-    before = {p.pid for p in workers_of_this_process()}
-    batches = train(digits, workers=2).batches(0, 10_000)
-    next(batches)
-    victim = next(p.pid for p in workers_of_this_process() if p.pid not in before)
-    os.kill(victim, signal.SIGKILL)
-    with pytest.raises(MachineError, match=r"data worker died.*data\.workers"):
-        list(batches)
 
 
 @pytest.mark.parametrize("erasing", [0.0, 0.3])  # normalised on the device, or with the transform
