@@ -31,6 +31,7 @@ BEAT = 1.0  # seconds between two signs of life of a worker
 LOOK = 5.0  # seconds between two looks at the workers
 PATIENCE = 12  # looks in a row that find nothing new of a worker before it is ended: a minute that this process ran
 _PR_SET_PDEATHSIG = 1  # of prctl: the signal to get when the thread that forked this process ends
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # not looked up in a worker, where it might hang
 
 
 class HungWorkerError(MachineError):
@@ -86,7 +87,7 @@ class _Workers(ForkContext):
         super().__init__()
         self._beats = mmap(-1, count)  # shared with the workers, each of which counts in its own byte
         self._started: list[_Worker] = []
-        self._waiting = self._ended = False
+        self._waiting = False
         self._hung = ""
         self._stop = threading.Event()
 
@@ -121,6 +122,7 @@ class _Workers(ForkContext):
         for worker in self._started if by_force else ():
             if worker.is_alive():
                 worker.kill()
+                worker.join(LOOK)
 
     def _explained(self, error: Exception) -> Exception:
         if self._hung:
@@ -166,8 +168,8 @@ def _settle(parent: int, beats: mmap, place: int, bound: bool) -> None:
     worker whose parent was killed ends within a second: by itself it might wait for ever to hand over its last batch.
     With ``bound`` the kernel ends it, deaf or not, with the thread that forked it.
     """
-    if bound and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if bound and _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()  # what was inherited stays: looking through it costs time, and copies its pages
     signal.set_wakeup_fd(-1)  # inherited with the training process's signals
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):

@@ -115,13 +115,15 @@ def test_coming_shards_are_fetched_in_the_order_of_the_plan_and_no_further(serve
     time.sleep(0.5)  # for what must not come
     order = [stream._schedule.shard(place) for place in range(5)]
     names = [stream._shards.info.shards[shard].name for shard in order]
-    assert [name for _, name, _ in server.requests] == names[:2]
+    # The one that is read and the one after it, which two threads ask for at the same time.
+    assert {name for _, name, _ in server.requests} == set(names[:2])
+    assert len(server.requests) == 2
     for _ in range(10):
         next(batches)
     deadline = time.monotonic() + 10
     while len(server.requests) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [name for _, name, _ in server.requests] == names[: len(server.requests)]
+    assert [name for _, name, _ in server.requests][2:] == names[2 : len(server.requests)]
     assert len(server.requests) > 2
     batches.close()
     assert "shards-ahead" not in {thread.name for thread in threading.enumerate()}
