@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import struct
 import warnings
 from dataclasses import dataclass
@@ -18,13 +17,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 # What may be stored as it came: any reader turns these into the same pixels.
 _PLAIN_MODES = {"JPEG": {"RGB", "L"}, "MPO": {"RGB", "L"}, "PNG": {"RGB", "L", "P"}}
-_ORIENTATION = 0x0112
-# Of JPEG files: the start, markers of a frame's header, of application data 1 and 2, and how the latter begin that may
-# hold an orientation or further pictures (ITU-T T.81, annex B; Exif 2.3; Adobe's XMP; CIPA DC-007).
-_JPEG = b"\xff\xd8"
-_FRAMES = (0xC0, 0xC1, 0xC2)
-_META = (0xE1, 0xE2)
-_DOUBTFUL = (b"Exif", b"http", b"MPF\x00")
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 class ImageError(DataError):
@@ -47,38 +40,6 @@ def decode_image(data: bytes) -> Image.Image:
     to 8.
     """
     return decode(data).image
-
-
-def is_plain_jpeg(data: bytes) -> bool:
-    """Whether the header is that of a single upright JPEG, grey or in three colours, of a size `decode_image` accepts.
-
-    Where the header is damaged the answer is no; where it may say more about the picture (EXIF, XMP, further pictures)
-    Pillow reads it.
-    """
-    place = 2
-    while data.startswith(_JPEG) and place + 10 < len(data) and data[place] == 0xFF:
-        marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            small = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-            return data[place + 4] == 8 and data[place + 9] in (1, 3) and small
-        if marker in _META and data[place + 4 : place + 8] in _DOUBTFUL:
-            return _is_plain_for_pillow(data)
-        if size < 2 or not 0xC0 <= marker <= 0xFE:
-            return False
-        place += 2 + size
-    return False
-
-
-def _is_plain_for_pillow(data: bytes) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(data), formats=("JPEG",))
-            return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) in (None, 1)
-        except Exception:  # decode_image has the words for it
-            return False
 
 
 def decode(data: bytes) -> Decoded:
@@ -108,7 +69,7 @@ def _decode(data: bytes) -> Decoded:
     if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{kind} with {getattr(image, 'n_frames', 1)} frames; only single images are taken")
     image.load()
-    turned = _orientation(image) not in (None, 1)
+    turned = orientation(image) not in (None, 1)
     # Pillow reads 16-bit colour PNGs as 8-bit RGB; the file itself still holds 16 (byte 24 is IHDR's bit depth).
     deep = image.mode.startswith(("I", "F")) or (kind == "PNG" and data[24] == 16)
     plain = image.mode in _PLAIN_MODES.get(kind, ()) and not turned and not deep
@@ -117,9 +78,10 @@ def _decode(data: bytes) -> Decoded:
     return Decoded(_to_rgb(image, kind), kind, plain)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation(image: Image.Image) -> int | None:
+    """Return what the image's EXIF says of its orientation, 1 for upright, or None (also where it cannot be read)."""
     try:
-        return image.getexif().get(_ORIENTATION)
+        return image.getexif().get(ORIENTATION)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
         return None  # unreadable EXIF: the pixels are still good
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -11,21 +12,65 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from adaptive.data.decode import decode_image, is_plain_jpeg
+from adaptive.data.decode import decode_image
+from adaptive.data.jpeg_header import JpegFrame, plain_jpeg
+
+_END = b"\xff\xd9"
+_HEIGHT = 5  # of a frame's header: where it says how many rows there are
 
 
-def decode_pixels(data: bytes) -> Tensor:
-    """Return the image as RGB, upright, uint8 (3, H, W), its channels innermost in memory (raises ImageError).
+class Window(NamedTuple):
+    """A part of an image, in pixels."""
 
-    The pixels are those of `adaptive.data.decode.decode_image`, in half its time for most JPEGs: libjpeg-turbo takes
-    upright grey and colour ones by itself, Pillow all else, and whatever libjpeg-turbo has a doubt about.
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+Draw = Callable[[int, int], Window]
+
+
+def decode_window(data: bytes, draw: Draw) -> Tensor:
+    """Return the window that ``draw`` chooses for the image's height and width: RGB, uint8 (3, height, width), a view.
+
+    The pixels are those of `adaptive.data.decode.decode_image`, channels innermost in memory, in half its time for most
+    JPEGs: libjpeg-turbo takes upright grey and colour ones by itself, Pillow all else, and whatever libjpeg-turbo has a
+    doubt about. Of most JPEGs the rows beneath the window are not decoded.
+
+    Raises:
+        ImageError: the image cannot be decoded.
     """
-    if is_plain_jpeg(data):
-        try:
-            return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
-        except ValueError:
-            pass  # Pillow says what is wrong
-    return to_pixels(decode_image(data))
+    frame = plain_jpeg(data)
+    if frame is None:
+        return cut(to_pixels(decode_image(data)), draw)
+    window = draw(frame.height, frame.width)
+    return cut(_decode_jpeg(data, frame, window.top + window.height), lambda *_: window)
+
+
+def cut(pixels: Tensor, draw: Draw) -> Tensor:
+    """Return the window (3, height, width) that ``draw`` chooses of pixels (3, H, W), a view."""
+    top, left, height, width = draw(*pixels.shape[1:])
+    return pixels[:, top : top + height, left : left + width]
+
+
+def _decode_jpeg(data: bytes, frame: JpegFrame, rows: int) -> Tensor:
+    """Return at least the upper ``rows`` of the image, uint8 (3, H, W), channels innermost in memory."""
+    # A row of colours belongs to two of pixels, and is blended with the one beneath.
+    height = rows + 2
+    # Without its end the file was cut off, which a decoder of fewer rows might not notice.
+    whole = height >= frame.height or not frame.sequential or data.rfind(_END, frame.place) < 0
+    try:
+        if whole:
+            pixels = simplejpeg.decode_jpeg(data, "RGB")
+        else:
+            # What a decoder does not know of it need not decode; it passes over the rest, of which it complains.
+            place = frame.place + _HEIGHT
+            less = b"".join((data[:place], height.to_bytes(2, "big"), data[place + 2 :]))
+            pixels = simplejpeg.decode_jpeg(less, "RGB", strict=False)
+    except ValueError:
+        return to_pixels(decode_image(data))  # or it says what is wrong
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from adaptive.data import plan
-from adaptive.data.decode import ImageError, decode_image
+from adaptive.data.decode import ImageError
 from adaptive.data.faults import IMAGE, LABEL, BadDataError, Fault, Ledger
 from adaptive.data.index import SplitInfo
 from adaptive.data.shards import Raw, ShardReader
 from adaptive.errors import DataError
 
 PADDING = -1
-Decoder = Callable[[bytes], Image.Image | Tensor]
+Item = TypeVar("Item")
+Maker = Callable[[bytes, int], Tensor]  # of a file's bytes and a sample's id
 
 
 class Stored(NamedTuple):
@@ -29,9 +29,9 @@ class Stored(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """An image with its label (-1: left out), and the id of the sample that it really is."""
+    """What was made of an image, its label (-1: left out), and the id of the sample that it really is."""
 
-    image: Image.Image | Tensor | None
+    image: Tensor | None
     label: int
     id: int
 
@@ -45,7 +45,6 @@ class SampleReader:
         num_classes: labels are below it.
         replace: whether the next readable sample takes a bad one's place (training), or nobody (evaluation).
         max_bad: distinct bad samples that may be met; with 0 the first is raised as it is.
-        decoder: turns a file's bytes into an image, or raises ImageError.
     """
 
     def __init__(
@@ -55,10 +54,8 @@ class SampleReader:
         num_classes: int,
         replace: bool,
         max_bad: int,
-        decoder: Decoder = decode_image,
     ) -> None:
         self.reader = reader
-        self._decoder = decoder
         self._info = info
         self._num_classes = num_classes
         self._replace = replace
@@ -79,8 +76,11 @@ class SampleReader:
                 stored[place] = self._read(int(ids[place]), int(shards[place]), int(positions[place]))
         return stored
 
-    def decode(self, stored: Stored) -> Decoded:
-        """Return a stored sample's image, or what takes its place.
+    def decode(self, stored: Stored, maker: Maker) -> Decoded:
+        """Return what ``maker`` makes of a stored sample's image, or of what takes its place.
+
+        Args:
+            maker: takes a file's bytes and the sample's id, and raises ImageError where they are no image.
 
         Raises:
             DataError: a sample is bad and none may be, more are than may be, or no other can be read.
@@ -88,12 +88,12 @@ class SampleReader:
         if stored.raw is None:
             return Decoded(None, PADDING, PADDING)
         try:
-            return self._decode(stored)
+            return self._decode(stored, maker)
         except BadDataError as error:
             self._note(stored.id, error)
             if not self._replace:
                 return Decoded(None, PADDING, PADDING)
-            return self._replacement(stored.id, error)
+            return self._replacement(stored.id, error, maker)
 
     def take_news(self) -> list[Fault]:
         """Return the faults met since the last call."""
@@ -112,12 +112,12 @@ class SampleReader:
                 self._lost[shard] = error
             return Stored(identity, error)
 
-    def _decode(self, stored: Stored) -> Decoded:
+    def _decode(self, stored: Stored, maker: Maker) -> Decoded:
         raw = stored.raw
         if isinstance(raw, BadDataError):
             raise raw
         assert raw is not None
-        return Decoded(decode_sample(raw, self._num_classes, self._decoder), raw.label, stored.id)
+        return Decoded(decode_sample(raw, self._num_classes, lambda data: maker(data, stored.id)), raw.label, stored.id)
 
     def _note(self, identity: int, error: BadDataError) -> None:
         if not self._ledger.limit:
@@ -128,11 +128,11 @@ class SampleReader:
         self._ledger.add([fault], tell=False)
         self._ledger.check()
 
-    def _replacement(self, identity: int, error: BadDataError) -> Decoded:
+    def _replacement(self, identity: int, error: BadDataError, maker: Maker) -> Decoded:
         for other in self._others(identity, error):
             shard, position = self._place(other)
             try:
-                return self._decode(self._read(other, shard, position))
+                return self._decode(self._read(other, shard, position), maker)
             except BadDataError as found:
                 self._note(other, found)
         raise DataError(f"no sample of the split can be read, the last because: {error}")
@@ -157,8 +157,12 @@ class SampleReader:
         return int(shards[0]), int(positions[0])
 
 
-def decode_sample(raw: Raw, num_classes: int, decoder: Decoder = decode_image) -> Image.Image | Tensor:
-    """Return a sample's image (raises BadDataError: it cannot be decoded, or its label is not below num_classes)."""
+def decode_sample(raw: Raw, num_classes: int, decoder: Callable[[bytes], Item]) -> Item:
+    """Return what ``decoder`` makes of a sample's image.
+
+    Raises:
+        BadDataError: the image cannot be decoded (an ImageError of ``decoder``), or its label is not below num_classes.
+    """
     where = f"shard {raw.shard}, sample {raw.key}"
     if not 0 <= raw.label < num_classes:
         message = f"{where}: label {str(raw.label)[:20]} is not in 0..{num_classes - 1}; pack again"

@@ -7,7 +7,7 @@ turn, so what comes out does not depend on n. Nothing is read twice or skipped o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -27,14 +27,14 @@ from adaptive.data.cache import ShardCache, check_cache, shard_files
 from adaptive.data.decode import decode_image
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.index import DatasetIndex, SplitInfo, check_shards
-from adaptive.data.pixels import Normalize, decode_pixels, stack_pixels
+from adaptive.data.pixels import Normalize, stack_pixels
 from adaptive.data.remote import is_remote
 from adaptive.data.samples import PADDING as PADDING  # padded and left-out places of a batch
-from adaptive.data.samples import Decoder, SampleReader, Stored
+from adaptive.data.samples import SampleReader, Stored
 from adaptive.data.schedule import EvaluationSchedule, Schedule, TrainSchedule
 from adaptive.data.seeding import AUGMENT, Seeds, preserved
 from adaptive.data.shards import Files, ShardReader
-from adaptive.data.transforms import Transform, eval_transform, takes_pixels, train_transform
+from adaptive.data.transforms import eval_transform, train_transform
 from adaptive.data.workers import HungWorkerError, without_room, work
 from adaptive.errors import AdaptiveError, DataError, MachineError
 
@@ -182,21 +182,20 @@ class _Shards:
 
 @dataclass(frozen=True)
 class _Transform:
-    """Turns bytes into images and these into tensors; ``seed`` is None where the transform is deterministic."""
+    """Turns an image file's bytes into a tensor; ``seed`` is None where the transform is deterministic."""
 
-    decoder: Decoder
-    transform: Transform
+    transform: Callable[[bytes], Tensor]
     image_size: int
     seed: int | None
 
     @classmethod
     def for_training(cls, data: DataConfig, seed: int) -> _Transform:
-        decoder = decode_pixels if takes_pixels(data) else decode_image
-        return cls(decoder, train_transform(data, normalize=False), data.image_size, seed)
+        return cls(train_transform(data, normalize=False), data.image_size, seed)
 
     @classmethod
     def for_evaluation(cls, data: DataConfig) -> _Transform:
-        return cls(decode_image, eval_transform(data, normalize=False), data.image_size, None)
+        transform = eval_transform(data, normalize=False)
+        return cls(lambda image: transform(decode_image(image)), data.image_size, None)
 
 
 class _Item(NamedTuple):
@@ -222,10 +221,8 @@ class _Source:
         offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
         shards = self.shards
         files = ShardReader(shards.files, shards.info.shards, base_plus_ext, shards.capacity)
-        way = self.transform
-        self.reader = SampleReader(
-            files, shards.info, shards.num_classes, way.seed is not None, shards.max_bad, way.decoder
-        )
+        replace_bad = self.transform.seed is not None
+        self.reader = SampleReader(files, shards.info, shards.num_classes, replace_bad, shards.max_bad)
         ahead = self._fetch_ahead()
         try:
             for number in range(self.first + offset, self.last, step):
@@ -242,14 +239,18 @@ class _Source:
     def decode(self, item: _Item) -> tuple[Tensor, int, int]:
         """Return a sample's tensor (3, H, W), label and id."""
         assert self.reader is not None
-        way = self.transform
-        image, label, identity = self.reader.decode(item.stored)
+
+        def make(data: bytes, identity: int) -> Tensor:
+            seeds = item.seeds if identity == item.stored.id else self._seeds(item.epoch, identity)
+            if seeds is not None:
+                seeds.use()
+            return self.transform.transform(data)
+
+        image, label, identity = self.reader.decode(item.stored, make)
         if image is None:
-            return torch.zeros(3, way.image_size, way.image_size, dtype=torch.uint8), label, identity
-        seeds = item.seeds if identity == item.stored.id else self._seeds(item.epoch, identity)
-        if seeds is not None:
-            seeds.use()
-        return way.transform(image), label, identity
+            size = self.transform.image_size
+            image = torch.zeros(3, size, size, dtype=torch.uint8)
+        return image, label, identity
 
     def deliver(self, batches: Iterator[_Made]) -> Iterator[tuple[_Made, list[Fault]] | _Failure]:
         """Yield batches with the faults met for them; errors as values: the loader would wrap them in tracebacks.

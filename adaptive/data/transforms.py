@@ -16,20 +16,19 @@ from torch import Tensor
 from torchvision import transforms  # type: ignore[import-untyped]
 
 from adaptive.config import DataConfig
-from adaptive.data.pixels import to_pixels
+from adaptive.data.decode import decode_image
+from adaptive.data.pixels import Window, cut, decode_window, to_pixels
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
 
-Transform = Callable[[Image.Image | Tensor], Tensor]
 
+def train_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.Image | bytes], Tensor]:
+    """Return the training transform: RGB image or file's bytes -> float tensor (3, image_size, image_size), normalised.
 
-def train_transform(data: DataConfig, normalize: bool = True) -> Transform:
-    """Return the training transform: RGB image -> float tensor (3, image_size, image_size), normalised.
-
-    ``crop: resize`` takes uint8 pixels (3, H, W) as well, and resamples them as Pillow does, up to rounding, in a
+    ``crop: resize`` decodes no more of a file than its crop takes, and resamples as Pillow does, up to rounding, in a
     quarter of its time. It draws from the global generators of random, numpy and torch; the stream seeds them for each
     sample. Without ``normalize`` it ends at uint8 pixels, except with data.erasing, whose noise is that of normalised
-    values.
+    values. Called with bytes it raises ImageError where they are no image.
 
     Raises:
         ConfigError: data.auto_augment is not a policy that timm knows.
@@ -59,8 +58,8 @@ def train_transform(data: DataConfig, normalize: bool = True) -> Transform:
         ) from None
     for augment in secondary.transforms:
         _keep_a_bit(augment)
-    if not takes_pixels(data):
-        first = [*_own_scale_crop(data), transforms.RandomHorizontalFlip(data.flip)]
+    if data.crop != "resize":
+        first = [_decoded, *_own_scale_crop(data), transforms.RandomHorizontalFlip(data.flip)]
         return transforms.Compose([*first, *secondary.transforms, *final.transforms])
     crop = primary.transforms[0]
     augments = [transforms.ToPILImage(), *secondary.transforms, to_pixels] if secondary.transforms else []
@@ -69,12 +68,7 @@ def train_transform(data: DataConfig, normalize: bool = True) -> Transform:
     return transforms.Compose([_crop_pixels(crop), *flip, *augments, *scale, *final.transforms])
 
 
-def takes_pixels(data: DataConfig) -> bool:
-    """Whether the training transform is the faster for being given tensors of pixels."""
-    return data.crop == "resize"
-
-
-def eval_transform(data: DataConfig, normalize: bool = True) -> Transform:
+def eval_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.Image], Tensor]:
     """Return the deterministic transform: RGB image -> float tensor (3, image_size, image_size), normalised.
 
     ``crop: resize`` scales the shorter side to image_size / eval_crop and keeps the centre; ``pad`` scales it to
@@ -145,17 +139,22 @@ def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
-def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Transform:
-    """Let timm's crop draw as it does, and cut and resample pixels by torch."""
+def _decoded(image: Image.Image | bytes) -> Image.Image:
+    return decode_image(image) if isinstance(image, bytes) else image
+
+
+def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Image | bytes], Tensor]:
+    """Let timm's crop draw as it does, and decode, cut and resample pixels by libjpeg-turbo and torch."""
     modes = crop.interpolation if isinstance(crop.interpolation, list | tuple) else [crop.interpolation]
 
-    def cropped(image: Image.Image | Tensor) -> Tensor:
-        pixels = image if isinstance(image, Tensor) else to_pixels(image)
-        top, left, height, width = crop.get_params(pixels, crop.scale, crop.ratio)
+    def draw(height: int, width: int) -> Window:
+        return Window(*crop.get_params(torch.empty(3, height, width, device="meta"), crop.scale, crop.ratio))
+
+    def cropped(image: Image.Image | bytes) -> Tensor:
+        window = decode_window(image, draw) if isinstance(image, bytes) else cut(to_pixels(image), draw)
         mode = random.choice(modes) if len(modes) > 1 else modes[0]
-        window = pixels[None, :, top : top + height, left : left + width]
         # torch has a kernel for pixels that lie packed, channels innermost: half of the time, this copy included.
-        window = window.contiguous(memory_format=torch.channels_last)
+        window = window[None].contiguous(memory_format=torch.channels_last)
         return F.interpolate(window, size=crop.size, mode=mode.value, antialias=True)[0]
 
     return cropped

@@ -15,6 +15,7 @@ from threading import Event
 from typing import NamedTuple
 
 from adaptive.config import DataConfig
+from adaptive.data.decode import decode_image
 from adaptive.data.faults import CHECKSUM, MISSING, TRUNCATED, BadDataError
 from adaptive.data.index import DatasetIndex, ShardInfo, load_index, place
 from adaptive.data.progress import PackProgress
@@ -109,7 +110,7 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
             reader = ShardReader(_Named(here, shown), [shard], split_name, capacity=1)
             for position in range(shard.count):
                 try:
-                    decode_sample(reader.read(0, position), classes)
+                    decode_sample(reader.read(0, position), classes, decode_image)
                     fine += 1
                 except BadDataError as error:
                     note(error)

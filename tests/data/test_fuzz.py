@@ -180,7 +180,8 @@ def read_all(folder, name, count):
     errors = 0
     try:
         for position in range(count):
-            errors += outcome(lambda position=position: decode_sample(reader.read(0, position), 2)) is not None
+            found = outcome(lambda position=position: decode_sample(reader.read(0, position), 2, decode_image))
+            errors += found is not None
     finally:
         reader.close()
     return errors

@@ -1,18 +1,21 @@
 import io
+import itertools
 import random
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from simplejpeg import decode_jpeg
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import normalize, to_tensor
 
 from adaptive.config import DataConfig
 from adaptive.data import pixels
 from adaptive.data.decode import ImageError, decode_image
-from adaptive.data.pixels import Normalize, decode_pixels, stack_pixels, to_pixels
+from adaptive.data.pixels import Normalize, Window, decode_window, stack_pixels, to_pixels
 from adaptive.data.seeding import AUGMENT, seeded
 from adaptive.data.transforms import train_transform
 from tests.data.conftest import colour_field
@@ -33,8 +36,16 @@ def turned(orientation):
     return encode(PHOTO, exif=exif)
 
 
+def whole(height, width):
+    return Window(0, 0, height, width)
+
+
+def upper(height, width):
+    return Window(0, 0, min(height, 20), width)
+
+
 def same_as_pillow(data):
-    found = decode_pixels(data)
+    found = decode_window(data, whole)
     assert found.dtype == torch.uint8
     assert torch.equal(found, to_pixels(decode_image(data)))
 
@@ -55,10 +66,10 @@ def test_upright_jpegs_never_meet_pillows_decoder(monkeypatch):
 
     monkeypatch.setattr(pixels, "decode_image", refuse)
     for data in (encode(PHOTO), encode(PHOTO.convert("L")), turned(1)):
-        decode_pixels(data)
+        decode_window(data, whole)
     for data in (turned(6), encode(PHOTO.convert("CMYK")), encode(PHOTO, "png")):
         with pytest.raises(AssertionError):
-            decode_pixels(data)
+            decode_window(data, whole)
 
 
 def test_other_files_are_pillows():
@@ -72,33 +83,64 @@ def test_other_files_are_pillows():
         same_as_pillow(turned(orientation))
 
 
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_no_row_beneath_the_window_is_decoded_and_none_in_it_differs(subsampling, monkeypatch):
+    """For every last row; JPEGs lose no row of colours that the last row of pixels is blended with."""
+    decoded = []
+
+    def decode(data, colours, **options):
+        decoded.append(decode_jpeg(data, colours, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(pixels.simplejpeg, "decode_jpeg", decode)
+    shape, colours = ((70, 50, 1), "GRAY") if subsampling == "Gray" else ((70, 50, 3), "RGB")
+    noise = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    data = simplejpeg.encode_jpeg(noise, 90, colours, subsampling)
+    expected = to_pixels(decode_image(data))
+    for bottom in range(1, 71):
+        window = Window(bottom // 3, 5, bottom - bottom // 3, 40)
+        found = decode_window(data, lambda *size, window=window: window)
+        assert torch.equal(found, expected[:, bottom // 3 : bottom, 5:45])
+        assert len(decoded[-1]) == min(70, bottom + 2)
+
+
+def test_of_progressive_jpegs_all_rows_are_decoded():
+    for rows in (7, 50):
+        data = encode(PHOTO, progressive=True)
+        found = decode_window(data, lambda height, width, rows=rows: Window(0, 0, rows, width))
+        assert torch.equal(found, to_pixels(decode_image(data))[:, :rows])
+
+
 def test_bad_files_are_refused_in_the_same_words():
-    whole = encode(PHOTO)
-    bad = [b"", b"\xff\xd8", b"no image", *(whole[:size] for size in (4, 20, 200, len(whole) // 2, len(whole) - 40))]
-    for data in bad:
+    good = encode(PHOTO)
+    bad = [b"", b"\xff\xd8", b"no image", *(good[:size] for size in (4, 20, 200, len(good) // 2, len(good) - 40))]
+    for data, draw in itertools.product(bad, (whole, upper)):
         with pytest.raises(ImageError) as expected:
             decode_image(data)
         with pytest.raises(ImageError) as found:
-            decode_pixels(data)
+            decode_window(data, draw)
         assert str(found.value) == str(expected.value)
 
 
 def test_a_jpeg_with_changed_bytes_is_taken_or_refused_as_pillow_does():
-    whole, generator = encode(PHOTO), random.Random(2)
+    good, generator = encode(PHOTO), random.Random(2)
     outcomes = {"taken": 0, "refused": 0}
     for _ in range(300):
-        data = bytearray(whole)
+        data = bytearray(good)
         for _ in range(generator.choice([1, 1, 3, 30])):
             data[generator.randrange(len(data))] = generator.randrange(256)
         try:
             decode_image(bytes(data))
         except ImageError:
             outcomes["refused"] += 1
-            with pytest.raises(ImageError):
-                decode_pixels(bytes(data))
+            for draw in (whole, upper):
+                with pytest.raises(ImageError):
+                    decode_window(bytes(data), draw)
         else:
             outcomes["taken"] += 1
             same_as_pillow(bytes(data))
+            found = decode_window(bytes(data), upper)
+            assert torch.equal(found, to_pixels(decode_image(bytes(data)))[:, : found.shape[1]])
     assert min(outcomes.values()) > 20
 
 
@@ -114,7 +156,7 @@ def test_crops_of_pixels_are_pillows_up_to_rounding(interpolation):
     differences = []
     for seed in range(60):
         with seeded(AUGMENT, seed):
-            found = ours(to_pixels(photo))
+            found = ours(encode(photo, "png"))
         with seeded(AUGMENT, seed):
             again = ours(photo)
         with seeded(AUGMENT, seed):
@@ -175,10 +217,11 @@ def test_packed_crops_are_resampled_as_any_other(interpolation):
     data = DataConfig(path="unused", image_size=48, interpolation=interpolation, flip=0.0)
     transform = train_transform(data, normalize=False)
     drawn = RandomResizedCropAndInterpolation(48, interpolation=interpolation)
-    photo = to_pixels(PHOTO.resize((180, 122)))
+    file = encode(PHOTO.resize((180, 122)))
+    photo = to_pixels(decode_image(file))
     for number in range(30):
         with seeded(AUGMENT, number):
-            found = transform(photo)
+            found = transform(file)
         with seeded(AUGMENT, number):
             top, left, height, width = drawn.get_params(photo, drawn.scale, drawn.ratio)
         window = photo[:, top : top + height, left : left + width].contiguous()[None]
