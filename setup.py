@@ -13,7 +13,7 @@ class BuildWithBatchScripts(build_py):
         """Build."""
         super().run()
         if not self.editable_mode:
-            self.copy_tree("slurm", str(Path(self.build_lib, "launcher", "slurm")))
+            self.copy_tree("slurm", str(Path(self.build_lib, "adaptive", "slurm")))
 
 
 setup(
@@ -24,7 +24,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["adaptive", "adaptive.*", "launcher", "launcher.*"]),
+    packages=find_packages(include=["adaptive", "adaptive.*"]),
     package_data={"adaptive.reporting": ["templates/*"]},
     install_requires=[
         "torch>=2.14",
@@ -82,5 +82,5 @@ setup(
         "dev": ["pre-commit>=4"],
     },
     cmdclass={"build_py": BuildWithBatchScripts},
-    entry_points={"console_scripts": ["adaptive = launcher.main:main"]},
+    entry_points={"console_scripts": ["adaptive = adaptive.commands.main:main"]},
 )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from adaptive.registration import register
+from adaptive.networks.multiscale.registration import register
 
 # Imported on first use: torch and timm take seconds, and `adaptive --help` needs neither.
 _HOMES = {
     "AdaptiveNetwork": "adaptive.networks.network",
     "DynamicClassifier": "adaptive.inference.runner",
-    "OnnxClassifier": "adaptive.inference.onnx_runner",
+    "OnnxClassifier": "adaptive.inference.export.onnx_runner",
     "Policy": "adaptive.inference.policy",
-    "calibrate": "adaptive.inference.calibrate",
+    "calibrate": "adaptive.inference.calibration.calibrate",
     "create_model": "adaptive.networks.create",
     "load": "adaptive.runs",
 }

@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 
 
+def code_root() -> Path:
+    """Return the folder that holds the package: a checkout, a frozen copy of one, or where a wheel was installed."""
+    return Path(__file__).resolve().parent.parent
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, read in pieces."""
     with path.open("rb") as stream:

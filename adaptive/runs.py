@@ -9,13 +9,13 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from adaptive.config import Config
-from adaptive.config_loading import load_config
-from adaptive.data.transforms import eval_transform
+from adaptive.config.loading import load_config
+from adaptive.config.sections import Config
+from adaptive.data.images.transforms import eval_transform
 from adaptive.errors import CheckpointError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.checkpoint import Checkpoint, CheckpointStore, newest_or_refuse, verify
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse, verify
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adaptive.config import Config
-from adaptive.config_loading import differences, dump_config, load_config, parse_config
-from adaptive.data.index import load_index
+from adaptive.config.loading import differences, dump_config, load_config, parse_config
+from adaptive.config.sections import Config
+from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError, ConfigError, TrainingError
 from adaptive.files import write_atomically
-from benchmarks.ablation_data import packed
-from benchmarks.ablation_run import RESULT
-from benchmarks.ablation_settings import DATA_SETS, DEFAULT_VARIANTS, PARTS, SIZES, Experiment, parts_of, tree
+from benchmarks.ablation_study.data import packed
+from benchmarks.ablation_study.run import RESULT
+from benchmarks.ablation_study.settings import DATA_SETS, DEFAULT_VARIANTS, PARTS, SIZES, Experiment, parts_of, tree
+from benchmarks.shared.locations import REPOSITORY, RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PLACES = {"train.run_folder", "data.path"}  # where things lie does not make a run another one
 
 
@@ -47,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = {(v, s): options.work / f"{v}_seed{s}" for s in range(options.seeds) for v in options.variants}
         configs = {key: configure(experiment, *key, folder, place, options.set) for key, place in runs.items()}
         train_all(runs, configs, SIZES[options.size].gradient_batch, options.jobs)
-        from benchmarks import ablation_report  # it draws, which a run that fails should not wait for
+        from benchmarks.ablation_study import report  # it draws, which a run that fails should not wait for
 
         counts = {name: split.count for name, split in load_index(folder).splits.items()}
-        result = ablation_report.collect(runs, configs, counts)
+        result = report.collect(runs, configs, counts)
         result = {"benchmark": "ablation", "command": command(options), **result}
-        written = ablation_report.write(result, options.output, experiment.stem)
+        written = report.write(result, options.output, experiment.stem)
     except AdaptiveError as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 1
@@ -98,7 +97,7 @@ def check(options: argparse.Namespace) -> None:
         if "teacher" in parts_of(variant) and not options.teacher:
             raise ConfigError(f"--variants {variant}: needs --teacher, a timm model name")
     options.variants = list(dict.fromkeys(options.variants))
-    options.work = options.work or ROOT / "runs" / f"ablation_{options.size}_{options.data}"
+    options.work = options.work or REPOSITORY / "runs" / f"ablation_{options.size}_{options.data}"
 
 
 def experiment_from(options: argparse.Namespace) -> Experiment:
@@ -156,7 +155,7 @@ def train_all(
 
     def one(key: tuple[str, int]) -> None:
         place = runs[key]
-        words = [sys.executable, str(ROOT / "benchmarks" / "ablation_run.py"), str(config_file(place))]
+        words = [sys.executable, str(REPOSITORY / "benchmarks" / "ablation_study" / "run.py"), str(config_file(place))]
         log = place.with_name(f"{place.name}.log")
         with log.open("w") as output:
             code = subprocess.run(

@@ -14,12 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.backbones_page import Results, page
-from benchmarks.families import FAMILIES, Family
-from benchmarks.rank_pair import RankPair
+from benchmarks.shared.families import FAMILIES, Family
+from benchmarks.shared.locations import REPOSITORY, RESULTS
+from benchmarks.shared.rank_pair import RankPair
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "backbones.jsonl"
-PAGE = ROOT / "docs" / "backbones.md"
+MEASURED = RESULTS / "backbones.jsonl"
+PAGE = REPOSITORY / "docs" / "backbones.md"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--seconds", type=float, default=300.0, help="time limit per class")
     line.add_argument("--again", action="store_true", help="take classes anew that the results file already has")
     line.add_argument("--only-page", action="store_true", help="write the page from the results file, run nothing")
-    line.add_argument("--results", type=Path, default=RESULTS, help="file of results, one line per class")
+    line.add_argument("--results", type=Path, default=MEASURED, help="file of results, one line per class")
     line.add_argument("--page", type=Path, default=PAGE, help="page to write")
     return line
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     unknown = set(options.models) - {family.model for family in FAMILIES}
     if unknown:
-        print(f"models: {', '.join(sorted(unknown))} stand for no class; benchmarks/families.py lists who does")
+        print(f"models: {', '.join(sorted(unknown))} stand for no class; benchmarks/shared/families.py lists who does")
         return 1
     results = Results.read(options.results)
     if not options.only_page:

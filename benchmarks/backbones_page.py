@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.files import write_atomically
-from benchmarks.families import FAMILIES, Family
-from benchmarks.results import machine
+from benchmarks.shared.families import FAMILIES, Family
+from benchmarks.shared.results import machine
 
 COMMAND = "python benchmarks/backbones.py"
 SHARE_WANTED = 0.95

@@ -24,18 +24,18 @@ import torch
 from torch import Tensor
 
 from adaptive import runs
-from adaptive.data.index import load_index
-from adaptive.data.stream import EvaluationStream
+from adaptive.data.reading.stream import EvaluationStream
+from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError
 from adaptive.files import write_atomically
-from adaptive.inference.calibrate import curve
-from adaptive.inference.geometric import Scored
+from adaptive.inference.calibration.calibrate import curve
+from adaptive.inference.calibration.geometric import Scored
+from adaptive.inference.calibration.search import search
 from adaptive.inference.outputs import Outputs, collect, simulate
-from adaptive.inference.search import search
-from benchmarks import results
 from benchmarks.calibration_page import draw, markdown
+from benchmarks.shared import results
+from benchmarks.shared.locations import RESULTS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 BUDGETS = 40
 RESAMPLES = 2000
 SPEED = (50_000, 10)  # images, exits

@@ -24,9 +24,9 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from adaptive.inference.calibrate import curve
-from benchmarks import pages
-from benchmarks.results import machine
+from adaptive.inference.calibration.calibrate import curve
+from benchmarks.shared import pages
+from benchmarks.shared.results import machine
 
 METHODS = ("geometric", "search", "maximum")
 GIB = 2**30

@@ -28,13 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch.multiprocessing as mp
 
+from adaptive.doctor.checks.network import free_port
 from adaptive.training.callbacks.base import Callback
-from benchmarks.results import machine
-from benchmarks.timing import Spread
-from launcher.checks.network import free_port
+from benchmarks.shared.locations import RESULTS
+from benchmarks.shared.results import machine
+from benchmarks.shared.timing import Spread
 
 if TYPE_CHECKING:
-    from adaptive.config import Config
+    from adaptive.config.sections import Config
     from adaptive.training.trainer import Trainer
 
 WORLD = 2
@@ -42,7 +43,6 @@ INTERVAL = 60.0  # seconds between two saves that the cost is compared with
 LIMIT_PERCENT = 5.0
 WARMUP = 3  # steps
 KINDS = ("waits", "beside")  # the loop waits for the disk; a thread writes beside it
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def command(settings: Settings) -> str:
 def measure(settings: Settings, stage: int) -> dict[str, Any]:
     """Train on two ranks at a ZeRO stage and summarise what rank 0 saw."""
     with tempfile.TemporaryDirectory() as folder:
-        from adaptive.data.pack import pack
+        from adaptive.data.packing.pack import pack
 
         pack("builtin:digits", Path(folder) / "digits", workers=1, progress=False)
         mp.spawn(_rank, (free_port(), settings, stage, folder), nprocs=WORLD)
@@ -123,8 +123,8 @@ def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> 
     import torch
 
     torch.set_num_threads(1)
-    from adaptive.training.checkpoint import CheckpointStore
-    from adaptive.training.engine import init_distributed
+    from adaptive.training.checkpoints.store import CheckpointStore
+    from adaptive.training.engine.engine import init_distributed
     from adaptive.training.run import Ranks, prepare
     from adaptive.training.trainer import Trainer
 
@@ -146,7 +146,7 @@ def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> 
 
 
 def _config(settings: Settings, stage: int, folder: Path) -> Config:
-    from adaptive.config_loading import parse_config
+    from adaptive.config.loading import parse_config
 
     steps = WARMUP + settings.rounds * len(KINDS) * (settings.quiet + settings.after) + 1
     return parse_config(

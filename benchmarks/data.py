@@ -32,10 +32,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from adaptive.errors import AdaptiveError, ConfigError
-from benchmarks import pages
-from benchmarks.data_loaders import LOADERS, WITH_WORKERS, Job, in_turns, prepare
-from benchmarks.results import MIB, machine
-from benchmarks.timing import Spread, interleaved
+from benchmarks.shared import pages
+from benchmarks.shared.data_loaders import LOADERS, WITH_WORKERS, Job, in_turns, prepare
+from benchmarks.shared.locations import REPOSITORY
+from benchmarks.shared.results import MIB, machine
+from benchmarks.shared.timing import Spread, interleaved
 
 # What must hold: images/s of one over the other's.
 LIMITS = (
@@ -165,7 +166,7 @@ def with_workers(job: Job, options: argparse.Namespace) -> dict[str, dict[str, A
         for name in found:
             task = {"name": name, "job": asdict(job) | {"workers": options.workers}, "batches": batches}
             done = subprocess.run(
-                [sys.executable, str(Path(__file__).with_name("data_loaders.py")), json.dumps(task)],
+                [sys.executable, str(REPOSITORY / "benchmarks" / "shared" / "data_loaders.py"), json.dumps(task)],
                 stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
             found[name].append(json.loads(done.stdout.splitlines()[-1]))

@@ -27,17 +27,17 @@ from rich.markdown import Markdown
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from adaptive.config import DataConfig
-from adaptive.data.index import load_index
-from adaptive.data.stream import TrainStream
+from adaptive.config.sections import DataConfig
+from adaptive.data.reading.stream import TrainStream
+from adaptive.data.shards.index import load_index
+from adaptive.distributed.ranks import Ranks, find_ranks
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine import init_distributed, leave, resolve_device
-from benchmarks import pages
-from benchmarks.exposed import exposed_share
-from benchmarks.results import MIB, machine
-from benchmarks.timing import Spread
-from benchmarks.variants import VARIANTS, Settings, Trainee
-from launcher.environment import Ranks, find_ranks
+from adaptive.training.engine.engine import init_distributed, leave, resolve_device
+from benchmarks.shared import pages
+from benchmarks.shared.exposed import exposed_share
+from benchmarks.shared.results import MIB, machine
+from benchmarks.shared.timing import Spread
+from benchmarks.shared.variants import VARIANTS, Settings, Trainee
 
 WARMUP = 3
 TRACED = 3  # steps

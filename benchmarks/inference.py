@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from adaptive.inference.calibrate import Target, fit
+from adaptive.inference.calibration.calibrate import Target, fit
 from adaptive.inference.outputs import simulate
 from adaptive.inference.profile import InferenceProfile, Spread, profile
-from benchmarks.inference_network import network_at, split_outputs
-from benchmarks.results import machine, to_json
+from benchmarks.shared.inference_network import network_at, split_outputs
+from benchmarks.shared.locations import RESULTS
+from benchmarks.shared.results import machine, to_json
 
-RESULTS = Path(__file__).parent / "results"
 OVERHEAD, SAVING, IDLE = 1.10, 0.62, 1.03  # limits of what is measured
 
 

@@ -23,13 +23,13 @@ from rich.markdown import Markdown
 
 from adaptive import create_model
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.inference.calibrate import calibrate
+from adaptive.inference.calibration.calibrate import calibrate
 from adaptive.inference.policy import Policy
 from adaptive.inference.profile import profile
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.engine import resolve_device
-from benchmarks import pages
-from benchmarks.results import machine
+from adaptive.training.engine.engine import resolve_device
+from benchmarks.shared import pages
+from benchmarks.shared.results import machine
 
 POOL = 256  # images that thresholds are chosen on, and that batches are made of
 

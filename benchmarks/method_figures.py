@@ -23,13 +23,14 @@ from matplotlib.patches import FancyBboxPatch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from adaptive.reporting.figures import COLOURS, DOTS_PER_INCH, STYLE
-from benchmarks.method_measures import Measures, measure
-from benchmarks.results import machine
+from benchmarks.shared.locations import REPOSITORY
+from benchmarks.shared.method_measures import Measures, measure
+from benchmarks.shared.results import machine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FOLDER = Path(__file__).parents[1] / "docs" / "figures"
+FOLDER = REPOSITORY / "docs" / "figures"
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
 

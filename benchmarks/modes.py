@@ -2,8 +2,8 @@
 
     python benchmarks/modes.py --backbone msdnet_cifar_anytime --image-size 32 --batch 64
 
-The reference is the plain multi-exit loop of `benchmarks.plain_loop` in fp32 and the default memory layout, as papers'
-repositories train. Each round does one step of every mode, in a new order; ratios are formed within the round.
+The reference is the plain multi-exit loop of `benchmarks.shared.plain_loop` in fp32 and the default memory layout, as
+papers' repositories train. Each round does one step of every mode, in a new order; ratios are formed within the round.
 benchmarks/README.md says how to read the result.
 """
 
@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine import resolve_device
-from benchmarks import pages
-from benchmarks.memory import peak_bytes
-from benchmarks.results import MIB, machine
-from benchmarks.timing import Spread, interleaved, ratios
-from benchmarks.variants import VARIANTS, Settings, Trainee
+from adaptive.training.engine.engine import resolve_device
+from benchmarks.shared import pages
+from benchmarks.shared.memory import peak_bytes
+from benchmarks.shared.results import MIB, machine
+from benchmarks.shared.timing import Spread, interleaved, ratios
+from benchmarks.shared.variants import VARIANTS, Settings, Trainee
 
 LOOP = next(variant for variant in VARIANTS if variant.loop)
 WHOLE = VARIANTS[-1]

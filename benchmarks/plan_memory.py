@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.multiprocessing as mp
 
-from adaptive.config import Config
-from adaptive.config_loading import parse_config
+from adaptive.config.loading import parse_config
+from adaptive.config.sections import Config
+from adaptive.doctor.checks.network import free_port
 from adaptive.networks.create import create_model
 from adaptive.planning.memory import RankMemory, Settings
-from adaptive.planning.overview import cost_phases
-from benchmarks import pages, results
-from launcher.checks.network import free_port
+from adaptive.planning.plan import cost_phases
+from benchmarks.shared import pages, results
 
 BACKBONES = ("resnet50", "vit_small_patch16_224")
 STAGES = (0, 1, 2, 3)
@@ -62,9 +62,9 @@ def build(config: Config, world: int) -> Any:
     """Build what a rank trains, as a run does: a template, a copy of it in the phase's learner, and the task."""
     import copy
 
-    from adaptive.inference.metrics import ExitMeter
+    from adaptive.metrics import ExitMeter
     from adaptive.training.batch import batch_sizes
-    from adaptive.training.engine import resolve_device
+    from adaptive.training.engine.engine import resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
 
@@ -166,7 +166,7 @@ def _rank(rank: int, world: int, port: int, config: dict[str, Any], folder: str,
     library = ctypes.CDLL(None)
     for option, value in MALLOC:
         library.mallopt(option, value)
-    from adaptive.training.engine import init_distributed, resolve_device
+    from adaptive.training.engine.engine import init_distributed, resolve_device
 
     typed = parse_config(config)
     resolve_device(typed.train.device, rank)

@@ -25,13 +25,13 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from rich.markdown import Markdown
 
+from adaptive.doctor.checks.network import free_port
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine import init_distributed, resolve_device
-from benchmarks import pages
-from benchmarks.results import machine
-from benchmarks.timing import Spread, interleaved, ratios
-from benchmarks.variants import VARIANTS, Settings, Trainee
-from launcher.checks.network import free_port
+from adaptive.training.engine.engine import init_distributed, resolve_device
+from benchmarks.shared import pages
+from benchmarks.shared.results import machine
+from benchmarks.shared.timing import Spread, interleaved, ratios
+from benchmarks.shared.variants import VARIANTS, Settings, Trainee
 
 LOOP = next(variant for variant in VARIANTS if variant.loop)
 WHOLE = VARIANTS[-1]

@@ -30,17 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from adaptive.config import Config
-from adaptive.config_loading import parse_config
-from adaptive.data.index import ShardInfo, SplitInfo, load_index, write_index
-from adaptive.data.stream import TrainStream
+from adaptive.config.loading import parse_config
+from adaptive.config.sections import Config
+from adaptive.data.reading.stream import TrainStream
+from adaptive.data.shards.index import ShardInfo, SplitInfo, load_index, write_index
 from adaptive.files import file_sha256
-from adaptive.training.checkpoint import CheckpointStore
-from benchmarks.results import machine
-from benchmarks.timing import Spread
+from adaptive.training.checkpoints.store import CheckpointStore
+from benchmarks.shared.locations import REPOSITORY, RESULTS
+from benchmarks.shared.results import machine
+from benchmarks.shared.timing import Spread
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 CLASSES, SHARD, SIDE, BATCH = 10, 1000, 32, 64
 EPOCHS = 60
 
@@ -206,7 +205,7 @@ def _start_at(file: Path, run: Path, step: int) -> float:
 
 def _train(file: Path, run: Path, steps: int) -> float:
     """Train up to ``steps`` in a process of its own; returns the seconds until the last step was recorded."""
-    words = [sys.executable, str(ROOT / "launcher" / "train.py"), str(file)]
+    words = [sys.executable, str(REPOSITORY / "launcher" / "train.py"), str(file)]
     began = time.perf_counter()
     process = subprocess.Popen(
         [*words, f"train.run_folder={run}", f"train.max_steps={steps}"],

@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.markdown import Markdown
 
-from adaptive.data.pack import pack
-from benchmarks import pages
-from benchmarks.results import machine
-from benchmarks.timing import Spread, interleaved, ratios
+from adaptive.data.packing.pack import pack
+from benchmarks.shared import pages
+from benchmarks.shared.locations import REPOSITORY
+from benchmarks.shared.results import machine
+from benchmarks.shared.timing import Spread, interleaved, ratios
 
-ROOT = Path(__file__).resolve().parents[1]
 # Seconds that it may take on a machine whose disk cache holds the libraries.
 LIMITS = {"help": 0.5, "import": 3.0, "first_step": 20.0}
-ADAPTIVE = [sys.executable, str(ROOT / "launcher" / "main.py")]
+ADAPTIVE = [sys.executable, "-m", "adaptive"]
 TITLES = {
     "python": "python -c pass",
     "help": "adaptive --help",
@@ -116,7 +116,7 @@ def commands(folder: Path) -> dict[str, Callable[[], None]]:
 
 
 def _call(words: list[str]) -> None:
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class _Training:
@@ -130,7 +130,7 @@ class _Training:
         run = self.folder / f"run{len(self.seconds)}"
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*self.words, f"train.run_folder={run}"], cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"},
+            [*self.words, f"train.run_folder={run}"], cwd=REPOSITORY, env=os.environ | {"DS_ACCELERATOR": "cpu"},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         while process.poll() is None and not _recorded(run / "metrics.jsonl"):

@@ -22,11 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine import resolve_device
-from benchmarks import pages
-from benchmarks.results import machine
+from adaptive.training.engine.engine import resolve_device
+from benchmarks.shared import pages
+from benchmarks.shared.locations import REPOSITORY
+from benchmarks.shared.results import machine
 
-ROOT = Path(__file__).resolve().parents[1]
 MSDNET = "--backbone msdnet_cifar_anytime --exits 0 --image-size 32 --batch 64 --classes 10"
 STEP4 = "--backbone msdnet_imagenet_step4 --exits 0 --image-size 224 --batch 128"
 # Command lines of the parts, by device.
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         title = shlex.join(words[2:]) if len(words) > 2 else ""
         print(f"== {Path(words[1]).stem} {title}", flush=True)
         began = time.perf_counter()
-        codes.append(subprocess.run([*words, "--output", str(options.output)], cwd=ROOT, check=False).returncode)
+        codes.append(subprocess.run([*words, "--output", str(options.output)], cwd=REPOSITORY, check=False).returncode)
         minutes = (time.perf_counter() - began) / 60
         outcome = {0: "holds", 1: "DOES NOT HOLD, or failed"}.get(codes[-1], f"ended with {codes[-1]}")
         rows.append((f"`{Path(words[1]).stem} {title}`".replace(" `", "`"), outcome, f"{minutes:.1f}"))

@@ -29,17 +29,17 @@ from rich.console import Console
 
 from adaptive.errors import AdaptiveError, ConfigError, TrainingError
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.engine import resolve_device
-from benchmarks import results
-from benchmarks.fork_cost import ForkCost, fork_cost
-from benchmarks.memory import peak_bytes
-from benchmarks.timing import Spread, interleaved, ratios
-from benchmarks.variants import VARIANTS, Settings, Trainee
+from adaptive.training.engine.engine import resolve_device
+from benchmarks.shared import results
+from benchmarks.shared.fork_cost import ForkCost, fork_cost
+from benchmarks.shared.locations import RESULTS
+from benchmarks.shared.memory import peak_bytes
+from benchmarks.shared.timing import Spread, interleaved, ratios
+from benchmarks.shared.variants import VARIANTS, Settings, Trainee
 
 LIMIT_PERCENT = 0.5  # what Gradient Equilibrium may cost of a step
 LIMIT_RATIO = 1.05  # what the whole method may take: time per multiply-add over plain, memory over the plain loop
 STEPS_ON_CUDA = 5  # per turn: a step there is short beside waiting for the device
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

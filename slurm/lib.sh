@@ -14,6 +14,8 @@ fail() { # CODE WORDS...
 }
 
 export ADAPTIVE_HOME
+# The code in ADAPTIVE_HOME runs, with -P also where the working folder holds another: a checkout that goes on changing.
+export PYTHONPATH="$ADAPTIVE_HOME${PYTHONPATH:+:$PYTHONPATH}"
 
 prepare() { # python, the words before it, and the environment of all that follows
   local modules=()
@@ -106,7 +108,7 @@ stage_shards() {
   if [ -z "${ADAPTIVE_STAGE:-}" ]; then return; fi
   say "bringing shards to $ADAPTIVE_STAGE on every node"
   srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    "${srun_options[@]}" "${container[@]}" "$python" -u "$ADAPTIVE_HOME/launcher/stage.py" -- "$@" &
+    "${srun_options[@]}" "${container[@]}" "$python" -u -P -m adaptive.jobs.stage -- "$@" &
   await $!
   if [ "$code" != 0 ] && [ -z "$asked" ]; then fail "$code" "the shards could not be staged"; fi
 }
@@ -116,7 +118,7 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   listen
   local words=() task=()
   if [ -n "${seed:-}" ]; then task=(--seed "$seed" --group "$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID"); fi
-  helper "$ADAPTIVE_HOME/launcher/requeue.py" begin "${task[@]}" -- "$@"
+  helper -P -m adaptive.jobs.requeue begin "${task[@]}" -- "$@"
   if [ "$code" != 0 ]; then exit "$code"; fi
   while IFS= read -r -d '' word; do words+=("$word"); done < "$answer"
   folder=${words[0]} results=${words[1]}
@@ -129,7 +131,7 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   if [ -z "$asked" ]; then
     # A task that fails ends the others, which would otherwise wait for it.
     srun --kill-on-bad-exit=1 "${srun_options[@]}" "${container[@]}" \
-      "$python" -u "$ADAPTIVE_HOME/launcher/train.py" "${words[@]}" &
+      "$python" -u -P -m adaptive train "${words[@]}" &
     ranks=$!
     watch_results "$ranks" &
     local watcher=$!
@@ -139,7 +141,7 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   fi
   trap '' USR1 TERM
   ranks=''
-  helper "$ADAPTIVE_HOME/launcher/requeue.py" end ${asked:+--asked} --code "$code" -- "$folder"
+  helper -P -m adaptive.jobs.requeue end ${asked:+--asked} --code "$code" -- "$folder"
   if [ "$code" != 0 ]; then fail "$code" "it cannot be told whether to requeue; not requeued"; fi
   local decision
   read -r decision code < "$answer"
@@ -167,6 +169,5 @@ requeue() {
 
 evaluate() { # RUN [options of adaptive evaluate]
   prepare
-  export PYTHONPATH="$ADAPTIVE_HOME${PYTHONPATH:+:$PYTHONPATH}"
-  srun --nodes=1 --ntasks=1 "${srun_options[@]}" "${container[@]}" "$python" -u -m launcher.main evaluate "$@"
+  srun --nodes=1 --ntasks=1 "${srun_options[@]}" "${container[@]}" "$python" -u -P -m adaptive evaluate "$@"
 }

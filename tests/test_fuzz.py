@@ -9,15 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adaptive.config_loading import dump_config, load_config
+from adaptive.config.loading import dump_config, load_config
 from adaptive.errors import AdaptiveError, CheckpointError, ConfigError
 from adaptive.inference.policy import Policy
-from adaptive.reporting.record import Record, read
-from adaptive.training.checkpoint import MANIFEST, STATE, CheckpointStore, newest_or_refuse
+from adaptive.tracking.record import Record, read
+from adaptive.training.checkpoints.store import MANIFEST, STATE, CheckpointStore, newest_or_refuse
+from tests.helpers.locations import REPOSITORY
 
-ROOT = Path(__file__).parent.parent
 FIXED = {"derandomize": True, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 NUMBERS = st.one_of(st.integers(), st.floats(), st.just(10**400), st.just(-1))
 PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=20))
 TREES = st.recursive(
@@ -98,7 +98,7 @@ def test_mutated_configurations(file, content):
 @settings(max_examples=200, **FIXED)
 @given(
     tree=st.deferred(
-        lambda: replaced(json.loads(json.dumps(load_config(ROOT / "configs/quickstart.yaml").model_dump())))
+        lambda: replaced(json.loads(json.dumps(load_config(REPOSITORY / "configs/quickstart.yaml").model_dump())))
     )
 )
 def test_configurations_with_a_strange_value(file, tree):
@@ -117,7 +117,7 @@ KEYS = st.sampled_from(["train.epochs", "train", "phases.0.lr", "phases", "model
 @settings(max_examples=150, **FIXED)
 @given(words=st.lists(st.builds(lambda key, value: key + value, KEYS, st.text(max_size=15)), max_size=3))
 def test_strange_overrides(file, words):
-    try_config(file, (ROOT / "configs/quickstart.yaml").read_bytes(), tuple(words))
+    try_config(file, (REPOSITORY / "configs/quickstart.yaml").read_bytes(), tuple(words))
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.precision import autocast
 from adaptive.inference.runner import DynamicClassifier
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 
 
 @dataclass(frozen=True)

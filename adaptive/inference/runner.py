@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from adaptive.errors import PolicyError
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Decision, Policy
-from adaptive.inference.precision import autocast
 from adaptive.networks.network import AdaptiveNetwork, State
+from adaptive.networks.precision import autocast
 
 
 class HasNetwork(Protocol):

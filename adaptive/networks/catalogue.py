@@ -10,11 +10,10 @@ import timm
 import torch
 
 from adaptive.errors import ModelError
-from adaptive.networks import zoo as zoo  # registers this project's own networks with timm
 from adaptive.networks.backbone import build_backbone, configuration
-from adaptive.networks.cut import survey
-from adaptive.networks.multi_exit import is_multi_exit
-from adaptive.networks.presets import MSDNETS, RANETS
+from adaptive.networks.cutting.cut import survey
+from adaptive.networks.multiscale.assemble import is_multi_exit
+from adaptive.networks.multiscale.presets import MSDNETS, RANETS
 
 OWN_FAMILY = "zoo"  # what timm takes our module for
 WILDCARDS = "*?["

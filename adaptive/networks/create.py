@@ -18,11 +18,11 @@ from adaptive.networks.backbone import (
     layer_groups,
     load_weights,
 )
-from adaptive.networks.cut import Cut, cut, sample_images
+from adaptive.networks.cutting.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, LastExit, describe
-from adaptive.networks.multi_exit import assemble, is_multi_exit, number_of_exits
-from adaptive.networks.names import PlainNames
+from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.network import AdaptiveNetwork, State
+from adaptive.networks.plain_names import PlainNames
 
 TOLERANCE = 1e-5  # of the largest logit
 DEFAULT_EXITS = 4  # of a timm model

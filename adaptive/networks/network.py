@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive.errors import ModelError
-from adaptive.networks.block import Block
 from adaptive.networks.cost import ExitCost, MacCounter
-from adaptive.networks.emit import BatchDim
+from adaptive.networks.cutting.block import Block
+from adaptive.networks.cutting.graphs import BatchDim
 from adaptive.networks.equilibrium import branch
 from adaptive.networks.exits import EarlyExit, LastExit
-from adaptive.networks.multiscale import ConvExit
-from adaptive.networks.names import PlainNames
+from adaptive.networks.multiscale.layers import ConvExit
+from adaptive.networks.plain_names import PlainNames
 
 Equilibrium = Literal["crossing", "tap", False]
 

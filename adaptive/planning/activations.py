@@ -22,15 +22,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adaptive.config import Config
+from adaptive.config.sections import Config
 from adaptive.errors import ConfigError
-from adaptive.inference.metrics import ExitMeter
-from adaptive.inference.precision import autocast
+from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 from adaptive.training.batch import BatchSizes
 from adaptive.training.learner import build_task
+from adaptive.training.losses.teacher import NetworkTeacher, Teacher, last_exit, next_exit
 from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
-from adaptive.training.teacher import NetworkTeacher, Teacher, last_exit, next_exit
 
 Bytes = NDArray[np.float64]
 CPU = torch.device("cpu")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adaptive.config import Config
-from adaptive.planning.overview import Plan
+from adaptive.config.sections import Config
+from adaptive.planning.plan import Plan
 from adaptive.training.optimizer import is_scale_invariant
 
 FAR = 2.0  # factor by which a learning rate may miss the rule before it is told of

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptive.config import Config
-from adaptive.data.index import DatasetIndex
+from adaptive.config.sections import Config
+from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import AdaptiveError
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
-from adaptive.training.checkpoint import CheckpointStore
+from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.run import build_network
 
 

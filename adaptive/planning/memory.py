@@ -1,9 +1,9 @@
 """Bytes that a rank holds while it trains, by kind, at the moments of a step at which it may hold the most.
 
 The formulas follow DeepSpeed 0.19 (``deepspeed/runtime/zero/stage_1_and_2.py``, ``stage3.py``) with the settings that
-`adaptive.training.engine` gives it: weights stay fp32 and low precision is autocast, so there is no second, 16-bit copy
-of them. docs/scaling.md explains them. Not counted: what libraries take for themselves (CUDA's context, cuDNN's and
-oneDNN's workspaces), the allocator's fragmentation, loader processes.
+`adaptive.training.engine.engine` gives it: weights stay fp32 and low precision is autocast, so there is no second,
+16-bit copy of them. docs/scaling.md explains them. Not counted: what libraries take for themselves (CUDA's context,
+cuDNN's and oneDNN's workspaces), the allocator's fragmentation, loader processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adaptive.config import Config, OptimizerConfig
+from adaptive.config.sections import Config, OptimizerConfig
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, LiveBytes
 from adaptive.training.optimizer import build_optimizer, parameter_groups

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from adaptive.config import Config
-from adaptive.planning.data_plan import DataPlan, Shards, simulate_epoch
+from adaptive.config.sections import Config
+from adaptive.planning.data import DataPlan, Shards, simulate_epoch
 from adaptive.planning.memory import Settings, Sizes
 from adaptive.planning.step_time import Hardware, StepTime, step_time
 from adaptive.planning.traffic import bytes_sent, step_traffic

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adaptive.config import Config
+from adaptive.config.sections import Config
 from adaptive.planning.memory import FP32, PLAIN_BUCKET, Settings, Sizes
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]

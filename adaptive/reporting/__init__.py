@@ -1,1 +1,1 @@
-"""Records, dashboards and figures."""
+"""Pages and figures about finished runs."""

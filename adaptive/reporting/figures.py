@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptive.errors import MachineError
-from adaptive.reporting.console import per_exit
 from adaptive.reporting.tables import human
+from adaptive.tracking.console import per_exit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

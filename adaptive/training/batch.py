@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptive.config import TrainConfig
+from adaptive.config.sections import TrainConfig
 from adaptive.errors import ConfigError
 
 

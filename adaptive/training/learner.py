@@ -9,22 +9,29 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
-from adaptive.config import Config
-from adaptive.data.transforms import Mixer
-from adaptive.inference.metrics import ExitMeter
-from adaptive.inference.precision import autocast
+from adaptive.config.sections import Config
+from adaptive.data.images.transforms import Mixer
+from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 from adaptive.training.batch import BatchSizes
+from adaptive.training.checkpoints.snapshot import Learner
 from adaptive.training.ema import ExponentialAverage
-from adaptive.training.engine import Engine, all_reduce, deepspeed_config
-from adaptive.training.exit_weights import StepWeights
-from adaptive.training.gradient_surgery import GradientSurgery
-from adaptive.training.objective import ExitObjective
+from adaptive.training.engine.engine import Engine, all_reduce, deepspeed_config
+from adaptive.training.losses.exit_weights import StepWeights
+from adaptive.training.losses.gradient_surgery import GradientSurgery
+from adaptive.training.losses.objective import ExitObjective
+from adaptive.training.losses.teacher import (
+    NetworkTeacher,
+    Teacher,
+    frozen_teacher,
+    last_exit,
+    model_teacher,
+    next_exit,
+)
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
 from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
-from adaptive.training.snapshot import Learner
 from adaptive.training.task import ClassificationTask
-from adaptive.training.teacher import NetworkTeacher, Teacher, frozen_teacher, last_exit, model_teacher, next_exit
 
 COLLECTIVE_TIMEOUT = 1800.0
 

@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
-from adaptive.config import OptimizerConfig, ScheduleConfig
+from adaptive.config.sections import OptimizerConfig, ScheduleConfig
 from adaptive.errors import ConfigError
 from adaptive.networks.network import AdaptiveNetwork
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adaptive.config import Config, PhaseConfig
+from adaptive.config.sections import Config, PhaseConfig
 from adaptive.errors import ConfigError
 from adaptive.networks.collaboration import Link
 from adaptive.networks.network import AdaptiveNetwork, Equilibrium
-from adaptive.training.exit_weights import StepWeights, resolve_exit_weights
+from adaptive.training.losses.exit_weights import StepWeights, resolve_exit_weights
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from pathlib import Path
 import timm
 from filelock import FileLock, Timeout
 
-from adaptive.config import Config
-from adaptive.config_checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
-from adaptive.config_loading import differences, dump_config, load_config
-from adaptive.data.cache import check_cache
-from adaptive.data.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.data.plan import steps_per_epoch
-from adaptive.data.remote import is_remote
-from adaptive.data.transforms import Mixer, train_transform
+from adaptive.config.checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
+from adaptive.config.loading import differences, dump_config, load_config
+from adaptive.config.sections import Config
+from adaptive.data.images.transforms import Mixer, train_transform
+from adaptive.data.reading.order import steps_per_epoch
+from adaptive.data.remote.urls import is_remote
+from adaptive.data.shards.cache import check_cache
+from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import write_atomically
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
-from adaptive.training.checkpoint import Checkpoint, CheckpointStore
-from adaptive.training.engine import check_deepspeed_section
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
+from adaptive.training.engine.engine import check_deepspeed_section
 from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
 from adaptive.training.phases import plan_phase
 

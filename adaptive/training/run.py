@@ -15,14 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from adaptive.config import Config, ModelConfig
-from adaptive.data.index import DatasetIndex
+from adaptive.config.sections import Config, ModelConfig
+from adaptive.data.shards.index import DatasetIndex
+from adaptive.distributed.ranks import Ranks
 from adaptive.errors import AdaptiveError, ConfigError, ModelError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.reporting.console import Console
-from adaptive.reporting.dashboard import open_dashboard
-from adaptive.reporting.record import Record
+from adaptive.tracking.console import Console
+from adaptive.tracking.dashboard import open_dashboard
+from adaptive.tracking.record import Record
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
 from adaptive.training.callbacks.base import Callback
@@ -32,39 +33,18 @@ from adaptive.training.callbacks.recording import TrainingRecords
 from adaptive.training.callbacks.sample_log import SampleLog
 from adaptive.training.callbacks.system import SystemRecords
 from adaptive.training.callbacks.validation import Validation
-from adaptive.training.causes import explained
-from adaptive.training.checkpoint import Checkpoint, CheckpointStore
-from adaptive.training.engine import init_distributed, resolve_device
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
+from adaptive.training.engine.engine import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
-from adaptive.training.machine import Machine
-from adaptive.training.peers import Peers
-from adaptive.training.signals import StopSignals
-from adaptive.training.supervision import Supervisor
+from adaptive.training.supervision.causes import explained
+from adaptive.training.supervision.machine import Machine
+from adaptive.training.supervision.peers import Peers
+from adaptive.training.supervision.signals import StopSignals
+from adaptive.training.supervision.supervisor import Supervisor
+from adaptive.training.supervision.watchdog import Watchdog
 from adaptive.training.trainer import Trainer
-from adaptive.training.watchdog import Watchdog
 
 VERSIONS_OF = ("torch", "deepspeed", "timm", "webdataset", "wandb")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all that train together.
-
-    Attributes:
-        rank: its number among all.
-        local_rank: its number on this machine.
-        world: how many there are.
-        local_world: how many of them run on this machine.
-        launcher: deepspeed, torchrun, srun, mpirun, alone, or another.
-        device: number of its GPU among those that it sees; by default its local rank.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world: int = 1
-    local_world: int = 1
-    launcher: str = "alone"
-    device: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive.data.transforms import Mixer
-from adaptive.inference.metrics import ExitMeter, exit_records
-from adaptive.training.exit_weights import StepWeights
-from adaptive.training.gradient_surgery import GradientSurgery
-from adaptive.training.objective import ExitObjective
-from adaptive.training.teacher import Teacher
+from adaptive.data.images.transforms import Mixer
+from adaptive.metrics import ExitMeter, exit_records
+from adaptive.training.losses.exit_weights import StepWeights
+from adaptive.training.losses.gradient_surgery import GradientSurgery
+from adaptive.training.losses.objective import ExitObjective
+from adaptive.training.losses.teacher import Teacher
 
 
 class ClassificationTask:

@@ -12,26 +12,26 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
-from adaptive.config import Config
-from adaptive.data.index import DatasetIndex
-from adaptive.data.stream import Batch, EvaluationStream, TrainStream
+from adaptive.config.sections import Config
+from adaptive.data.reading.stream import Batch, EvaluationStream, TrainStream
+from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import StoppedError, TrainingError
-from adaptive.inference.measure import Measurement, measure_exits
-from adaptive.inference.metrics import ExitMeter
-from adaptive.inference.precision import autocast
+from adaptive.measure import Measurement, measure_exits
+from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 from adaptive.training.batch import BatchSizes
 from adaptive.training.callbacks.base import Callback
-from adaptive.training.checkpoint import Checkpoint, CheckpointStore
-from adaptive.training.engine import Engine, all_reduce
+from adaptive.training.checkpoints.saver import Saver
+from adaptive.training.checkpoints.snapshot import Learner, capture, restore, whole_weights, with_averaged_statistics
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
+from adaptive.training.engine.engine import Engine, all_reduce
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.optimizer import build_scheduler
 from adaptive.training.phases import PhasePlan, plan_phase, set_modes
 from adaptive.training.progress import Progress
-from adaptive.training.saving import Saver
-from adaptive.training.snapshot import Learner, capture, restore, whole_weights, with_averaged_statistics
 from adaptive.training.spikes import SpikeGuard
-from adaptive.training.supervision import StopAskedError, Supervisor
+from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 from adaptive.training.task import ClassificationTask
 
 

@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from adaptive import create_model, runs
-from adaptive.config_loading import load_config
-from adaptive.data.index import load_index
-from adaptive.data.stream import TrainStream
+from adaptive.config.loading import load_config
+from adaptive.data.reading.stream import TrainStream
+from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError
 from adaptive.training.run import build_network
-from benchmarks import ablation_page, ablation_report
 from benchmarks.ablation import main
-from benchmarks.ablation_run import answers, digest, percent, stream
-from benchmarks.ablation_settings import Experiment, parts_of, tree
-from benchmarks.gradient_conflict import conflict
+from benchmarks.ablation_study import report
+from benchmarks.ablation_study.page import single, spread
+from benchmarks.ablation_study.run import answers, digest, percent, stream
+from benchmarks.ablation_study.settings import Experiment, parts_of, tree
+from benchmarks.shared.gradient_conflict import conflict
 
 VARIANTS = ["sum", "ge+isc+ofa"]
 SEEDS = 2
@@ -132,7 +133,7 @@ def test_mistakes_are_one_line(
 
 
 def test_every_part_is_a_configuration() -> None:
-    from adaptive.config_loading import parse_config
+    from adaptive.config.loading import parse_config
 
     experiment = Experiment("gpu", "cifar10", 60, teacher={"teacher_model": "resnet18"})
     changed = {}
@@ -148,19 +149,19 @@ def test_every_part_is_a_configuration() -> None:
 def test_paired_differences_and_budgets() -> None:
     ours = [{"test_top1": [50.0, 61.0]}, {"test_top1": [52.0, 60.0]}]
     theirs = [{"test_top1": [49.0, 60.0]}, {"test_top1": [49.0, 61.0]}]
-    found = ablation_report._difference(ours, theirs)
+    found = report._difference(ours, theirs)
     assert found["mean"] == pytest.approx([2.0, 0.0, 1.0])
     assert found["se"] == pytest.approx([1.0, 1.0, 0.0])
-    assert ablation_report.statistics([[3.0]]) == {"mean": [3.0], "sd": None}
+    assert report.statistics([[3.0]]) == {"mean": [3.0], "sd": None}
     curve = [{"val_macs": m, "val_top1": a} for m, a in ((1.0, 50.0), (2.0, 60.0), (2.5, 59.0), (4.0, 70.0))]
-    assert ablation_report.choose(curve, 3.0)["val_macs"] == 2.0
-    assert ablation_report.choose(curve, 0.5)["val_macs"] == 1.0
-    assert ablation_page.spread([1.0], None) == ["1.00"]
+    assert report.choose(curve, 3.0)["val_macs"] == 2.0
+    assert report.choose(curve, 0.5)["val_macs"] == 1.0
+    assert spread([1.0], None) == ["1.00"]
 
 
 @pytest.mark.parametrize(("deviation", "cell"), [(None, "22.33"), (0.0, "22.33 ± 0.00"), (1.25, "22.33 ± 1.25")])
 def test_seeds_may_agree_and_there_may_be_one(deviation: float | None, cell: str) -> None:
-    assert ablation_page.single({"mean": 22.333, "sd": deviation}) == cell
+    assert single({"mean": 22.333, "sd": deviation}) == cell
 
 
 def test_gradients_of_a_tiny_network_against_plain_autograd() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.data.pack import pack
-from benchmarks import calibration_size, data, data_loaders, full_run, inference_batches, modes, ranks, startup, suite
-from benchmarks.exposed import exposed_share
+from adaptive.data.packing.pack import pack
+from benchmarks import calibration_size, data, full_run, inference_batches, modes, ranks, startup, suite
+from benchmarks.shared import data_loaders
+from benchmarks.shared.exposed import exposed_share
 from tests.helpers.ranks import run_ranks
 
 TINY = ["--backbone", "test_resnet", "--image-size", "32", "--batch", "2", "--classes", "10"]
@@ -162,7 +163,7 @@ def test_communication_is_exposed_where_nothing_else_runs() -> None:
 def test_the_plain_loop_learns_what_gradient_equilibrium_says() -> None:
     """Its two rescalings are GE in the scope of the tap: the same gradients as ours, up to the loss's own scale."""
     from adaptive import create_model
-    from benchmarks.plain_loop import PlainMultiExit, summed_loss
+    from benchmarks.shared.plain_loop import PlainMultiExit, summed_loss
 
     torch.manual_seed(0)
     network = create_model("test_resnet", 10, 3, equilibrium="tap", collaboration=False)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.memory import peak_bytes
-from benchmarks.timing import Spread, interleaved, ratios
+from benchmarks.shared.memory import peak_bytes
+from benchmarks.shared.timing import Spread, interleaved, ratios
 from benchmarks.train_step import main
+from tests.helpers.locations import REPOSITORY
 from tests.helpers.ranks import run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--backbone", "test_resnet", "--exits", "3", "--image-size", "32", "--batch", "4", "--classes", "10"]
 SHORT = ["--rounds", "3", "--warmup", "1", "--repetitions", "5", "--device", "cpu"]
 VARIANTS = ["plain", "loop", "exits", "equilibrium", "collaboration_distillation"]
@@ -43,7 +43,7 @@ def check(result: dict) -> None:
 
 def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
-    script = str(ROOT / "benchmarks" / "train_step.py")
+    script = str(REPOSITORY / "benchmarks" / "train_step.py")
     words = [sys.executable, script, *TINY, *SHORT, "--threads", "1", "--output", str(tmp_path), "--json", str(copy)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "GE's share of the step" in done.stdout

@@ -1,7 +1,7 @@
 """Real training runs on several ranks that can be hurt at any moment.
 
 A launcher of our own stands in for deepspeed's: it forks the ranks from a server that has imported the libraries, so
-that thirty lives cost minutes and not half an hour. What runs inside is ``launcher/train.py`` itself.
+that thirty lives cost minutes and not half an hour. What runs inside is ``adaptive train`` itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from launcher.checks.network import free_port
+from adaptive.doctor.checks.network import free_port
 from tests.helpers.ranks import fork_context, rank_environment
 from tests.helpers.stacks import stacks
 
@@ -143,16 +143,15 @@ def _train(words: list[str], environment: dict[str, str], log: str, memory_gib: 
     os.environ.update(environment)
     # The server's process group is pytest's: without this the run would be a child of the server alone.
     os.setsid()
-    from launcher import train
+    from adaptive.commands.main import main
 
     if memory_gib is not None:
         # What the process has by now, and so much more.
         now = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (now + int(memory_gib * 2**30),) * 2)
-    sys.argv = ["train.py", *words]
     code: Any = 1
     try:
-        train.main()
+        main(["train", *words])
     except SystemExit as end:
         code = end.code
     sys.stdout.flush()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.data import plan
-from adaptive.data.index import load_index
-from adaptive.reporting.record import read
+from adaptive.data.reading.order import epoch_order
+from adaptive.data.shards.index import load_index
+from adaptive.tracking.record import read
 from adaptive.training.callbacks.sample_log import consumed
 from tests.chaos.runs import Life
 from tests.end_to_end.test_kill_and_resume import without_clocks
@@ -89,7 +89,7 @@ def expect_every_sample_once(killed: Path, whole: Path, digits: Path) -> None:
     info = load_index(digits).split("train")
     for epoch in range(EPOCHS):
         taken = [sample for step in range(epoch * EPOCH, (epoch + 1) * EPOCH) for sample in steps[step + 1]]
-        order = plan.epoch_order(info.counts, 3, epoch, 2).tolist()
+        order = epoch_order(info.counts, 3, epoch, 2).tolist()
         assert taken == order[: EPOCH * BATCH]
         left_over = order[EPOCH * BATCH :]  # less than a global batch, dropped
         assert len(left_over) < BATCH

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptive.errors import MachineError
-from adaptive.reporting.record import read
+from adaptive.tracking.record import read
 from adaptive.training.preflight import occupy
 from tests.chaos.runs import Life
 from tests.end_to_end.test_kill_and_resume import without_clocks

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.locations import CLUSTER, REPOSITORY
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo", "nsenter", "unshare", "ip", "setsid", "flock")
 OVER = {
     *("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
@@ -21,15 +22,10 @@ OVER = {
 START_WITHIN = 120  # seconds, on a machine that does much else
 
 
-def scripts() -> Path:
-    """The folder of the scripts that start the cluster."""
-    return Path(os.environ.get("ADAPTIVE_CLUSTER", REPOSITORY.parent / "shared" / "cluster"))
-
-
 def why_not() -> str | None:
     """Why no cluster can run here, or None."""
-    if not (scripts() / "up.sh").is_file():
-        return f"no cluster scripts in {scripts()}; ADAPTIVE_CLUSTER names their folder"
+    if not (CLUSTER / "up.sh").is_file():
+        return f"no cluster scripts in {CLUSTER}; ADAPTIVE_CLUSTER names their folder"
     if os.getuid() != 0:
         return "a cluster of namespaces needs root"
     path = _path()
@@ -55,7 +51,7 @@ class Cluster:
     nodes = ("node0", "node1")
 
     def __init__(self, state: Path, shared: list[Path]) -> None:
-        self.home, self.state = scripts(), state
+        self.home, self.state = CLUSTER, state
         below_tmp = [str(path) for path in shared if path.is_relative_to("/tmp")]
         self.environment = {
             **os.environ,

@@ -11,7 +11,15 @@ pytestmark = pytest.mark.cluster
 
 
 def doctor(cluster: Cluster, *words: str) -> tuple[int, dict, str]:
-    command = [sys.executable, "-m", "launcher.main", "doctor", "--only", "hostname,slurm,partitions,job", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "adaptive.commands.main",
+        "doctor",
+        "--only",
+        "hostname,slurm,partitions,job",
+        "--json",
+    ]
     tasks = ["srun", "-N2", "--ntasks-per-node=1", f"--chdir={REPOSITORY}"]
     done = cluster.run(*tasks, *command, *words, check=False, seconds=240)
     return done.returncode, json.loads(done.stdout), done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.reporting.record import read
+from adaptive.tracking.record import read
 from tests.chaos.runs import Life
 from tests.cluster.minicluster import REPOSITORY, Cluster, tail
 from tests.end_to_end.test_kill_and_resume import without_clocks

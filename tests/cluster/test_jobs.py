@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.config_loading import load_config
-from adaptive.reporting.record import read
-from launcher.requeue import read_history
+from adaptive.config.loading import load_config
+from adaptive.jobs.requeue import read_history
+from adaptive.tracking.record import read
 from tests.chaos.runs import Life
 from tests.cluster.minicluster import REPOSITORY, Cluster, tail
 from tests.end_to_end.test_kill_and_resume import without_clocks
-from tests.launcher.commands import Forks
+from tests.helpers.commands import Forks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ranks]
 
@@ -88,7 +88,7 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
         ADAPTIVE_HOME=str(REPOSITORY),
         ADAPTIVE_STAGE="/tmp/stage",
     )
-    with cluster.standing_still(job, r"^\S*python\S* .*train\.py .*run_folder=signalled", log, " step 5/"):
+    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=signalled", log, " step 5/"):
         cluster.run("scancel", "--batch", "--signal=USR1", str(job))
         cluster.until_logged(log, ASKED)
         limited = cluster.sbatch(  # not before: nothing would keep it from its end
@@ -98,7 +98,7 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
             ADAPTIVE_HOME=str(REPOSITORY),
             ADAPTIVE_MAX_STALLED="10",
         )
-    with cluster.standing_still(limited, r"^\S*python\S* .*train\.py .*run_folder=limited", limited_log, " step 5/"):
+    with cluster.standing_still(limited, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", limited_log, " step 5/"):
         cluster.until_logged(limited_log, ASKED, 200)
 
     assert cluster.wait(job) == "COMPLETED", tail(log)
@@ -135,7 +135,7 @@ def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
     assert log == run / f"slurm-{job}.log"
     urgent = folder / "urgent.sh"
     urgent.write_text("#!/bin/bash\nuntil [ -e release ]; do sleep 0.2; done\n")
-    with cluster.standing_still(job, r"^\S*python\S* .*submitted/code/launcher/train\.py", log, " step 5/") as (node,):
+    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*submitted/", log, " step 5/") as (node,):
         (tmp_path / "again").mkdir()
         again = Forks(tmp_path / "again").start([*words, "--json"], folder, cluster.environment)
         refusal = again.wait().error_line("submit")
@@ -171,7 +171,7 @@ def test_a_node_that_dies_is_named_and_its_job_goes_on_when_it_is_back(cluster: 
         cwd=folder,
         ADAPTIVE_HOME=str(REPOSITORY),
     )
-    with cluster.standing_still(job, r"^\S*python\S* .*train\.py .*run_folder=died", log, " step 21/"):
+    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=died", log, " step 21/"):
         cluster.mc("kill", "node1")  # no goodbye: nothing closes its connections
     cluster.until(lambda: cluster.job(job)["JobState"] == "PENDING", 90, lambda: str(cluster.job(job)))
     cluster.until_logged(log, "Node failure on node1")

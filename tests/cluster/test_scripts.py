@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.config_loading import load_config
+from adaptive.config.loading import load_config
 from adaptive.errors import MachineError, UsageError
-from launcher.requeue import read_history
-from launcher.submission import Resources, render_evaluation, render_training
+from adaptive.jobs.requeue import read_history
+from adaptive.jobs.submission import Resources, render_evaluation, render_training
 from tests.cluster.minicluster import REPOSITORY, Cluster, tail
 
 pytestmark = pytest.mark.cluster
@@ -27,10 +27,10 @@ SLURM = REPOSITORY / "slurm"
 
 
 def stand_in(folder: Path, training: str) -> str:
-    """A program that is Python, but for launcher/train.py, which is some lines of bash."""
+    """A program that is Python, but for adaptive train, which is some lines of bash."""
     program = folder / "stand-in"
     program.write_text(
-        f'#!/bin/bash\ncase "$*" in\n*launcher/train.py*) {training} ;;\n*) exec {sys.executable} "$@" ;;\nesac\n'
+        f'#!/bin/bash\ncase "$*" in\n*"-m adaptive train "*) {training} ;;\n*) exec {sys.executable} "$@" ;;\nesac\n'
     )
     program.chmod(0o755)
     return str(program)
@@ -171,7 +171,7 @@ def test_rendered_scripts_are_sound_for_bash_and_for_sbatch(cluster: Cluster, fo
 def test_what_sbatch_refuses_is_told_in_its_own_words(
     cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.submission import slurm
+    from adaptive.jobs.submission import slurm
 
     monkeypatch.setenv("PATH", cluster.environment["PATH"])
     with pytest.raises(MachineError, match="sbatch refused: error: invalid partition specified: nowhere"):

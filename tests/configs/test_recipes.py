@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from adaptive.config import Config
-from adaptive.config_loading import differences, load_config
+from adaptive.config.loading import differences, load_config
+from adaptive.config.sections import Config
+from tests.helpers.locations import REPOSITORY
 from tests.helpers.ranks import run_ranks
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = REPOSITORY / "configs"
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("parts", "sweeps"))
 NAMES = [p.relative_to(CONFIGS).as_posix() for p in RECIPES]
 DATASETS = ("cifar10", "cifar100", "tiny-imagenet", "imagenet")
@@ -123,7 +124,7 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from PIL import Image
 
-    from adaptive.data.pack import pack
+    from adaptive.data.packing.pack import pack
 
     root = tmp_path_factory.mktemp("few")
     for split, count in (("train", 8), ("val", 2), ("test", 2)):

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from adaptive.config_loading import load_config
-from adaptive.reporting.record import read
-from launcher.train import sweep_overrides
+from adaptive.commands.train import sweep_overrides
+from adaptive.config.loading import load_config
+from adaptive.tracking.record import read
+from tests.helpers.locations import REPOSITORY
 
-ROOT = Path(__file__).parents[2]
-SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((REPOSITORY / "configs" / "sweeps").glob("*.yaml"))
 # As wandb/wandb_agent.py puts an agent's command together, from the functions that it calls.
 EXPAND = """
 import json, sys
@@ -57,7 +57,7 @@ def test_there_are_sweeps() -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_run_of_a_sweep_is_a_configuration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(REPOSITORY)
     sweep = load(path)
     runs = combinations(sweep)
     commands = expand(sweep, runs)
@@ -80,16 +80,16 @@ def test_the_agents_runs_have_folders_of_their_own() -> None:
     for missing in agent:
         assert sweep_overrides({name: value for name, value in agent.items() if name != missing}) == []
     given = [*sweep_overrides(agent), "train.run_folder=elsewhere"]
-    assert load_config(ROOT / "configs/quickstart.yaml", given).train.run_folder == "elsewhere"
+    assert load_config(REPOSITORY / "configs/quickstart.yaml", given).train.run_folder == "elsewhere"
 
 
 @pytest.mark.end_to_end
 def test_an_agents_command_trains(tmp_path: Path, digits: Path) -> None:
-    sweep = load(ROOT / "configs/sweeps/techniques.yaml")
+    sweep = load(REPOSITORY / "configs/sweeps/techniques.yaml")
     [command] = expand(sweep, combinations(sweep)[-1:])
     command[command.index("tracking.wandb=online")] = "tracking.wandb=offline"
     for name in ("configs", "launcher"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "home").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.config_loading import load_config
+from adaptive.config.loading import load_config
+from tests.helpers.locations import REPOSITORY
 from tests.helpers.ranks import run_ranks
 from tests.training.setups import train_here
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = REPOSITORY / "configs"
 STEPS = 13  # per phase: 1,297 images by 96, the last incomplete batch left out
 
 
@@ -27,14 +28,14 @@ def overrides(data: str, folder: Path, *more: str) -> list[str]:
 
 
 def weights(folder: Path) -> list[dict[str, Tensor]]:
-    from adaptive.training.checkpoint import CheckpointStore
+    from adaptive.training.checkpoints.store import CheckpointStore
 
     return [c.tensors("weights") for c in CheckpointStore(folder / "checkpoints").all()]
 
 
 def two_phases(data: str, folder: str, recipe: str) -> dict[str, Any]:
     """Train a recipe in one piece, and stopped in either phase; returns what to compare."""
-    from adaptive.reporting.record import read
+    from adaptive.tracking.record import read
 
     path = CONFIGS / "cifar10" / f"{recipe}.yaml"
     whole = Path(train_here(load_config(path, overrides(data, Path(folder) / "whole"))))
@@ -69,8 +70,8 @@ def test_both_phases_run_from_one_file_and_continue_in_either(recipe: str, digit
 def released_second_phase(data: str, folder: str) -> dict[str, Any]:
     """How the second phase of the released recipe begins: fresh classifiers, the old last exit as teacher."""
     from adaptive.training.batch import batch_sizes
-    from adaptive.training.checkpoint import CheckpointStore
-    from adaptive.training.engine import init_distributed
+    from adaptive.training.checkpoints.store import CheckpointStore
+    from adaptive.training.engine.engine import init_distributed
     from adaptive.training.run import Ranks, prepare
     from adaptive.training.trainer import Trainer
 

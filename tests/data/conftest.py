@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptive.data.index import DatasetIndex
-from adaptive.data.pack import PackOptions, PackReport, pack, pack_with_report
+from adaptive.data.packing.pack import PackOptions, PackReport, pack, pack_with_report
+from adaptive.data.shards.index import DatasetIndex
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,19 @@ import tarfile
 import pytest
 import torch
 
-from adaptive.config import DataConfig
-from adaptive.data import shards, transfer
+from adaptive.commands.main import main
+from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
-from adaptive.data.index import SplitInfo, load_index, write_index
-from adaptive.data.pack import pack
-from adaptive.data.stream import EvaluationStream, TrainStream
-from adaptive.data.verify import verify
+from adaptive.data.packing.pack import pack
+from adaptive.data.packing.verify import verify
+from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.data.remote import transfer
+from adaptive.data.shards import reader
+from adaptive.data.shards.index import SplitInfo, load_index, write_index
 from adaptive.errors import DataError
 from adaptive.files import file_sha256
-from adaptive.inference.measure import measure_exits
 from adaptive.inference.outputs import collect
-from launcher.main import main
+from adaptive.measure import measure_exits
 from tests.helpers.shard_server import Faulty, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -50,7 +51,7 @@ def planned(good):
 def folder(packed, tmp_path, monkeypatch):
     """A dataset of links, for tests to replace files of."""
     monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(shards, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(reader, "_FIRST_PAUSE", 0.001)
     folder = tmp_path / "digits"
     folder.mkdir()
     for path in packed.iterdir():

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
-from adaptive.data import archives, shards
-from adaptive.data.decode import decode_image
-from adaptive.data.index import INDEX_NAME, ShardInfo, check_shards, fingerprint, load_index
-from adaptive.data.pack import pack
-from adaptive.data.samples import decode_sample
-from adaptive.data.shards import LocalFiles, ShardReader
+from adaptive.data.images.decode import decode_image
+from adaptive.data.packing import archives
+from adaptive.data.packing.pack import pack
+from adaptive.data.reading.samples import decode_sample
+from adaptive.data.shards import reader as reader_module
+from adaptive.data.shards.index import INDEX_NAME, ShardInfo, check_shards, fingerprint, load_index
+from adaptive.data.shards.reader import LocalFiles, ShardReader
 from adaptive.errors import AdaptiveError
 
 SECONDS = 10  # for one example, which takes milliseconds
@@ -190,7 +191,7 @@ def read_all(folder, name, count):
 @given(data=st.data())
 @fuzzed(150)
 def test_mutated_shards(small, tmp_path_factory, data):
-    shards._FIRST_PAUSE = 0.0
+    reader_module._FIRST_PAUSE = 0.0
     folder = tmp_path_factory.getbasetemp() / "fuzzed_shards"
     folder.mkdir(exist_ok=True)
     content = (small / "train-00000.tar").read_bytes()[:8192]
@@ -254,7 +255,7 @@ def hostile_tars(draw):
 @given(data=st.data())
 @fuzzed(220)
 def test_hostile_tars(tmp_path_factory, data):
-    shards._FIRST_PAUSE = 0.0
+    reader_module._FIRST_PAUSE = 0.0
     folder = tmp_path_factory.getbasetemp() / "fuzzed_tars"
     folder.mkdir(exist_ok=True)
     outside = sorted(path.name for path in folder.parent.iterdir())
@@ -396,8 +397,8 @@ NAMES = [
 
 def test_names_reach_no_shell_and_no_other_folder(tmp_path, monkeypatch):
     """Class folders and files with every kind of name are packed, verified and read like any others."""
-    from adaptive.data.stream import EvaluationStream
-    from adaptive.data.verify import verify
+    from adaptive.data.packing.verify import verify
+    from adaptive.data.reading.stream import EvaluationStream
 
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "so urce;$(touch owned)"
@@ -410,7 +411,7 @@ def test_names_reach_no_shell_and_no_other_folder(tmp_path, monkeypatch):
     index = pack(source, destination, progress=False, workers=1, max_bad=1)
     assert index.classes == sorted(NAMES)
     assert verify(str(destination), workers=1, progress=False).findings == []
-    from adaptive.config import DataConfig
+    from adaptive.config.sections import DataConfig
 
     config = DataConfig(path=str(destination), image_size=8)
     stream = EvaluationStream(index, destination, "train", config, batch=8, rank=0, world=1, workers=0)

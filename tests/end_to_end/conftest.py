@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.commands import Forks
+from tests.helpers.commands import Forks
 
 
 @pytest.fixture(scope="session")

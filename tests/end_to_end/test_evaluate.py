@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptive.runs import TrainedRun, load
-from tests.launcher.commands import Forks, start_command
+from tests.helpers.commands import Forks, start_command
 
 pytestmark = pytest.mark.end_to_end
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.inference.calibrate import curve
+from adaptive.commands.trained_run import collect_outputs
+from adaptive.inference.calibration.calibrate import curve
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runner import DynamicClassifier
 from adaptive.runs import TrainedRun, load
-from launcher.measuring import collect_outputs
 from tests.end_to_end.test_evaluate import read_test_images
-from tests.launcher.commands import Forks, start_command
+from tests.helpers.commands import Forks, start_command
 
 pytestmark = pytest.mark.end_to_end
 

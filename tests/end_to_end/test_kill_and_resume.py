@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from adaptive.reporting.record import read
-from launcher.checks.network import free_port
+from adaptive.doctor.checks.network import free_port
+from adaptive.tracking.record import read
+from tests.helpers.locations import REPOSITORY
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ranks]
 
-TRAIN = Path(__file__).parent.parent.parent / "launcher" / "train.py"
+TRAIN = REPOSITORY / "launcher" / "train.py"
 SAVED_EVERY, RECORDED_EVERY, EPOCH = 8, 4, 20
 END = 3 * EPOCH
 

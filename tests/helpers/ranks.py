@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-from launcher.checks.network import free_port
+from adaptive.doctor.checks.network import free_port
 
 PRELOADED = ["torch", "deepspeed", "timm", "webdataset", "adaptive.training.run", "adaptive.runs"]
 

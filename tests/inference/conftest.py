@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from adaptive import AdaptiveNetwork, create_model
-from adaptive.config import DataConfig
-from adaptive.data.decode import decode_image
-from adaptive.data.preprocess import Preprocess
-from adaptive.data.transforms import eval_transform
-from adaptive.inference.export import export
+from adaptive.config.sections import DataConfig
+from adaptive.data.images.decode import decode_image
+from adaptive.data.images.transforms import eval_transform
+from adaptive.inference.export.export import export
+from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import NetworkIdentity, Policy
 from adaptive.networks.fingerprint import fingerprint
 

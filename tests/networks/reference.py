@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 
 from adaptive import create_model
 from adaptive.networks.network import AdaptiveNetwork
+from tests.helpers.locations import REFERENCE as FOLDER
 
-FOLDER = Path(os.environ.get("ADAPTIVE_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
 RTOL = 1e-8  # in float64
 
 DATASETS = {"cifar10": ("cifar", 10), "cifar100": ("cifar", 100), "ImageNet": ("imagenet", 1000)}

@@ -12,9 +12,9 @@ from adaptive import create_model
 from adaptive.errors import ModelError
 from benchmarks.backbones import PAGE, RESULTS
 from benchmarks.backbones_page import Results, page
-from benchmarks.families import FAMILIES, SMALL_GEMMA, timm_classes
-from benchmarks.rank_pair import RankPair
-from benchmarks.whole_way import STEPS
+from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
+from benchmarks.shared.rank_pair import RankPair
+from benchmarks.shared.whole_way import STEPS
 
 # Convolutions; tokens, distilled; channels last; batch-free and several crossing tensors; weights used twice.
 QUICK = ("test_resnet", "deit_tiny_distilled_patch16_224", "test_mambaout", "pit_ti_224", "efficientvim_m1", "test_vit")
@@ -25,7 +25,7 @@ def test_the_list_has_every_class_of_timm() -> None:
     listed = {(family.file, family.cls): family.model for family in FAMILIES}
     assert len(listed) == len(FAMILIES)
     missing, gone = set(classes) - set(listed), set(listed) - set(classes)
-    assert not missing, f"new in timm; add one small model of each to benchmarks/families.py: {missing}"
+    assert not missing, f"new in timm; add one small model of each to benchmarks/shared/families.py: {missing}"
     assert not gone, f"no longer in timm: {gone}"
     wrong = {model for key, model in listed.items() if model not in classes[key]}
     assert not wrong, f"not of the class that they stand for: {wrong}"

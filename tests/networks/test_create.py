@@ -9,7 +9,7 @@ import torch
 
 from adaptive import create_model
 from adaptive.errors import ModelError
-from adaptive.networks.cut import places
+from adaptive.networks.cutting.cut import places
 
 
 @pytest.mark.parametrize(

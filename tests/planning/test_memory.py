@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptive.planning.memory import OptimizerBytes, Settings, Sizes, measure_optimizer, predict_memory
-from adaptive.planning.overview import cost_phases
+from adaptive.planning.plan import cost_phases
 from tests.helpers.ranks import run_ranks
 from tests.training.engines import Running, chain_config, chain_network
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from adaptive.config import Config
+from adaptive.config.sections import Config
 from adaptive.planning.memory import Settings, Sizes
 from adaptive.planning.step_time import Hardware, collective_seconds, step_time
 from adaptive.planning.traffic import Collective, bytes_sent, gathers_per_micro_batch, step_traffic

@@ -9,8 +9,8 @@ from PIL import Image
 
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
-from adaptive.reporting.report import RunReport, build_run
-from adaptive.reporting.report_page import Written, write_report
+from adaptive.reporting.page import Written, write_report
+from adaptive.reporting.run_report import RunReport, build_run
 from adaptive.reporting.wall import Tile, choose, tiles
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.config import Config
+from adaptive.config.sections import Config
 from tests.training.setups import config
 
 CLASSES, SIDE, BATCH = 5, 32, 16
@@ -64,9 +64,9 @@ class Running:
     """One rank of a small run: engine, task, and the pieces of the global batch that belong here."""
 
     def __init__(self, tree: Config, network: Any = None):
-        from adaptive.inference.metrics import ExitMeter
+        from adaptive.metrics import ExitMeter
         from adaptive.training.batch import batch_sizes
-        from adaptive.training.engine import init_distributed, resolve_device
+        from adaptive.training.engine.engine import init_distributed, resolve_device
         from adaptive.training.learner import build_learner, build_task
         from adaptive.training.phases import plan_phase, set_modes
 

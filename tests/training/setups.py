@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from adaptive.config import Config
-from adaptive.config_loading import parse_config
+from adaptive.config.loading import parse_config
+from adaptive.config.sections import Config
 
 VIT = {"backbone": "test_vit", "exits": 2, "collaboration": False, "options": {"img_size": 32}}
 RESNET = {"backbone": "test_resnet", "exits": 3, "collaboration": True}
@@ -27,7 +27,7 @@ def config(data: Path | str, run_folder: Path | str = "unused", /, **sections: d
 
 def train_here(tree: Config) -> str:
     """Train a configuration as one of the ranks that the environment names, or alone."""
+    from adaptive.distributed.ranks import find_ranks
     from adaptive.training.run import prepare, train
-    from launcher.environment import find_ranks
 
     return str(train(prepare(tree, find_ranks())))

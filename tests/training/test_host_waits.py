@@ -37,9 +37,9 @@ class Reads(TorchDispatchMode):
 
 def reads_per_step(data, folder, stage, model, gamma):
     """Train; returns how often each step read from the device, from its batch's arrival to its end."""
+    from adaptive.distributed.ranks import find_ranks
     from adaptive.training import run
     from adaptive.training.callbacks.base import Callback
-    from launcher.environment import find_ranks
 
     reads, found = Reads(), []
 

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from adaptive.config import OptimizerConfig, ScheduleConfig
+from adaptive.config.sections import OptimizerConfig, ScheduleConfig
 from adaptive.errors import ConfigError
 from adaptive.networks.create import create_model
 from adaptive.training.optimizer import (

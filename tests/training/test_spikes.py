@@ -45,11 +45,11 @@ def test_the_state_survives_json():
 
 def train_with_a_spike(data, folder, stage, spoiled_rank):
     """Train a little; at one step one rank's loss is multiplied. Returns weights by step and what was counted."""
+    from adaptive.distributed.ranks import find_ranks
     from adaptive.training import run, spikes
     from adaptive.training.callbacks.base import Callback
-    from adaptive.training.snapshot import whole_weights
+    from adaptive.training.checkpoints.snapshot import whole_weights
     from adaptive.training.task import ClassificationTask
-    from launcher.environment import find_ranks
 
     spikes.ENOUGH = 6
     plain = ClassificationTask.loss

@@ -24,13 +24,13 @@ AUGMENTED = {
 
 
 def final(folder: Path | str, name: str = "weights") -> dict[str, torch.Tensor]:
-    from adaptive.training.checkpoint import CheckpointStore
+    from adaptive.training.checkpoints.store import CheckpointStore
 
     return CheckpointStore(Path(folder) / "checkpoints").all()[-1].tensors(name)
 
 
 def records(folder: Path | str) -> list[dict]:
-    from adaptive.reporting.record import read
+    from adaptive.tracking.record import read
 
     return read(Path(folder) / "metrics.jsonl")
 
@@ -77,7 +77,7 @@ def test_a_run_stopped_in_either_phase_ends_bit_for_bit_the_same(digits: Path, t
 
 def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     """Backbone alone, then its early exits alone; returns the weights at the start and after each phase."""
-    from adaptive.data.index import load_index
+    from adaptive.data.shards.index import load_index
     from adaptive.training.run import build_network
 
     tree = config(
@@ -88,7 +88,7 @@ def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
         checkpoint={"keep": 9},
     )
     train_here(tree)
-    from adaptive.training.checkpoint import CheckpointStore
+    from adaptive.training.checkpoints.store import CheckpointStore
 
     start = build_network(tree, load_index(data)).state_dict()
     from adaptive.runs import load

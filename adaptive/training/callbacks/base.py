@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptive.data.stream import Batch
+    from adaptive.data.reading.stream import Batch
     from adaptive.training.trainer import Trainer
 
 Values = Mapping[str, Any]

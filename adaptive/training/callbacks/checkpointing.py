@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptive.config import CheckpointConfig
+from adaptive.config.sections import CheckpointConfig
 from adaptive.training.callbacks.base import Callback
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import MachineError, StoppedError, TrainingError
-from adaptive.reporting.console import Console, per_exit
-from adaptive.reporting.dashboard import Dashboard
-from adaptive.reporting.record import Record, read
+from adaptive.tracking.console import Console, per_exit
+from adaptive.tracking.dashboard import Dashboard
+from adaptive.tracking.record import Record, read
 from adaptive.training.callbacks.base import Callback, Values
 
 if TYPE_CHECKING:
-    from adaptive.training.checkpoint import Checkpoint
+    from adaptive.training.checkpoints.store import Checkpoint
     from adaptive.training.trainer import Trainer
 
 MOST_WAITING = 100_000  # records; a run that cannot write so many has no log any more

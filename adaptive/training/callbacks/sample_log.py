@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptive.data.stream import Batch
+from adaptive.data.reading.stream import Batch
 from adaptive.errors import MachineError
 from adaptive.files import write_atomically
 from adaptive.training.callbacks.base import Callback

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from adaptive.training.callbacks.base import Callback
-from adaptive.training.machine import Machine, system_values
-from adaptive.training.peers import host_name
+from adaptive.training.supervision.machine import Machine, system_values
+from adaptive.training.supervision.peers import host_name
 
 if TYPE_CHECKING:
     from adaptive.training.trainer import Trainer

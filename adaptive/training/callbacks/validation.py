@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptive.config import EvaluateConfig
-from adaptive.inference.measure import Measurement
+from adaptive.config.sections import EvaluateConfig
+from adaptive.measure import Measurement
 from adaptive.training.callbacks.base import Callback
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The `adaptive` command: one module per sub-command."""

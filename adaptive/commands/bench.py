@@ -1,0 +1,121 @@
+"""``adaptive bench inference``: where the time of a network with exits goes on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive.commands.trained_run import add_device, add_weights, choose_device, load_policy, load_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from adaptive.inference.policy import Policy
+    from adaptive.inference.profile import InferenceProfile
+    from adaptive.runs import TrainedRun
+
+KINDS = ("inference",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("kind", choices=KINDS, help="what to measure")
+    parser.add_argument("run_folder", metavar="RUN", help="run folder that `adaptive train` wrote")
+    parser.add_argument("--policy", metavar="FILE", help="who leaves where; by default RUN/policy.json")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="batch sizes (default 1 64)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds; medians over them are shown (default 10)")
+    parser.add_argument("--data", metavar="FOLDER", help="packed dataset or its URL; by default the run's")
+    parser.add_argument("--split", help="split the images come from; by default data.test_split of the run")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="by default the run's")
+    add_weights(parser)
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    import torch
+
+    from adaptive.errors import AdaptiveError
+    from adaptive.inference.profile import profile
+
+    for name in ("batch", "rounds"):
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value < 1:
+                raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    policy = _policy(arguments, trained)
+    device = choose_device(arguments.device)
+    images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
+    network = trained.network.to(device)
+    if trained.config.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    precision = arguments.precision or trained.config.train.precision
+    found = [profile(network, policy, images[:batch], arguments.rounds, precision) for batch in arguments.batch]
+    if arguments.json:
+        print(json.dumps({"run": str(trained.folder), "device": str(device), "profiles": [asdict(p) for p in found]}))
+        return 0
+    for measured in found:
+        _print(measured, trained, device)
+    return 0
+
+
+def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
+    from adaptive.errors import PolicyError
+
+    path = Path(arguments.policy) if arguments.policy else trained.folder / "policy.json"
+    if not path.is_file() and not arguments.policy:
+        raise PolicyError(
+            f"{trained.folder} has no policy.json; make one with: adaptive calibrate {trained.folder} --budget 0.5"
+        )
+    return load_policy(str(path), trained)
+
+
+def _images(trained: TrainedRun, folder: str | None, split: str | None, count: int) -> torch.Tensor:
+    """The first images of a split, repeated if there are too few."""
+    import torch
+
+    from adaptive.data.reading.stream import EvaluationStream
+    from adaptive.data.shards.index import check_split, load_index
+
+    config = trained.config
+    folder = folder or config.data.path
+    split_name = split or config.data.test_split
+    index = load_index(folder, config.data)
+    check_split(index, "--split" if split else "data.test_split", split_name)
+    stream = EvaluationStream(index, folder, split_name, config.data, batch=min(count, 256), rank=0, world=1, workers=0)
+    parts: list[torch.Tensor] = []
+    for batch in stream:
+        parts.append(batch.images[batch.labels >= 0])
+        if sum(map(len, parts)) >= count:
+            break
+    images = torch.cat(parts)
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def _print(measured: InferenceProfile, trained: TrainedRun, device: Any) -> None:
+    from rich.table import Table
+
+    from adaptive.reporting.tables import print_table
+
+    table = Table(title=f"{trained.folder}: batch {measured.batch} on {device}", title_justify="left")
+    for name in ("block", "runs for", "block ms", "exit ms", "ms/image up to here"):
+        table.add_column(name, justify="right")
+    for i, part in enumerate(measured.blocks):
+        table.add_row(
+            str(i + 1),
+            f"{measured.still_in[i]:.1%}",
+            f"{part.block:.3f}",
+            f"{part.exit:.3f}",
+            f"{measured.milliseconds[i]:.4f}",
+        )
+    print_table(table)
+    saving, overhead = measured.saving.median, measured.overhead.median
+    print(f"full network {measured.full:.2f} ms, with the policy {measured.dynamic:.2f} ms: {saving:.3f} of it")
+    print(f"ideal, each block's own time for who is still in: {measured.ideal:.2f} ms; measured: {overhead:.3f} of it")
+    print(f"decisions and taking images out: {measured.decisions:.3f} ms")
+    print(f"every exit asked and nobody leaving: {measured.idle_overhead.median:.3f} of the full network's time")

@@ -1,0 +1,238 @@
+"""``adaptive calibrate RUN --budget X``: chooses on held-out images who leaves where, and writes the policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive.commands.trained_run import (
+    add_loading,
+    add_weights,
+    check_loading,
+    choose_device,
+    collect_outputs,
+    identity,
+    left_out_words,
+    load_run,
+)
+
+if TYPE_CHECKING:
+    from adaptive.inference.calibration.budget import Budget
+    from adaptive.inference.calibration.calibrate import Target
+    from adaptive.inference.outputs import Outputs
+    from adaptive.inference.policy import Policy
+    from adaptive.runs import TrainedRun
+
+TIMING_BATCH = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    from adaptive.inference.kinds import KINDS
+
+    parser.add_argument("run_folder", metavar="RUN", help="run folder that `adaptive train` wrote")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument(
+        "--budget",
+        metavar="X",
+        help="mean cost of an image: a share of the full cost (0.5), multiply-adds (120M), milliseconds measured here "
+        "(3.5ms); or a top-1 accuracy on the held-out images to reach at least cost (95%%)",
+    )
+    wanted.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="risk control: lose at most so many points of accuracy against the full network, with probability "
+        "1 - delta, at least cost",
+    )
+    parser.add_argument("--delta", type=float, metavar="P", help="with --max-loss: how often it may fail (default 0.1)")
+    parser.add_argument("--kind", choices=KINDS, default="confidence", help="what to decide on (default confidence)")
+    parser.add_argument(
+        "--method",
+        choices=("search", "geometric", "maximum"),
+        default="search",
+        help="search: over all thresholds, by smoothed accuracy (default); maximum: by the observed one, which fits "
+        "chance too; geometric: the classic one-parameter curve",
+    )
+    parser.add_argument(
+        "--temperature",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="scale each exit's logits by a temperature fitted on the same images (default yes)",
+    )
+    parser.add_argument("--split", help="held-out images to choose on; by default data.val_split of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of halves and gates (default 0)")
+    parser.add_argument("--out", metavar="FILE", help="where the policy goes; by default RUN/policy.json")
+    parser.add_argument("--timing-batch", type=int, help="batch for milliseconds (default evaluate.batch, at most 64)")
+    add_weights(parser)
+    add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    from adaptive.inference.calibration.calibrate import fit
+
+    check_loading(arguments)
+    given, budget = _target(arguments)
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    split = arguments.split or trained.config.data.val_split
+    macs = [float(cost.macs) for cost in trained.network.costs()]
+    costs, unit = macs, "MACs"
+    if budget is not None and budget.unit == "ms":
+        trained.network.to(choose_device(arguments.device))
+        costs, unit = _milliseconds(trained, arguments), "ms"
+    target = _in_unit(given, budget, costs)  # one out of range is refused before the images are run
+    flag = "--split" if arguments.split else "data.val_split"
+    outputs = collect_outputs(
+        trained, arguments.data, split, arguments.batch, arguments.workers, arguments.device, flag
+    )
+    policy = fit(
+        outputs.logits,
+        outputs.labels,
+        costs,
+        target,
+        kind=arguments.kind,
+        method=arguments.method,
+        temperature=arguments.temperature,
+        unit=unit,
+        split=split,
+        seed=arguments.seed,
+    )
+    policy = policy.model_copy(update={"network": identity(trained)})
+    out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
+    _save(policy, out)
+    result = _result(trained, policy, outputs, macs, out)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _print(result, policy)
+    return 0
+
+
+def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None]:
+    """Read what is asked for, as far as that goes without the network."""
+    from adaptive.errors import PolicyError
+    from adaptive.inference.calibration.budget import Budget
+    from adaptive.inference.calibration.calibrate import Target
+
+    if arguments.timing_batch is not None and arguments.timing_batch < 1:
+        raise PolicyError(f"--timing-batch {arguments.timing_batch} is too small; give 1 or more")
+    if arguments.budget is not None:
+        if arguments.delta is not None:
+            raise PolicyError(f"--delta {arguments.delta:g} belongs to --max-loss; leave it out with --budget")
+        return None, Budget.parse(arguments.budget)
+    if not 0 < arguments.max_loss < 100:
+        raise PolicyError(f"--max-loss {arguments.max_loss:g}: give points of accuracy above 0 and below 100")
+    if arguments.method != "search":
+        raise PolicyError(f"--method {arguments.method} goes with a mean cost; leave it out with --max-loss")
+    delta = 0.1 if arguments.delta is None else arguments.delta
+    if not 0 < delta < 1:
+        raise PolicyError(f"--delta {delta:g}: give a probability between 0 and 1")
+    return Target(epsilon=arguments.max_loss / 100, delta=delta), None
+
+
+def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -> Target:
+    """The target with its budget in the unit of the costs (raises PolicyError if it is out of range)."""
+    from adaptive.errors import PolicyError
+    from adaptive.inference.calibration.calibrate import Target
+    from adaptive.reporting.tables import human
+
+    if budget is None:
+        assert target is not None
+        return target
+    if budget.unit == "top1":
+        return Target(top1=budget.value)
+    value = budget.value * costs[-1] if budget.unit == "share" else budget.value
+    edge = 1e-9 * costs[-1]
+    if not costs[0] - edge <= value <= costs[-1] + edge:
+        where = "below the first exit's cost" if value < costs[0] else "above the last exit's"
+
+        def shown(cost: float) -> str:
+            if budget.unit == "share":
+                return f"{cost / costs[-1]:.3g}"
+            return f"{cost:.4g} ms" if budget.unit == "ms" else human(cost)
+
+        raise PolicyError(
+            f"--budget {shown(value)} is {where}; give something from {shown(costs[0])} to {shown(costs[-1])}"
+        )
+    return Target(budget=min(max(value, costs[0]), costs[-1]))
+
+
+def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace) -> list[float]:
+    """What one image takes up to each exit here; each at least a little more than the one before."""
+    from adaptive.inference.profile import exit_milliseconds
+
+    batch = arguments.timing_batch or min(arguments.batch or trained.config.evaluate.batch, TIMING_BATCH)
+    return exit_milliseconds(trained.network, batch, precision=trained.config.train.precision)
+
+
+def _save(policy: Policy, path: Path) -> None:
+    from adaptive.errors import PolicyError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        policy.save(path)
+    except OSError as error:
+        raise PolicyError(f"--out {path} cannot be written: {error.strerror}; choose another file") from None
+
+
+def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, macs: list[float], out: Path) -> dict[str, Any]:
+    """What the policy brings on all of the held-out images."""
+    from adaptive.inference.outputs import simulate
+
+    found = simulate(policy, outputs.probabilities(policy))
+    counts = found.counts(len(macs))
+    images = len(outputs.labels)
+    assert policy.calibration is not None
+    return {
+        "policy": str(out),
+        "run": str(trained.folder),
+        "checkpoint": trained.checkpoint.path.name,
+        "images": images,
+        "left_out": dict(outputs.left_out),
+        "split": policy.calibration.split,
+        "top1": found.top1(outputs.labels),
+        "top1_full": 100 * (outputs.logits[-1].argmax(1) == outputs.labels).double().mean().item(),
+        "macs": sum(count * cost for count, cost in zip(counts, macs, strict=True)) / images,
+        "macs_full": macs[-1],
+        "shares": [count / images for count in counts],
+        "calibration": policy.calibration.model_dump(),
+        "thresholds": policy.thresholds,
+        "temperatures": policy.temperatures,
+    }
+
+
+def _print(result: dict[str, Any], policy: Policy) -> None:
+    from rich.table import Table
+
+    from adaptive.inference.policy import NOBODY
+    from adaptive.reporting.tables import human, print_table
+
+    asked = ", ".join(f"{name} {value:.6g}" for name, value in result["calibration"]["target"].items())
+    unit = f" {result['calibration']['unit']}" if "budget" in result["calibration"]["target"] else ""
+    title = f"{policy.kind}, {result['calibration']['method']} ({asked}{unit}) on {result['images']:,} images of "
+    table = Table(title=title + result["split"], title_justify="left")
+    for name in ("exit", "threshold", "temperature", "leave here"):
+        table.add_column(name, justify="right")
+    for i, share in enumerate(result["shares"]):
+        threshold = policy.thresholds[i]
+        closed = i == policy.exits - 1 or abs(threshold) >= NOBODY
+        words = ("everybody" if threshold < 0 else "nobody") if closed else f"{threshold:.4f}"
+        temperature = f"{policy.temperatures[i]:.3f}" if policy.temperatures else "1"
+        table.add_row(str(i + 1), words, temperature, f"{100 * share:.1f} %")
+    print_table(table)
+    if result["left_out"]:
+        print(f"{result['images']:,} images{left_out_words(result['left_out'])}")
+    share = result["macs"] / result["macs_full"]
+    print(
+        f"top-1 {result['top1']:.2f} % (full network {result['top1_full']:.2f} %) for {human(result['macs'])} MACs an "
+        f"image, {100 * share:.1f} % of the full cost"
+    )
+    if result["calibration"]["unit"] == "ms":
+        spent, full = result["calibration"]["cost"], result["calibration"]["costs"][-1]
+        print(f"measured here: {spent:.4g} ms an image, the full network {full:.4g}")
+    print(f"written: {result['policy']}")
+    print(f"next: adaptive predict {result['run']} IMAGE..., or adaptive report {result['run']}")

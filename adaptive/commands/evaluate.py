@@ -1,0 +1,217 @@
+"""``adaptive evaluate RUN``: every exit on a split, and what policies bring there, as tables, JSON and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from adaptive.commands.trained_run import (
+    add_loading,
+    add_weights,
+    check_loading,
+    collect_outputs,
+    left_out_words,
+    load_run,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adaptive.inference.outputs import Outputs
+    from adaptive.runs import TrainedRun
+
+BUDGETS = 40
+SHOWN = 8  # budgets in the printed table
+TIMING_BATCH = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    from adaptive.inference.kinds import KINDS
+
+    parser.add_argument("run_folder", metavar="RUN", help="run folder that `adaptive train` wrote")
+    parser.add_argument("--split", help="split to measure; by default data.test_split of the run")
+    parser.add_argument(
+        "--policy-split", metavar="SPLIT", help="split to choose policies on; by default data.val_split of the run"
+    )
+    parser.add_argument("--kind", choices=KINDS, default="confidence", help="what policies decide on (confidence)")
+    parser.add_argument(
+        "--method", choices=("search", "geometric", "maximum"), default="search", help="how thresholds are chosen"
+    )
+    parser.add_argument("--no-timing", action="store_true", help="leave out the milliseconds per image")
+    add_weights(parser)
+    add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    from adaptive.files import write_atomically
+
+    check_loading(arguments)
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    split = arguments.split or trained.config.data.test_split
+    outputs = _outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
+    result = _result(trained, split, outputs)
+    if not arguments.no_timing:
+        result["milliseconds"] = _milliseconds(trained, arguments.batch or trained.config.evaluate.batch)
+    result["budgeted"] = _budgeted(trained, arguments, outputs, split)
+    name = f"evaluation_{split}"
+    write_atomically(trained.folder / f"{name}.json", json.dumps(result, indent=1))
+    figures = _draw(trained, result, name)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _print_tables(result)
+        print(f"written: {trained.folder / name}.json, {', '.join(map(str, figures))}")
+    return 0
+
+
+def _outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str, flag: str) -> Outputs:
+    return collect_outputs(trained, arguments.data, split, arguments.batch, arguments.workers, arguments.device, flag)
+
+
+def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]:
+    from adaptive.measure import measure_outputs
+
+    measurement = measure_outputs(outputs.logits, outputs.labels)
+    names = [*trained.network.exit_names, "end of backbone"]
+    lazy = trained.network.costs(lazy=True)
+    exits = [
+        {
+            "exit": i + 1,
+            "after": names[i],
+            "macs": cost.macs,
+            "macs_lazy": lazy[i].macs,
+            "parameters": cost.parameters,
+            "top1": measurement.top1[i],
+            "top5": measurement.top5[i],
+            "loss": measurement.loss[i],
+            "agreement": measurement.agreement[i],
+        }
+        for i, cost in enumerate(trained.network.costs())
+    ]
+    return {
+        "run": str(trained.folder),
+        "backbone": trained.config.model.backbone,
+        "checkpoint": trained.checkpoint.path.name,
+        "weights": "ema" if trained.averaged else "plain",
+        "split": split,
+        "images": measurement.samples,
+        "left_out": dict(outputs.left_out),
+        "exits": exits,
+    }
+
+
+def _milliseconds(trained: TrainedRun, batch: int) -> dict[str, Any]:
+    """What one image takes up to each exit on this machine, at a batch of at most 64."""
+    from adaptive.inference.profile import exit_milliseconds, machine_name
+
+    network, size = trained.network, min(batch, TIMING_BATCH)
+    device = next(network.parameters()).device
+    times = exit_milliseconds(network, size, rounds=5, precision=trained.config.train.precision)
+    return {"machine": machine_name(device), "device": device.type, "batch": size, "exits": times}
+
+
+def _budgeted(
+    trained: TrainedRun, arguments: argparse.Namespace, outputs: Outputs, split: str
+) -> dict[str, Any] | None:
+    """Policies chosen on held-out images, at budgets from the first exit's cost to the last's, measured on the split.
+
+    None where there is one exit only, or no other split to choose on.
+    """
+    from adaptive.data.shards.index import load_index
+    from adaptive.inference.calibration.calibrate import curve
+    from adaptive.inference.outputs import simulate
+
+    config = trained.config
+    chosen_on = arguments.policy_split or config.data.val_split
+    known = load_index(arguments.data or config.data.path, config.data).splits
+    if len(trained.network.exits) == 1 or split == chosen_on or (not arguments.policy_split and chosen_on not in known):
+        return None
+    held_out = _outputs(trained, arguments, chosen_on, "--policy-split" if arguments.policy_split else "data.val_split")
+    costs = [float(cost.macs) for cost in trained.network.costs()]
+    budgets = [costs[0] + (costs[-1] - costs[0]) * i / (BUDGETS - 1) for i in range(BUDGETS)]
+    points = []
+    policies = curve(held_out.logits, held_out.labels, costs, budgets, kind=arguments.kind, method=arguments.method)
+    for budget, policy in zip(budgets, policies, strict=True):
+        found = simulate(policy, outputs.probabilities(policy))
+        shares = [count / len(outputs.labels) for count in found.counts(len(costs))]
+        points.append(
+            {
+                "budget": budget,
+                "cost": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+                "top1": found.top1(outputs.labels),
+                "shares": shares,
+            }
+        )
+    return {
+        "kind": arguments.kind,
+        "method": arguments.method,
+        "split": chosen_on,
+        "images": len(held_out.labels),
+        "unit": "MACs",
+        "points": points,
+    }
+
+
+def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
+    from adaptive.reporting.figures import Curve, accuracy_against_cost, training_curves
+    from adaptive.tracking.record import read
+
+    label = result["backbone"]
+    exits = result["exits"]
+    curves = [Curve(f"{label}, exits", [e["macs"] for e in exits], [e["top1"] for e in exits], "anytime")]
+    if result["budgeted"]:
+        points = sorted(result["budgeted"]["points"], key=lambda point: point["cost"])
+        curves.append(Curve(f"{label}, exits", [p["cost"] for p in points], [p["top1"] for p in points], "budgeted"))
+    title = f"{trained.folder.name}: {result['images']:,} {result['split']} images"
+    figures = [accuracy_against_cost(curves, trained.folder / f"{name}.png", title)]
+    log = trained.folder / "metrics.jsonl"
+    if log.is_file():  # a run folder copied without its log is still a network to measure
+        figures.append(training_curves(read(log), trained.folder / "training.png"))
+    return figures
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    from adaptive.reporting.tables import exit_table, human, print_table
+
+    print(f"{result['run']}: {result['backbone']}, {result['checkpoint']} ({result['weights']} weights)")
+    print(f"{result['images']:,} images of {result['split']}{left_out_words(result['left_out'])}")
+    full = result["exits"][-1]["macs"]
+    times = result.get("milliseconds", {}).get("exits", [None] * len(result["exits"]))
+    rows = [
+        {**entry, "module": entry["after"], "share": entry["macs"] / full, "ms": milliseconds}
+        for entry, milliseconds in zip(result["exits"], times, strict=True)
+    ]
+    print_table(exit_table(rows))
+    if "milliseconds" in result:
+        timing = result["milliseconds"]
+        print(f"ms per image up to each exit at batch {timing['batch']} on {timing['machine']}")
+    if any(entry["macs_lazy"] < entry["macs"] for entry in result["exits"]):
+        lazy = ", ".join(f"{human(entry['macs_lazy'])}" for entry in result["exits"])
+        print(f"MACs up to each exit without what only later exits need (lazy evaluation): {lazy}")
+    if result["budgeted"]:
+        print_table(_budgeted_table(result, full))
+
+
+def _budgeted_table(result: dict[str, Any], full: float) -> Any:
+    from rich.table import Table
+
+    from adaptive.reporting.tables import human
+
+    budgeted = result["budgeted"]
+    title = f"{budgeted['kind']} policies, thresholds by {budgeted['method']} on {budgeted['images']:,} images of "
+    table = Table(title=title + f"{budgeted['split']}, measured on {result['split']}", title_justify="left")
+    for name in ("budget", "mean MACs", "share", "top-1 %", *(f"exit {e['exit']}" for e in result["exits"])):
+        table.add_column(name, justify="right")
+    points = budgeted["points"]
+    for i in range(SHOWN):
+        point = points[round(i * (len(points) - 1) / (SHOWN - 1))]
+        shares = [f"{100 * share:.1f} %" for share in point["shares"]]
+        cost = point["cost"]
+        table.add_row(
+            human(point["budget"]), human(cost), f"{100 * cost / full:.1f} %", f"{point['top1']:.2f}", *shares
+        )
+    return table

@@ -1,0 +1,111 @@
+"""The ``adaptive`` command: one module per sub-command, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+COMMANDS = {
+    "pack": "turn folders of images into WebDataset shards",
+    "train": "train a network with early exits, or continue a run",
+    "evaluate": "measure every exit of a run, and policies",
+    "calibrate": "choose on held-out images who leaves where",
+    "predict": "classify images, each as deep as it needs",
+    "report": "draw a page about runs, with curves and images",
+    "dashboard": "set up a W&B workspace, upload offline runs",
+    "export": "write one file per block, to run without torch",
+    "checkpoint": "list and verify what a run saved, write plain weights",
+    "submit": "train as a Slurm job, on one node or many",
+    "models": "list backbones, and where exits can branch off",
+    "plan": "tell what a run on many ranks will need, before it starts",
+    "bench": "measure where the time goes on this machine",
+    "doctor": "check what training needs here, and how to get it",
+}
+
+
+INTERMIXED = ("train", "submit", "plan")  # commands that take overrides
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and end the process with argparse's code 2."""
+        print(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser; only the called command's module is imported, which keeps ``--help`` fast."""
+    parser = Parser(prog="adaptive", description="Train and run image classifiers that stop early.")
+    parser.add_argument("--version", action="store_true", help="print versions and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        child = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"adaptive.commands.{name}")
+            module.add_arguments(child)
+            child.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
+    words = sys.argv[1:] if arguments is None else arguments
+    called = next((word for word in words if word in COMMANDS), None)
+    first = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(called)
+    if first is not None and first not in COMMANDS:
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
+        remedy = f"did you mean {close[0]}" if close else f"commands: {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {first!r}; {remedy}")
+    if words and words[0] in INTERMIXED:
+        intermixed = _parse_intermixed(words[0], words[1:])
+    else:
+        intermixed = parser.parse_args(words)
+    if intermixed.version:
+        print(_versions())
+        return
+    if not intermixed.command:
+        parser.print_help()
+        return
+    from adaptive.errors import AdaptiveError
+
+    try:
+        code = intermixed.run(intermixed)
+    except AdaptiveError as error:
+        print(error.told(intermixed.command), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"adaptive {intermixed.command}: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _parse_intermixed(command: str, words: list[str]) -> argparse.Namespace:
+    """Allow options, with values or without, anywhere among the overrides; argparse's sub-commands do not."""
+    module = importlib.import_module(f"adaptive.commands.{command}")
+    summary = COMMANDS[command]
+    parser = Parser(prog=f"adaptive {command}", description=f"{summary[0].upper()}{summary[1:]}.")
+    module.add_arguments(parser)
+    parser.set_defaults(command=command, run=module.run, version=False)
+    return parser.parse_intermixed_args(words)
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    packages = ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb")
+    return "\n".join(f"{name} {version(name)}" for name in packages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`adaptive pack SOURCE DEST`: class folders or a data set as downloaded become WebDataset shards and an index."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adaptive.data.packing.pack import PackReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `adaptive pack`."""
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="folder of class folders, or of train/ val/ test/ holding them; folder with ImageNet's archives "
+        "(ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, the devkit) or Kaggle's folders; tiny-imagenet-200, "
+        "unpacked; cifar-10-binary.tar.gz, cifar-100-binary.tar.gz; or builtin:digits",
+    )
+    parser.add_argument(
+        "destination", nargs="?", metavar="DEST", help="folder to create; it appears, complete, at the end"
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="DATASET",
+        help="instead of packing, check a packed dataset (folder or URL): index, checksums, every image and label",
+    )
+    parser.add_argument(
+        "--index",
+        metavar="FOLDER",
+        help="instead of packing, write an index.json beside WebDataset tars made by others (jpg or png, and cls)",
+    )
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="move N training images, chosen by the seed, to a split val (0; ImageNet downloads 50000, Tiny-ImageNet "
+        "10000, as their own val becomes split test)",
+    )
+    parser.add_argument(
+        "--test-split",
+        choices=("val", "test"),
+        help="split of SOURCE that is measured at the end: with val, class folders in val/ become split test",
+    )
+    parser.add_argument("--max-side", type=int, metavar="PX", help="shrink images whose longer side exceeds PX pixels")
+    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable images (0)")
+    parser.add_argument(
+        "--shard-bytes", type=int, default=256 << 20, metavar="B", help="size of a shard in bytes (268435456)"
+    )
+    parser.add_argument("--shard-count", type=int, default=10_000, metavar="N", help="most images in a shard (10000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the order and of the hold-out (0)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is at DEST")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pack, print a summary, and return the exit code (raises DataError, MachineError)."""
+    from adaptive.data.packing.pack import PackOptions, pack_with_report
+
+    if arguments.verify is not None:
+        return _verify(arguments)
+    if arguments.index is not None:
+        return _index(arguments)
+    _check_places(arguments)
+    options = PackOptions(
+        shard_bytes=arguments.shard_bytes,
+        shard_count=arguments.shard_count,
+        hold_out=arguments.hold_out,
+        max_side=arguments.max_side,
+        max_bad=arguments.max_bad,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+        progress=not arguments.json,
+        test_split=arguments.test_split,
+    )
+    report = pack_with_report(arguments.source, arguments.destination, options)
+    if arguments.json:
+        print(json.dumps(_as_json(arguments.destination, report)))
+    else:
+        _print_summary(arguments.destination, report)
+    return 0
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    from adaptive.errors import UsageError
+
+    if arguments.destination is None:
+        lacking = "DEST" if arguments.source else "SOURCE and DEST"
+        raise UsageError(f"{lacking} missing: adaptive pack SOURCE DEST packs images; see adaptive pack --help")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Check a packed dataset; 1 if anything is wrong with it."""
+    from adaptive.data.packing.verify import verify
+    from adaptive.errors import DataError
+
+    if arguments.source is not None:
+        raise DataError(f"--verify {arguments.verify} stands alone; leave out {arguments.source}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise DataError(f"--workers {arguments.workers} is too small; give 1 or more")
+    found = verify(arguments.verify, workers=arguments.workers, progress=not arguments.json)
+    if arguments.json:
+        faults = [finding._asdict() for finding in found.findings]
+        summary = {"dataset": arguments.verify, "fingerprint": found.index.fingerprint}
+        print(json.dumps({**summary, "images": found.total, "fine": found.fine, "faults": faults}))
+        return int(bool(found.findings))
+    for finding in found.findings:
+        print(f"{finding.kind}: {finding.message}")
+    print(f"{arguments.verify}: {found.fine:,} of {found.total:,} images are fine, {len(found.findings)} faults")
+    return int(bool(found.findings))
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    """Write an index for tars that others made."""
+    from pathlib import Path
+
+    from adaptive.data.packing.index_tars import index_tars
+    from adaptive.data.packing.pack import PackReport
+    from adaptive.errors import DataError
+
+    if arguments.source is not None:
+        raise DataError(f"--index {arguments.index} stands alone; leave out {arguments.source}")
+    report = PackReport(index_tars(Path(arguments.index), progress=not arguments.json), 0, 0, [], [])
+    if arguments.json:
+        print(json.dumps(_as_json(arguments.index, report)))
+    else:
+        _print_summary(arguments.index, report)
+    return 0
+
+
+def _as_json(destination: str, report: PackReport) -> dict[str, object]:
+    index = report.index
+    return {
+        "destination": destination,
+        "classes": index.classes,
+        "splits": {
+            name: {"images": split.count, "shards": len(split.shards), "bytes": split.total_bytes}
+            for name, split in index.splits.items()
+        },
+        "converted": report.converted,
+        "ignored": report.ignored,
+        "bad": [{"file": name, "reason": reason} for name, reason in report.bad],
+        "notes": report.notes,
+        "fingerprint": index.fingerprint,
+    }
+
+
+def _print_summary(destination: str, report: PackReport) -> None:
+    from adaptive.errors import one_line
+
+    index = report.index
+    print(f"{destination}: {len(index.classes)} classes, fingerprint {index.fingerprint[:12]}")
+    for name, split in index.splits.items():
+        mebibytes = split.total_bytes / 2**20
+        print(f"  {name:6} {split.count:9,} images in {len(split.shards)} shards, {mebibytes:,.1f} MiB")
+    print(f"  {report.converted} images converted, {report.ignored} other files ignored, {len(report.bad)} bad")
+    for note in report.notes:
+        print(f"  note: {note}")
+    for file, reason in report.bad:
+        print(one_line(f"  bad: {file}: {reason}"))
+    print(f"next: adaptive train CONFIG data.path={destination}")

@@ -1,0 +1,215 @@
+"""``adaptive predict RUN IMAGE...``: label, confidence, exit and time of images, as a table or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive.commands.trained_run import add_device, add_weights, choose_device, load_policy, load_run
+
+if TYPE_CHECKING:
+    from adaptive.data.images.files import ImageFile
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something that answers: a run, or an exported network.
+
+    Attributes:
+        classes: their names.
+        prepare: an image file -> an array (3, H, W) (raises DataError).
+        answer: arrays -> per image its exit, from 1, and the probability of every class.
+        exits: how many there are.
+        notice: what a user should know, or nothing.
+    """
+
+    classes: list[str]
+    prepare: Callable[[ImageFile], Any]
+    answer: Callable[[list[Any]], tuple[list[int], list[list[float]]]]
+    exits: int
+    notice: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("model", metavar="RUN", help="run folder, or a folder that `adaptive export` wrote")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="files, folders, patterns in quotes, or - for stdin (one image, or names of files, one a line)",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", help="who leaves where; by default RUN/policy.json; none: everybody goes to the end"
+    )
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="likeliest classes to name (default 1)")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images at a time (default {BATCH})")
+    parser.add_argument("--threads", type=int, help="threads that decode images (default: what Python chooses)")
+    add_weights(parser)
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; 1 if an image could not be read, which does not keep the others from their answers."""
+    from adaptive.data.images.files import find_images
+    from adaptive.errors import AdaptiveError
+
+    for name in ("top", "batch", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
+    images = find_images(arguments.images, sys.stdin.buffer)
+    is_export = (Path(arguments.model) / "manifest.json").is_file()
+    model = open_export(arguments) if is_export else open_run(arguments)
+    if model.notice:
+        print(f"adaptive predict: {model.notice}", file=sys.stderr)
+    bad: list[str] = []
+    rows = answers(model, images, arguments.batch, min(arguments.top, len(model.classes)), arguments.threads, bad)
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+    else:
+        _print_table(list(rows), model.exits)
+    for message in bad:
+        print(f"adaptive predict: error: {message}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def answers(
+    model: Model, images: list[ImageFile], batch: int, top: int, threads: int | None, bad: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield a record per readable image, in order; the messages about others go to ``bad``.
+
+    While one batch is being answered the next one is decoded.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from adaptive.errors import DataError
+
+    def prepare(image: ImageFile) -> Any:
+        try:
+            return model.prepare(image)
+        except DataError as error:
+            return error
+
+    chunks = [images[start : start + batch] for start in range(0, len(images), batch)]
+    with ThreadPoolExecutor(threads) as pool:
+        coming = [pool.submit(prepare, image) for image in chunks[0]]
+        warm = False
+        for number, chunk in enumerate(chunks):
+            arrays = [future.result() for future in coming]
+            coming = [pool.submit(prepare, image) for image in chunks[number + 1]] if number + 1 < len(chunks) else []
+            bad += [str(array) for array in arrays if isinstance(array, DataError)]
+            ready = [(i, a) for i, a in zip(chunk, arrays, strict=True) if not isinstance(a, DataError)]
+            if not ready:
+                continue
+            if not warm:  # the first call sets things up; its time would be nobody's
+                model.answer([ready[0][1]])
+                warm = True
+            start = time.perf_counter()
+            exits, probabilities = model.answer([array for _, array in ready])
+            each = 1000 * (time.perf_counter() - start) / len(ready)
+            for (image, _), exit_, chances in zip(ready, exits, probabilities, strict=True):
+                yield _record(image.name, model.classes, exit_, chances, top, each)
+
+
+def _record(
+    name: str, classes: list[str], exit_: int, chances: list[float], top: int, milliseconds: float
+) -> dict[str, Any]:
+    order = sorted(range(len(chances)), key=lambda c: (-chances[c], c))[:top]
+    record = {
+        "image": name,
+        "label": classes[order[0]],
+        "confidence": round(chances[order[0]], 6),
+        "exit": exit_,
+        "ms": round(milliseconds, 3),
+    }
+    if top > 1:
+        record["top"] = [{"label": classes[c], "confidence": round(chances[c], 6)} for c in order]
+    return record
+
+
+def open_run(arguments: argparse.Namespace) -> Model:
+    """Open a run folder (raises AdaptiveError)."""
+    import torch
+
+    from adaptive.inference.policy import Policy
+    from adaptive.inference.runner import DynamicClassifier
+
+    trained = load_run(arguments.model, arguments.checkpoint, arguments.weights)
+    own = trained.folder / "policy.json"
+    policy: Policy | None = None
+    notice = ""
+    if arguments.policy is None and not own.is_file():
+        notice = f"{trained.folder} has no policy.json, every image goes to the last exit; make one with: "
+        notice += f"adaptive calibrate {trained.folder} --budget 0.5"
+    elif arguments.policy != "none":
+        policy = load_policy(arguments.policy or str(own), trained)
+    device = choose_device(arguments.device)
+    network = trained.network.to(device)
+    if trained.config.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    classifier = DynamicClassifier(network, policy, trained.config.train.precision)
+
+    def answer(tensors: list[Any]) -> tuple[list[int], list[list[float]]]:
+        probabilities, exits = classifier.run(torch.stack(tensors))
+        return exits.tolist(), probabilities.tolist()
+
+    return Model(
+        trained.classes, lambda image: trained.transform(image.open()), answer, len(trained.network.exits), notice
+    )
+
+
+def open_export(arguments: argparse.Namespace) -> Model:
+    """Open an export folder; neither torch nor timm is imported (raises AdaptiveError)."""
+    import numpy as np
+
+    from adaptive.errors import ExportError
+    from adaptive.inference.export.onnx_runner import OnnxClassifier
+    from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
+
+    if arguments.device == "cuda":
+        raise ExportError("--device cuda: an export runs on the CPU here; use auto, or OnnxClassifier's providers")
+    classifier = OnnxClassifier(Path(arguments.model))
+    if arguments.policy == "none":
+        classifier.set_policy(Policy(thresholds=[NOBODY] * (classifier.policy.exits - 1) + [EVERYBODY]))
+    elif arguments.policy is not None:
+        classifier.set_policy(Policy.load(arguments.policy))
+
+    def answer(arrays: list[Any]) -> tuple[list[int], list[list[float]]]:
+        probabilities, exits = classifier.run(np.stack(arrays))
+        return exits.tolist(), probabilities.tolist()
+
+    return Model(classifier.classes, lambda image: classifier.preprocess(image.open()), answer, classifier.policy.exits)
+
+
+def _print_table(rows: list[dict[str, Any]], exits: int) -> None:
+    from rich.table import Table
+
+    from adaptive.reporting.tables import print_table
+
+    if not rows:
+        return
+    table = Table()
+    for name in ("image", "label", "confidence", "exit", "ms"):
+        table.add_column(name, justify="left" if name in ("image", "label") else "right", overflow="fold")
+    for row in rows:
+        others = row.get("top", [])[1:]
+        labels = [row["label"], *(other["label"] for other in others)]
+        sure = [f"{value:.1%}" for value in (row["confidence"], *(other["confidence"] for other in others))]
+        table.add_row(row["image"], "\n".join(labels), "\n".join(sure), f"{row['exit']} of {exits}", f"{row['ms']:.2f}")
+    print_table(table)
+    if len(rows) > 1:
+        left = [sum(row["exit"] == i + 1 for row in rows) for i in range(exits)]
+        shares = ", ".join(f"exit {i + 1}: {count}" for i, count in enumerate(left) if count)
+        mean = sum(row["ms"] for row in rows) / len(rows)
+        print(f"{len(rows)} images, {mean:.2f} ms each without reading them ({shares})")

@@ -1,0 +1,228 @@
+"""``adaptive report RUN...``: one HTML page that needs nothing else, and every figure as a PNG."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive.commands.trained_run import (
+    add_loading,
+    add_weights,
+    check_loading,
+    collect_outputs,
+    left_out_words,
+    load_policy,
+    load_run,
+)
+
+if TYPE_CHECKING:
+    from adaptive.inference.policy import Policy
+    from adaptive.reporting.page import Written
+    from adaptive.reporting.run_report import RunReport
+    from adaptive.reporting.wall import Tile
+    from adaptive.runs import TrainedRun
+
+MOST_TILES = 500  # on a page, unless --wall asks for more: thumbnails of 3 kB keep it below 3 MB
+ROWS = 12  # images in a row of the wall
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A run, what the report shows of it, and what the user should know about it."""
+
+    trained: TrainedRun
+    report: RunReport
+    data: str
+    notices: list[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `adaptive train` wrote")
+    parser.add_argument(
+        "--out", metavar="FILE", help="page to write; by default RUN/report.html, of several runs ./report.html"
+    )
+    parser.add_argument("--split", help="split to show; by default data.test_split of each run")
+    parser.add_argument("--policy", metavar="FILE", help="who leaves where (one run); by default RUN/policy.json")
+    parser.add_argument(
+        "--wall", type=int, metavar="N", help="images shown per exit; by default 12 or 24, by the number of exits"
+    )
+    parser.add_argument(
+        "--published",
+        default="auto",
+        metavar="NAME",
+        help="published numbers beside: cifar100, imagenet, none, or auto (default), by the data set's name",
+    )
+    add_weights(parser)
+    add_loading(parser)
+    parser.add_argument("--wandb", action="store_true", help="send tables and figures to each run's W&B run, too")
+    parser.add_argument("--json", action="store_true", help="print JSON: the files written and the numbers shown")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    from adaptive.reporting.page import report_data, write_report
+    from adaptive.reporting.published import choose, recognise
+
+    _check(arguments)
+    choose(arguments.published, [])  # a misspelt name is refused before anything is measured
+    names = _names(arguments.runs)
+    measured = [_measure(folder, name, arguments) for folder, name in zip(arguments.runs, names, strict=True)]
+    runs = [one.report for one in measured]
+    per_exit = _per_exit(arguments.wall, runs)
+    walls = {i: tiles for i, one in enumerate(measured) if (tiles := _tiles(one, per_exit))}
+    words = [(len(r.classes), one.data, r.name, r.backbone) for one, r in zip(measured, runs, strict=True)]
+    published = choose(arguments.published, [recognise(*found) for found in words])
+    page, folder = _places(arguments)
+    written = write_report(runs, page, folder, walls, published)
+    if arguments.wandb:
+        for i, one in enumerate(measured):
+            _send(one, walls.get(i, []), written)
+    if arguments.json:
+        files = {name: str(path) for name, path in {**written.figures, **_wall_names(written)}.items()}
+        print(json.dumps({"page": str(page), "figures": files, **report_data(runs, published)}))
+    else:
+        _print(measured, written, folder)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from adaptive.errors import AdaptiveError
+
+    check_loading(arguments)
+    if arguments.wall is not None and arguments.wall < 0:
+        raise AdaptiveError(f"--wall {arguments.wall} is too small; give 0 (no images) or more")
+    if arguments.policy and len(arguments.runs) > 1:
+        raise AdaptiveError(
+            f"--policy {arguments.policy}: a policy belongs to one network, and {len(arguments.runs)} runs are given; "
+            "put each one's into its folder as policy.json"
+        )
+    if arguments.out and Path(arguments.out).is_dir():
+        raise AdaptiveError(f"--out {arguments.out} is a folder; give the file to write, such as report.html")
+
+
+def _names(folders: list[str]) -> list[str]:
+    """Name runs by their folders, with the parents' names where these are the same."""
+    paths = [Path(folder).resolve() for folder in folders]
+    short = [path.name for path in paths]
+    return [n if short.count(n) == 1 else f"{p.parent.name}/{n}" for p, n in zip(paths, short, strict=True)]
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The page, and the folder of the PNG files."""
+    if arguments.out:
+        page = Path(arguments.out)
+    else:
+        page = Path(arguments.runs[0] if len(arguments.runs) == 1 else ".") / "report.html"
+    own = not arguments.out and len(arguments.runs) == 1
+    return page, page.with_name("figures" if own else f"{page.stem}_figures")
+
+
+def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
+    from adaptive.reporting.run_report import build_run
+
+    trained = load_run(folder, arguments.checkpoint, arguments.weights)
+    split = arguments.split or trained.config.data.test_split
+    policy = _policy(trained, arguments.policy)
+    evaluation, notices = _evaluation(trained, split)
+    data = arguments.data or trained.config.data.path
+    flag = "--split" if arguments.split else "data.test_split"
+    outputs = collect_outputs(trained, data, split, arguments.batch, arguments.workers, arguments.device, flag)
+    costs = trained.network.costs()
+    report = build_run(
+        outputs,
+        name=name,
+        backbone=trained.config.model.backbone,
+        checkpoint=f"{trained.checkpoint.path.name}{', moving average' if trained.averaged else ''}",
+        dataset=Path(data).absolute().name,
+        split=split,
+        classes=trained.classes,
+        exit_names=[*trained.network.exit_names, "end of backbone"],
+        macs=[cost.macs for cost in costs],
+        parameters=[cost.parameters for cost in costs],
+        policy=policy,
+        evaluation=evaluation,
+        folder=folder,
+    )
+    if outputs.left_out:
+        notices.append(f"{report.images:,} images{left_out_words(outputs.left_out)}")
+    if policy is None:
+        notices.append(f"no policy yet, so nobody leaves early; make one: adaptive calibrate {folder} --budget 0.5")
+    return _Measured(trained, report, str(data), notices)
+
+
+def _policy(trained: TrainedRun, given: str | None) -> Policy | None:
+    path = Path(given) if given else trained.folder / "policy.json"
+    return load_policy(str(path), trained) if given or path.is_file() else None
+
+
+def _evaluation(trained: TrainedRun, split: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What ``adaptive evaluate`` wrote about these weights on this split, and a notice where it is not of use."""
+    path = trained.folder / f"evaluation_{split}.json"
+    again = f"run: adaptive evaluate {trained.folder}"
+    if not path.is_file():
+        return None, [f"no {path.name}, so no milliseconds and no budgeted curve; {again}"]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        weights = (found["checkpoint"], found["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, [f"{path} cannot be read; {again}"]
+    if weights != (trained.checkpoint.path.name, "ema" if trained.averaged else "plain"):
+        return None, [f"{path.name} is of other weights ({' '.join(weights)}) and was left out; {again}"]
+    return found, []
+
+
+def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
+    if asked is not None:
+        return asked
+    most = max(len(report.macs) for report in runs)
+    usual = 2 * ROWS if most <= 5 else ROWS
+    return max(1, min(usual, MOST_TILES // sum(len(report.macs) for report in runs)))
+
+
+def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
+    from adaptive.data.reading.single_images import read_images
+    from adaptive.data.shards.index import load_index
+    from adaptive.reporting.wall import choose, tiles
+
+    if one.report.policy is None or not per_exit:
+        return []
+    positions = choose(one.report, per_exit)
+    ids = one.report.ids[positions].tolist()
+    settings = one.trained.config.data
+    images = read_images(one.data, load_index(one.data, settings), one.report.split, ids, settings)
+    return tiles(one.report, positions, images)
+
+
+def _wall_names(written: Written) -> dict[str, Path]:
+    return {path.stem: path for path in written.walls.values()}
+
+
+def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
+    for one in measured:
+        report = one.report
+        print(f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %", end="")
+        if report.policy:
+            share = 100 * report.policy_macs / report.macs[-1]
+            print(f"; by its policy {report.policy_top1:.2f} % at {share:.1f} % of the full cost", end="")
+        print()
+        for notice in one.notices:
+            print(f"  {notice}")
+    pictures = len(written.figures) + len(written.walls)
+    print(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
+
+
+def _send(one: _Measured, tiles: list[Tile], written: Written) -> None:
+    """Show the report on the run's W&B run; explicitly asked for, so also where training did not use W&B."""
+    from adaptive.reporting.dashboard_tables import show
+    from adaptive.tracking.dashboard import open_dashboard
+
+    config = one.trained.config
+    tracking = config.tracking
+    if tracking.wandb == "disabled":
+        tracking = tracking.model_copy(update={"wandb": "online"})
+    dashboard = open_dashboard(tracking, one.trained.folder, config.model_dump(), None)
+    show(dashboard, one.report, tiles, {**written.figures, **_wall_names(written)})

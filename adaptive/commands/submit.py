@@ -1,0 +1,192 @@
+"""``adaptive submit CONFIG``: a configuration as a Slurm job, with its code frozen in the run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptive.config.sections import Config
+    from adaptive.jobs.submission import Resources
+
+EPILOG = """\
+What the job trains is written to RUN/submitted: the complete configuration, and a copy of the code, so that later
+changes of either reach no job that waits or is requeued. RUN/code_version.json names the commit. Variables of the
+batch scripts (ADAPTIVE_MODULES, ADAPTIVE_SETUP, ADAPTIVE_CONTAINER, ...; docs/slurm.md) are kept as they are now."""
+PASSED_ON = ("partition", "account", "qos", "constraint")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.epilog = EPILOG
+    parser.add_argument("config", help="YAML configuration, for example configs/imagenet/ge.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=10")
+    parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
+    parser.add_argument("--gpus-per-node", type=_positive, metavar="G", help="GPUs, and so ranks, per node (1)")
+    parser.add_argument("--cpus-per-gpu", type=_positive, metavar="C", help="CPUs per rank (data.workers + 1)")
+    parser.add_argument("--cpu", action="store_true", help="ask for no GPU; ranks are as --ranks-per-node says")
+    parser.add_argument("--ranks-per-node", type=_positive, metavar="R", help="ranks per node with --cpu (1)")
+    parser.add_argument("--time", metavar="T", help="time limit as Slurm writes it, for example 24:00:00")
+    parser.add_argument("--partition", metavar="P", help="partition")
+    parser.add_argument("--account", metavar="A", help="account that is charged")
+    parser.add_argument("--qos", metavar="Q", help="quality of service")
+    parser.add_argument("--constraint", metavar="C", help="features that the nodes must have")
+    parser.add_argument("--mail-user", metavar="ADDRESS", help="gets a mail when the job ends, fails or is requeued")
+    parser.add_argument("--name", metavar="NAME", help="job name; by default the run folder's")
+    parser.add_argument(
+        "--seeds", metavar="A-B", help="one run per seed, in folders seed-N: 0-4 or 1,5,9 (%%2: two at once)"
+    )
+    parser.add_argument("--evaluate", action="store_true", help="measure the run in a second job, after this one")
+    parser.add_argument("--after", metavar="JOBID", help="start when that job has ended well")
+    parser.add_argument("--stage", metavar="DIR", help="bring the shards to DIR on every node before training")
+    parser.add_argument(
+        "--sbatch-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="a further #SBATCH line as it is: --sbatch-option=--exclude=node7",
+    )
+    parser.add_argument("--no-requeue", action="store_true", help="do not start again after preemption or a time limit")
+    parser.add_argument("--dry-run", action="store_true", help="show the script; write and submit nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    import os
+
+    from adaptive.config.loading import load_config
+    from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.stage:
+        os.environ["ADAPTIVE_STAGE"] = arguments.stage
+    resources = _resources(arguments, config)
+    script = render_training(config, resources)
+    evaluation = render_evaluation(config, resources, "JOB") if arguments.evaluate else None
+    configs = _configs(config, seed_numbers(resources.seeds) if resources.seeds else None, resources.name)
+    for one in configs.values():
+        checks(one, resources)
+    folder = Path(str(config.train.run_folder)).absolute()
+    if arguments.dry_run:
+        _show(arguments, script, evaluation)
+        return 0
+    _refuse_second(folder)
+    path = freeze(configs, folder, script)
+    told: dict[str, Any] = {"job": slurm("sbatch", "--parsable", str(path)).partition(";")[0], "script": str(path)}
+    told["log"] = str(folder / (f"slurm-{told['job']}.log" if not resources.seeds else f"slurm-{told['job']}-SEED.log"))
+    told["run_folder"] = str(folder)
+    if arguments.evaluate:
+        second = path.with_name("evaluate.sbatch")
+        second.write_text(render_evaluation(config, resources, told["job"]), encoding="utf-8")
+        told["evaluate_job"] = slurm("sbatch", "--parsable", str(second)).partition(";")[0]
+    (path.parent / "job.json").write_text(json.dumps(told), encoding="utf-8")
+    _tell(arguments, told)
+    return 0
+
+
+def checks(config: Config, resources: Resources) -> None:
+    """Find here what would fail there (raises AdaptiveError): what a plan checks, and the run folder."""
+    from adaptive.errors import MachineError
+    from adaptive.planning.checks import check_plan
+    from adaptive.training.preflight import check_run_folder
+
+    folder = Path(str(config.train.run_folder)).absolute()
+    if "\\" in str(folder):
+        raise MachineError(f"train.run_folder = {str(folder)!r}: sbatch writes no log below a name with a backslash")
+    check_plan(config, resources.nodes, resources.ranks_per_node)
+    check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
+
+
+def _resources(arguments: argparse.Namespace, config: Config) -> Resources:
+    from adaptive.errors import UsageError
+    from adaptive.jobs.submission import Resources, seconds
+
+    if arguments.cpu and arguments.gpus_per_node:
+        raise UsageError("--cpu asks for no GPU, --gpus-per-node for some; leave one out")
+    if arguments.ranks_per_node and not arguments.cpu:
+        raise UsageError("--ranks-per-node is for --cpu; with GPUs there is one rank per GPU (--gpus-per-node)")
+    if arguments.after is not None and not arguments.after.replace("_", "").isdecimal():
+        raise UsageError(f"--after {arguments.after!r}: give the number of a job")
+    if arguments.time is not None:
+        seconds(arguments.time)
+    options = [(name, getattr(arguments, name)) for name in PASSED_ON if getattr(arguments, name) is not None]
+    if arguments.mail_user is not None:
+        options += [("mail-user", arguments.mail_user), ("mail-type", "END,FAIL,REQUEUE")]
+    return Resources(
+        nodes=arguments.nodes,
+        ranks_per_node=(arguments.ranks_per_node if arguments.cpu else arguments.gpus_per_node) or 1,
+        cpus_per_rank=arguments.cpus_per_gpu or config.data.workers + 1,
+        gpus=not arguments.cpu,
+        time=arguments.time,
+        name=arguments.name or Path(str(config.train.run_folder)).name,
+        requeue=not arguments.no_requeue,
+        seeds=arguments.seeds,
+        after=arguments.after,
+        options=tuple(options),
+        extra=tuple(arguments.sbatch_option),
+    )
+
+
+def _configs(config: Config, seeds: list[int] | None, group: str) -> dict[str, Config]:
+    """The configurations to freeze, by file name: one, or one for each seed."""
+    from adaptive.jobs.requeue import of_seed
+
+    if seeds is None:
+        return {"config.yaml": config}
+    return {f"config-{seed}.yaml": of_seed(config, seed, group) for seed in seeds}
+
+
+def _refuse_second(folder: Path) -> None:
+    """Refuse to replace what a job that waits or runs would train (raises MachineError)."""
+    from adaptive.errors import MachineError
+    from adaptive.jobs.submission import slurm
+
+    record = folder / "submitted" / "job.json"
+    if not record.is_file():
+        return
+    try:
+        job = str(json.loads(record.read_text(encoding="utf-8"))["job"])
+        listed = slurm("squeue", "--noheader", "--format=%T", "--jobs", job)
+    except (ValueError, KeyError, TypeError, MachineError):  # an id that Slurm has forgotten is refused by it
+        return
+    if listed:
+        raise MachineError(
+            f"train.run_folder = {str(folder)!r} belongs to job {job} ({listed.split()[0].lower()}), which goes on by "
+            f"itself when it is requeued; scancel {job} first, or choose another folder"
+        )
+
+
+def _show(arguments: argparse.Namespace, script: str, evaluation: str | None) -> None:
+    if arguments.json:
+        print(json.dumps({"script": script, "evaluate_script": evaluation}))
+    else:
+        print(script, end="")
+        if evaluation is not None:
+            print(f"\n# --- and after it ---\n{evaluation}", end="")
+
+
+def _tell(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
+    import shlex
+
+    if arguments.json:
+        print(json.dumps(told))
+        return
+    job = told["job"]
+    print(f"submitted  job {job}: {told['script']}")
+    if "evaluate_job" in told:
+        print(f"           job {told['evaluate_job']} measures the run after it")
+    print(f"log        {told['log']}")
+    print(f"follow     tail -F {shlex.quote(told['log'])}")
+    print(f"status     squeue -j {job}; starts and ends: {Path(told['run_folder']) / 'requeues.jsonl'}")
+    print(f"make room  scancel --batch --signal=USR1 {job}    (saves, is requeued, goes on)")
+    print(f"stop       scontrol update JobId={job} Requeue=0 && scancel --batch --signal=USR1 {job}    (saves, ends)")
+    print(f"cancel     scancel {job}    (ends within Slurm's KillWait)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)

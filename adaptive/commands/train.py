@@ -1,0 +1,103 @@
+"""``adaptive train CONFIG [key=value ...]``: training, alone or as one of many ranks.
+
+launcher/train.py is the same, for the deepspeed launcher, torchrun and srun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+
+from adaptive.config.loading import dump_config, load_config
+from adaptive.config.sections import Config
+from adaptive.errors import AdaptiveError, StoppedError
+from adaptive.jobs.requeue import leave_word
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("config", nargs="?", help="YAML configuration, for example configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=10")
+    parser.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
+    parser.add_argument("--help-config", action="store_true", help="explain every configuration key and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; one of several ranks leaves its exit code for the batch script, and ends the process."""
+    if arguments.help_config or arguments.print_config:
+        return _show(arguments)
+    try:
+        code = _train(_configuration(arguments))
+    except AdaptiveError as error:
+        if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):
+            print(line, file=sys.stderr, flush=True)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()  # a fault of ours; leave as below all the same
+        code = 1
+    leave_word(code)
+    sys.stdout.flush()
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # a group with a failed peer may abort or hang in its destructors
+    return code
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.help_config:
+        from adaptive.config.reference import configuration_reference
+
+        print(configuration_reference(), end="")
+    else:
+        print(dump_config(_configuration(arguments)), end="")
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> Config:
+    if arguments.config is None:
+        raise AdaptiveError("no configuration given; try: adaptive train configs/quickstart.yaml")
+    return load_config(arguments.config, [*sweep_overrides(os.environ), *arguments.overrides])
+
+
+def _train(config: Config) -> int:
+    # torch's own warnings of peers that leave would bury what a run says of its end.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Heavy imports only now, so that --help and wrong keys answer at once.
+    from adaptive.distributed.ranks import find_ranks
+    from adaptive.jobs.provenance import origin
+    from adaptive.training.engine.engine import leave
+    from adaptive.training.run import limit_threads, prepare, supervise, train
+
+    # It warns of a missing CUDA runtime, which is no fault: DeepSpeed imports it on machines without a GPU too.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    ranks = find_ranks()
+    limit_threads()
+    supervisor = supervise(config, ranks)
+    try:
+        prepared = prepare(config, ranks)
+        folder = train(prepared, supervisor, origin(prepared.folder, ranks) if ranks.rank == 0 else None)
+    except AdaptiveError as error:
+        stopped = isinstance(error, StoppedError)
+        supervisor.end(failed=not stopped, words="" if stopped else str(error))
+        if ranks.rank and not stopped:
+            time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
+        raise
+    except Exception as error:
+        supervisor.end(failed=True, words=repr(error))
+        raise
+    supervisor.end()
+    leave()
+    if ranks.rank == 0:
+        print(f"trained: {folder}\nnext: adaptive evaluate {folder}")
+    return 0
+
+
+def sweep_overrides(environment: Mapping[str, str]) -> list[str]:
+    """Give every run of a W&B sweep's agent a folder of its own; an override on the command line still counts more."""
+    sweep, run_id = environment.get("WANDB_SWEEP_ID"), environment.get("WANDB_RUN_ID")
+    return [f"train.run_folder=runs/sweeps/{sweep}/{run_id}"] if sweep and run_id else []

@@ -1,0 +1,211 @@
+"""Configurations from YAML and dotted overrides, with errors that name key, value and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from adaptive.config.checks import check_consistency
+from adaptive.config.sections import Config, documented_keys, is_section, types_in
+from adaptive.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML configuration and apply ``section.key=value`` overrides.
+
+    A file may say ``extends: FILE`` or a list of files (paths relative to itself): it then holds only what differs from
+    them. Sections are merged key by key, the later file over the earlier one; values and lists are replaced.
+
+    Raises:
+        ConfigError: a file cannot be read, a key is unknown (with the nearest names), a value has the wrong type or
+            lies outside its range, or two keys contradict each other.
+    """
+    path = Path(path)
+    tree = _read_tree(path, ())
+    for override in overrides:
+        _apply_override(tree, override)
+    config = parse_config(tree, source=str(path))
+    if config.train.run_folder is None:
+        train = config.train.model_copy(update={"run_folder": str(Path("runs") / _run_name(path))})
+        config = config.model_copy(update={"train": train})
+    return config
+
+
+def parse_config(tree: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate a plain tree, as read from YAML, and return the typed one (raises ConfigError)."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        by_key: dict[str, list[ErrorDetails]] = {}
+        for fault in error.errors():
+            by_key.setdefault(_key_of(fault), []).append(fault)  # a key of several types has a fault for each of them
+        key, faults = next(iter(by_key.items()))
+        more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
+        raise ConfigError(f"{source}: {_explain(key, faults)}{more}") from None
+    check_consistency(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the complete configuration as YAML, every default written out."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 110
+    yaml.dump(config.model_dump(), stream)
+    return stream.getvalue()
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two configurations differ, with both values."""
+    first, second = (dict(_leaves(c.model_dump())) for c in (one, other))
+    return {k: (first.get(k), second.get(k)) for k in sorted({*first, *second}) if first.get(k) != second.get(k)}
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be a configuration; mend the brackets") from None
+    except YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(problem or error).split())[:300]
+        raise ConfigError(f"{source}: not valid YAML{where}: {reason}") from None
+
+
+def _run_name(path: Path) -> Path:
+    """configs/cifar10/ge.yaml -> cifar10/ge; a file outside of a folder of that name -> its name."""
+    parts = path.with_suffix("").parts
+    below = parts[len(parts) - parts[::-1].index("configs") :] if "configs" in parts[:-1] else parts[-1:]
+    return Path(*below)
+
+
+def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file and what it extends; ``extending`` are the files on the way here, the first one first."""
+    by = f" (extended by {extending[-1]})" if extending else ""
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist{by}{_nearest_file(path)}")
+    if path.resolve() in {other.resolve() for other in extending}:
+        raise ConfigError(f"{path} extends itself by way of {', '.join(map(str, extending))}; break the circle")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends = {bases!r}: give a configuration file, or a list, relative to this one")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read_tree(path.parent / base, (*extending, path)))
+    return merge(merged, tree)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested mappings merged key by key; values and lists of ``changes`` replace those of ``base``."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected section.key=value, for example train.epochs=10")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = _child(node, name, key)
+    value = _parse_yaml(text, f"override {override!r}") if text else ""
+    if isinstance(node, list):
+        node[_position(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, name: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, key)]
+    if node.get(name) is None:
+        node[name] = {}
+    child = node[name]
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {key}: {name} is a value ({child!r}), not a section")
+    return child
+
+
+def _position(node: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"override {key}: {name!r} is no position in a list of {len(node)}; use 0..{len(node) - 1}")
+    return int(name)
+
+
+def _key_of(error: ErrorDetails) -> str:
+    """Dotted key of a fault, without the type that pydantic tried and appends, such as ``int`` or ``list[str]``."""
+    section: type[BaseModel] | None = Config
+    parts: list[str] = []
+    for part in map(str, error["loc"]):
+        if not part.isdigit():
+            if section is None:
+                break
+            if part in section.model_fields:
+                annotation = section.model_fields[part].annotation
+                section = next((t for t in types_in(annotation) if is_section(t)), None)
+        parts.append(part)
+    return ".".join(parts)
+
+
+def _explain(key: str, faults: list[ErrorDetails]) -> str:
+    first = faults[0]
+    if first["type"] == "extra_forbidden":
+        *parents, name = map(str, first["loc"])
+        known = sorted(_keys_at(parents))
+        close = difflib.get_close_matches(name, known, n=3) or [
+            other for other, _ in documented_keys() if other.split(".")[-1] == name
+        ]
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {key}; {remedy}"
+    if first["type"] == "missing":
+        return f"{key} is missing; add it to the file or give {key}=..."
+    messages = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for fault in faults)
+    return f"{key} = {first['input']!r} is not allowed: {', or '.join(messages)}"
+
+
+def _keys_at(location: list[str]) -> set[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        if part.isdigit() or part not in section.model_fields:
+            continue
+        nested = next((t for t in types_in(section.model_fields[part].annotation) if is_section(t)), None)
+        section = nested or section
+    return set(section.model_fields)
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent
+    names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""

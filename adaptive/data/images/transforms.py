@@ -1,0 +1,180 @@
+"""Image to normalised tensor, for training and for evaluation, and the mixing of whole batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from timm.data import Mixup, create_transform
+from timm.data.mixup import mixup_target
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms  # type: ignore[import-untyped]
+
+from adaptive.config.sections import DataConfig
+from adaptive.data.images.decode import decode_image
+from adaptive.data.images.pixels import Window, cut, decode_window, to_pixels
+from adaptive.data.seeding import MIX, seeded
+from adaptive.errors import ConfigError
+
+
+def train_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.Image | bytes], Tensor]:
+    """Return the training transform: RGB image or file's bytes -> float tensor (3, image_size, image_size), normalised.
+
+    ``crop: resize`` decodes no more of a file than its crop takes, and resamples as Pillow does, up to rounding, in a
+    quarter of its time. It draws from the global generators of random, numpy and torch; the stream seeds them for each
+    sample. Without ``normalize`` it ends at uint8 pixels, except with data.erasing, whose noise is that of normalised
+    values. Called with bytes it raises ImageError where they are no image.
+
+    Raises:
+        ConfigError: data.auto_augment is not a policy that timm knows.
+    """
+    normalize = normalize or data.erasing > 0
+    try:
+        primary, secondary, final = create_transform(
+            data.image_size,
+            is_training=True,
+            scale=tuple(data.crop_scale),
+            ratio=tuple(data.crop_ratio),
+            hflip=data.flip,
+            color_jitter=data.color_jitter or None,
+            auto_augment=data.auto_augment,
+            interpolation=data.interpolation,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            re_prob=data.erasing,
+            re_mode="pixel",  # random pixels, as in the paper and in timm's recipes
+            normalize=normalize,
+            separate=True,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"data.auto_augment = {data.auto_augment!r} is not a timm policy ({error}); "
+            "for example rand-m9-mstd0.5-inc1, augmix-m3 or original"
+        ) from None
+    for augment in secondary.transforms:
+        _keep_a_bit(augment)
+    if data.crop != "resize":
+        first = [_decoded, *_own_scale_crop(data), transforms.RandomHorizontalFlip(data.flip)]
+        return transforms.Compose([*first, *secondary.transforms, *final.transforms])
+    crop = primary.transforms[0]
+    augments = [transforms.ToPILImage(), *secondary.transforms, to_pixels] if secondary.transforms else []
+    flip = [_flip_pixels(data.flip)] if data.flip > 0 else []
+    scale = [_to_float] if normalize else []
+    return transforms.Compose([_crop_pixels(crop), *flip, *augments, *scale, *final.transforms])
+
+
+def eval_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.Image], Tensor]:
+    """Return the deterministic transform: RGB image -> float tensor (3, image_size, image_size), normalised.
+
+    ``crop: resize`` scales the shorter side to image_size / eval_crop and keeps the centre; ``pad`` scales it to
+    image_size, ``none`` scales both sides, as each does in training. Without ``normalize`` it ends at uint8 pixels.
+    """
+    return create_transform(
+        data.image_size,
+        is_training=False,
+        interpolation="bicubic" if data.interpolation == "random" else data.interpolation,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        crop_pct=data.eval_crop if data.crop == "resize" else 1.0,
+        crop_mode="squash" if data.crop == "none" else "center",
+        normalize=normalize,
+    )
+
+
+class Mixer:
+    """Mixup, CutMix and label smoothing of a batch (arXiv 1710.09412, 1905.04899, 1512.00567), drawn from given seeds.
+
+    Raises:
+        ConfigError: mixing pairs images inside a micro batch, so its size has to be even.
+    """
+
+    def __init__(self, data: DataConfig, num_classes: int, micro_batch: int) -> None:
+        self.num_classes = num_classes
+        self.smoothing = data.label_smoothing
+        self.mixing = data.mixup > 0 or data.cutmix > 0
+        if self.mixing and micro_batch % 2:
+            raise ConfigError(
+                f"train.micro_batch = {micro_batch} is odd, but data.mixup and data.cutmix pair the images of a micro "
+                "batch; choose an even size"
+            )
+        self._mixup = Mixup(
+            mixup_alpha=data.mixup,
+            cutmix_alpha=data.cutmix,
+            label_smoothing=data.label_smoothing,
+            num_classes=num_classes,
+        )
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels become distributions (N, C)."""
+        return self.mixing or self.smoothing > 0
+
+    def __call__(self, images: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mix images (N, C, H, W), in place, and labels (N,) int64 as drawn from ``seeds``.
+
+        Returns the images and soft labels (N, num_classes); with nothing to do, the labels as they came.
+        """
+        if self.mixing:
+            with seeded(MIX, *seeds):
+                return self._mixup(images, labels)
+        if self.smoothing > 0:
+            return images, mixup_target(labels, self.num_classes, smoothing=self.smoothing)
+        return images, labels
+
+
+def _keep_a_bit(augment: object) -> None:
+    """Let timm's Posterize keep one bit at its strongest: it asks for none, which Pillow 13 refuses (before: black)."""
+    policies = [getattr(augment, "ops", []), *getattr(augment, "policy", [])]
+    for operation in chain.from_iterable(policies):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
+
+
+def _decoded(image: Image.Image | bytes) -> Image.Image:
+    return decode_image(image) if isinstance(image, bytes) else image
+
+
+def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Image | bytes], Tensor]:
+    """Let timm's crop draw as it does, and decode, cut and resample pixels by libjpeg-turbo and torch."""
+    modes = crop.interpolation if isinstance(crop.interpolation, list | tuple) else [crop.interpolation]
+
+    def draw(height: int, width: int) -> Window:
+        return Window(*crop.get_params(torch.empty(3, height, width, device="meta"), crop.scale, crop.ratio))
+
+    def cropped(image: Image.Image | bytes) -> Tensor:
+        window = decode_window(image, draw) if isinstance(image, bytes) else cut(to_pixels(image), draw)
+        mode = random.choice(modes) if len(modes) > 1 else modes[0]
+        # torch has a kernel for pixels that lie packed, channels innermost: half of the time, this copy included.
+        window = window[None].contiguous(memory_format=torch.channels_last)
+        return F.interpolate(window, size=crop.size, mode=mode.value, antialias=True)[0]
+
+    return cropped
+
+
+def _flip_pixels(share: float) -> Callable[[Tensor], Tensor]:
+    """Draw and do what torchvision's RandomHorizontalFlip does, in a third of its time."""
+    return lambda pixels: pixels.flip(-1) if torch.rand(1).item() < share else pixels
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    return pixels.contiguous().to(torch.float32).div_(255)
+
+
+def _own_scale_crop(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    size = data.image_size
+    target = size if data.crop == "pad" else (size, size)
+    names = ["bilinear", "bicubic"] if data.interpolation == "random" else [data.interpolation]
+    resizes = [transforms.Resize(target, interpolation=str_to_interp_mode(name)) for name in names]
+    resize = resizes[0] if len(resizes) == 1 else transforms.RandomChoice(resizes)
+    if data.crop == "none":
+        return [resize]
+    return [resize, transforms.RandomCrop(size, padding=data.crop_padding)]

@@ -1,0 +1,144 @@
+"""Tar archives read where they lie: members by offset, also of a tar inside a tar, and small files of a compressed one.
+
+Nothing is ever written to disk. Links, devices and sparse members are passed over, names that lead outside are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, decompressed, members
+from adaptive.errors import DataError
+
+_HEADER = 512
+# One header and the byte before it, by which tarfile tests that a member is complete: more would be read in vain.
+_BUFFER = 2 * _HEADER
+_MOST_DECOMPRESSED = 1 << 30  # bytes; CIFAR's are 184 million, the devkit's 10
+_MOST_MEMBERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside an uncompressed tar: the last part of its name, and where its bytes are in the outermost file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member], int]:
+    """Return the regular files of an uncompressed tar, or of a tar that is a member of it, and how many were ignored.
+
+    Of two files of one name the later counts, as in unpacking.
+
+    Raises:
+        DataError: the archive is compressed, cut off or damaged, or a name in it leads outside.
+        OSError: the file cannot be read.
+    """
+    shown = f"{inside.name} in {path}" if inside else str(path)
+    with path.open("rb", buffering=0) as file:
+        start = inside.offset if inside else 0
+        size = inside.size if inside else os.fstat(file.fileno()).st_size
+        try:
+            part = HeaderReader(io.BufferedReader(_Part(file, start, size), _BUFFER))
+            with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
+                found, ignored = _regular(tar, shown)
+                end = tar.offset
+        except BROKEN as error:
+            raise DataError(
+                f"{shown} is cut off, damaged or not an uncompressed tar ({error}); download it again"
+            ) from None
+        # tarfile takes a damaged header for the end. The real end is a block of zeros.
+        file.seek(start + min(end, size))
+        mark = file.read(min(_HEADER, size - min(end, size)))
+        if mark.strip(b"\0") or not (mark or inside):
+            raise DataError(f"{shown} is cut off or damaged at byte {end}; download it again")
+    return [Member(name, start + member.offset_data, member.size) for name, member in found.items()], ignored
+
+
+def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> tuple[dict[str, bytes], list[str]]:
+    """Return the content of the wanted files of a (compressed) tar by the last part of their names, and all names.
+
+    Raises:
+        DataError: the archive is cut off or damaged, a name leads outside, or a wanted file has over ``limit`` bytes.
+        OSError: the file cannot be read.
+    """
+    contents, names = {}, []
+    try:
+        with decompressed(path) as file:
+            reader = HeaderReader(file, _MOST_DECOMPRESSED)
+            with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
+                for member in members(tar):
+                    names.append(member.name)
+                    if len(names) > _MOST_MEMBERS:
+                        raise DataError(f"{path} holds over {_MOST_MEMBERS} files, no original archive does")
+                    name = _safe_name(member.name, str(path))
+                    if not member.isreg() or member.issparse() or not wanted(name):
+                        continue
+                    if member.size > limit:
+                        raise DataError(f"{name} in {path} has {member.size} bytes, over {limit}; download it again")
+                    contents[name] = reader.content(member.offset_data, member.size)
+                    if len(contents[name]) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+    except BROKEN as error:
+        raise DataError(
+            f"{path} is cut off, damaged or not a tar ({' '.join(str(error).split())}); download it again"
+        ) from None
+    return contents, names
+
+
+def _regular(tar: tarfile.TarFile, shown: str) -> tuple[dict[str, tarfile.TarInfo], int]:
+    found: dict[str, tarfile.TarInfo] = {}
+    ignored = 0
+    for member in members(tar):
+        name = _safe_name(member.name, shown)
+        if member.isreg() and not member.issparse():
+            found[name] = member
+        elif not member.isdir():
+            ignored += 1
+    return found, ignored
+
+
+def _safe_name(name: str, shown: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not name.isprintable():
+        raise DataError(f"{shown} holds {name!r}, no name of an original archive; do not use it, download it again")
+    return path.name
+
+
+class _Part(io.RawIOBase):
+    """A range of bytes of an open file, as a file."""
+
+    def __init__(self, file: io.FileIO, start: int, size: int) -> None:
+        self._file, self._start, self._size = file, start, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in the range."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position in the range."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read at the position, at most up to the end of the range."""
+        count = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        done = self._file.readinto(buffer[:count])
+        self._position += done
+        return done

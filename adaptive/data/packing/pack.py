@@ -1,0 +1,295 @@
+"""Images in class folders or downloads -> WebDataset shards and index.json, written once and all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adaptive.data.packing.progress import PackProgress, listing
+from adaptive.data.packing.recognise import open_source
+from adaptive.data.packing.sources import Item, Source, arrange_splits
+from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
+from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, SplitInfo, load_index, write_index
+from adaptive.errors import DataError, MachineError
+from adaptive.files import sync_folder, write_atomically
+
+SHARD_BYTES = 256 << 20
+SHARD_COUNT = 10_000
+
+_FORMAT = 1  # of the shards: another number makes an interrupted packing start anew
+_MEMBER_OVERHEAD = 4096  # bytes of tar headers, padding, label and json per sample, roughly
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack; the fields are the arguments of `pack`."""
+
+    shard_bytes: int = SHARD_BYTES
+    shard_count: int = SHARD_COUNT
+    hold_out: int | None = None
+    max_side: int | None = None
+    max_bad: int = 0
+    seed: int = 0
+    workers: int | None = None
+    overwrite: bool = False
+    progress: bool = True
+    test_split: str | None = None
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "shard_bytes": 1,
+            "shard_count": 1,
+            "hold_out": 0,
+            "max_side": 1,
+            "max_bad": 0,
+            "seed": 0,
+            "workers": 1,
+        }
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise DataError(f"--{name.replace('_', '-')} {value} is too small; give {low} or more")
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed, and what was not: images stored re-encoded, files ignored, bad files with reasons, remarks."""
+
+    index: DatasetIndex
+    converted: int
+    ignored: int
+    bad: list[tuple[str, str]]
+    notes: list[str]
+
+
+def pack(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    shard_count: int = SHARD_COUNT,
+    hold_out: int | None = None,
+    max_side: int | None = None,
+    max_bad: int = 0,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    test_split: str | None = None,
+) -> DatasetIndex:
+    """Pack images into ``destination`` and return the index.
+
+    Args:
+        source: Folder with train/, val/ (or validation/), test/ holding class folders, or with the class folders
+            themselves, which become train; folder of an ImageNet or Tiny-ImageNet download; CIFAR's binary archive;
+            or ``builtin:digits``.
+        destination: Folder to create; it appears, complete, at the end.
+        shard_bytes: Size at which a split is divided into more shards, in bytes.
+        shard_count: Most images in one shard.
+        hold_out: Number of training images to move to a split val; by default 0, for ImageNet and Tiny-ImageNet
+            downloads 50,000 and 10,000 (less for parts of them).
+        max_side: Shrink images whose longer side exceeds this many pixels.
+        max_bad: Unreadable images to leave out before giving up.
+        seed: Seed of the order in shards and of the hold-out.
+        workers: Processes; by default one per core.
+        overwrite: Replace a dataset that is at ``destination``.
+        progress: Show progress on stderr.
+        test_split: Split of the source that becomes test ("val", when there is no test).
+
+    Raises:
+        DataError: source or destination cannot be used as asked, or too many images are bad; nothing is published.
+        MachineError: no space, no right to write, or a worker was killed. Calling again continues.
+    """
+    options = PackOptions(
+        shard_bytes, shard_count, hold_out, max_side, max_bad, seed, workers, overwrite, progress, test_split
+    )
+    return pack_with_report(source, destination, options).index
+
+
+def pack_with_report(source: str | Path, destination: str | Path, options: PackOptions) -> PackReport:
+    """Pack as `pack` does and return what was converted, ignored and left out besides the index."""
+    final = Path(destination).absolute()
+    _check_destination(source, final, options.overwrite)
+    with listing(source, options.progress):
+        found = open_source(source)
+    arrange_splits(found, options.test_split, options.hold_out, options.seed)
+    staging = final.with_name(f"{final.name}.packing")
+    with _machine_errors(staging), _staging(staging):
+        tasks = _plan(found, staging, options)
+        _keep_or_clean(staging, tasks, options)
+        records = _run(tasks, options)
+        bad = sorted(entry for record in records.values() for entry in record.bad)
+        _check_bad(bad, sum(len(items) for items in found.splits.values()), options.max_bad)
+        index = write_index(staging / "dataset", found.classes, _collect(found, records))
+        _publish(staging, final)
+    return PackReport(index, sum(record.converted for record in records.values()), found.ignored, bad, found.notes)
+
+
+def _check_destination(source: str | Path, final: Path, overwrite: bool) -> None:
+    if not str(source).startswith("builtin:") and final.resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(f"destination {final} lies inside the source {source}; give another folder")
+    if final.is_symlink() or final.is_mount():
+        raise DataError(f"destination {final} is a link or a mount point; give a folder inside it")
+    if not final.exists():
+        return
+    if not final.is_dir():
+        raise DataError(f"destination {final} is a file; give a folder")
+    names = {path.name for path in final.iterdir()}
+    if not names:
+        return
+    if INDEX_NAME not in names:
+        raise DataError(f"destination {final} is not empty and holds no dataset; give another folder")
+    if not overwrite:
+        raise DataError(
+            f"destination {final} already holds a dataset; replace it with --overwrite or give another folder"
+        )
+    own = {INDEX_NAME} | {shard.name for split in load_index(final).splits.values() for shard in split.shards}
+    if foreign := sorted(names - own):
+        raise DataError(
+            f"destination {final} also holds {', '.join(foreign[:_LISTED])}; move that away before --overwrite"
+        )
+
+
+@contextmanager
+def _staging(staging: Path) -> Iterator[None]:
+    """Create the folder beside the destination and lock it against a second packing."""
+    staging.mkdir(parents=True, exist_ok=True)
+    with (staging / "lock").open("w") as lock:
+        try:
+            # A record lock is not inherited by workers: it ends with this process, however that ends.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise DataError(f"{staging} is in use by another adaptive pack; wait for it to end") from None
+        except OSError:
+            pass  # a file system without locks: two packings at once are then the user's lookout
+        yield
+
+
+@contextmanager
+def _machine_errors(staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise MachineError(
+            "a packing process was killed, usually for lack of memory; run again with fewer --workers, "
+            "finished shards are kept"
+        ) from None
+    except OSError as error:
+        path = error.filename or staging
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"no space left for {path}; free some and run again, finished shards are kept") from None
+        raise MachineError(f"cannot write {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def _plan(source: Source, staging: Path, options: PackOptions) -> list[ShardTask]:
+    """Divide the shuffled images of every split evenly over as few shards as the limits allow."""
+    tasks = []
+    for number, (split, items) in enumerate(sorted(source.splits.items())):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, number])))
+        shuffled = [items[place] for place in generator.permutation(len(items))]
+        size = sum(item.size + _MEMBER_OVERHEAD for item in items)
+        shards = min(len(items), max(-(-size // options.shard_bytes), -(-len(items) // options.shard_count)))
+        edges = [len(items) * shard // shards for shard in range(shards + 1)]
+        for shard in range(shards):
+            tasks.append(
+                ShardTask(
+                    name=f"{split}-{shard:05d}.tar",
+                    folder=staging / "dataset",
+                    records=staging / "records",
+                    root=source.root,
+                    prefix=split,
+                    first=edges[shard],
+                    items=shuffled[edges[shard] : edges[shard + 1]],
+                    classes=source.classes,
+                    max_side=options.max_side,
+                )
+            )
+    return tasks
+
+
+def _keep_or_clean(staging: Path, tasks: Sequence[ShardTask], options: PackOptions) -> None:
+    """Keep what an interrupted packing of the very same plan finished; remove anything else that one left."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, options.max_side, tasks[0].classes]).encode())
+    for task in tasks:
+        digest.update(json.dumps([task.name, [_identity(item) for item in task.items]]).encode())
+    plan = staging / "plan"
+    if not plan.is_file() or plan.read_text() != digest.hexdigest():
+        plan.unlink(missing_ok=True)
+        for folder in ("dataset", "records"):
+            shutil.rmtree(staging / folder, ignore_errors=True)
+        write_atomically(plan, digest.hexdigest())
+    for folder in ("dataset", "records"):
+        (staging / folder).mkdir(exist_ok=True)
+        for leftover in (staging / folder).glob(".*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _identity(item: Item) -> list[object]:
+    return [item.name, item.label, item.size, item.changed]
+
+
+def _run(tasks: Sequence[ShardTask], options: PackOptions) -> dict[str, ShardRecord]:
+    """Write all shards that are not finished yet; return the records of all, by shard name."""
+    records = {task.name: record for task in tasks if (record := finished_record(task))}
+    waiting = [task for task in tasks if task.name not in records]
+    stop = multiprocessing.Event()
+    workers = min(options.workers or len(os.sched_getaffinity(0)), max(1, len(waiting)))
+    total = sum(len(task.items) for task in tasks)
+    with (
+        PackProgress(total, total - sum(len(task.items) for task in waiting), options.progress) as progress,
+        ProcessPoolExecutor(workers, initializer=prepare_worker, initargs=(stop, os.getpid())) as pool,
+    ):
+        try:
+            futures = {pool.submit(write_shard, task): task for task in waiting}
+            for future in as_completed(futures):
+                records[futures[future].name] = future.result()
+                progress.advance(len(futures[future].items))
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {task.name: records[task.name] for task in tasks}
+
+
+def _check_bad(bad: Sequence[tuple[str, str]], total: int, allowed: int) -> None:
+    if len(bad) > allowed:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:_LISTED])
+        more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        raise DataError(
+            f"{len(bad)} of {total} images cannot be used, --max-bad allows {allowed}: {listed}{more}; "
+            f"mend or remove them, or leave them out with --max-bad {len(bad)}"
+        )
+
+
+def _collect(source: Source, records: dict[str, ShardRecord]) -> dict[str, SplitInfo]:
+    splits = {}
+    for split in source.splits:
+        shards = [record.info for name, record in records.items() if name.rpartition("-")[0] == split]
+        splits[split] = SplitInfo(shards=shards, count=sum(shard.count for shard in shards))
+        if not splits[split].count:
+            raise DataError(f"split {split} has no readable image left; mend its files")
+    return splits
+
+
+def _publish(staging: Path, final: Path) -> None:
+    """Put the finished dataset in place by one rename; a dataset that is replaced is moved away first."""
+    replaced = staging / "replaced"
+    if final.exists() and any(final.iterdir()):
+        final.rename(replaced)
+    (staging / "dataset").rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(staging)

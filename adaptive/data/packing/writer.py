@@ -1,0 +1,179 @@
+"""Writing one shard: the workers' side of packing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import tarfile
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from adaptive.data.images.decode import ImageError, decode
+from adaptive.data.packing.sources import Item
+from adaptive.data.shards.index import ShardInfo
+from adaptive.files import file_sha256, sync_folder, write_atomically
+
+_PARENT_POLL = 0.2  # seconds
+_stop: Event | None = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What one worker writes: a tar in ``folder`` and a record of it in ``records``."""
+
+    name: str
+    folder: Path
+    records: Path
+    root: Path | None
+    prefix: str
+    first: int
+    items: list[Item]
+    classes: list[str]
+    max_side: int | None
+
+
+class ShardRecord(BaseModel):
+    """The outcome of one task; its file exists only beside a finished shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    info: ShardInfo
+    converted: int
+    bad: list[tuple[str, str]]
+
+
+class Interrupted(Exception):  # noqa: N818 - the parent's wish, not an error
+    """The parent asked its workers to stop."""
+
+
+def prepare_worker(stop: Event, parent: int) -> None:
+    """Make a pool worker stop with its parent: when asked to, and also when the parent was killed."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL)
+        os._exit(1)
+
+    threading.Thread(target=watch_parent, name="watch-parent", daemon=True).start()
+
+
+def write_shard(task: ShardTask) -> ShardRecord:
+    """Write a shard and its record, each by a rename once it is complete (raises OSError, Interrupted)."""
+    path = task.folder / task.name
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    converted, bad, count = 0, [], 0
+    try:
+        with temporary.open("wb") as stream:
+            with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for number, item in enumerate(task.items, start=task.first):
+                    if _stop is not None and _stop.is_set():
+                        raise Interrupted
+                    try:
+                        image = _prepare(task, item)
+                    except ImageError as error:
+                        bad.append((item.name, str(error)))
+                        continue
+                    _add_sample(tar, f"{task.prefix}-{number:08d}", task, item, image)
+                    converted += image.converted
+                    count += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        size, checksum = temporary.stat().st_size, file_sha256(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(task.folder)
+    info = ShardInfo(name=task.name, count=count, bytes=size, sha256=checksum)
+    record = ShardRecord(info=info, converted=converted, bad=bad)
+    write_atomically(task.records / f"{task.name}.json", record.model_dump_json())
+    return record
+
+
+def finished_record(task: ShardTask) -> ShardRecord | None:
+    """Return the record of a shard that an interrupted packing left complete, if there is one.
+
+    A shard that lacks bad images is written anew: a file may have been unreadable for the moment only.
+    """
+    try:
+        record = ShardRecord.model_validate_json((task.records / f"{task.name}.json").read_bytes())
+        size = (task.folder / task.name).stat().st_size
+    except (OSError, ValueError):
+        return None
+    return record if size == record.info.bytes and not record.bad else None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    converted: bool
+
+
+def _prepare(task: ShardTask, item: Item) -> _Prepared:
+    data = _read(task, item)
+    decoded = decode(data)
+    image = decoded.image
+    jpeg = decoded.format in ("JPEG", "MPO")
+    extension = "jpg" if jpeg else "png"
+    if task.max_side is not None and max(image.size) > task.max_side:
+        scale = task.max_side / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        return _Prepared(_encode(image, jpeg, quality=92), extension, width, height, True)
+    if not decoded.plain:
+        data = _encode(image, jpeg, quality=95)
+    return _Prepared(data, extension, *image.size, not decoded.plain)
+
+
+def _read(task: ShardTask, item: Item) -> bytes:
+    if item.data is not None:
+        return item.data
+    assert task.root is not None
+    try:
+        with (task.root / (item.path or item.name)).open("rb") as stream:
+            if item.offset is None:
+                return stream.read()
+            stream.seek(item.offset)
+            data = stream.read(item.size)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
+    if len(data) < item.size:
+        raise ImageError(f"{item.path} ends after {len(data)} of its {item.size} bytes")
+    return data
+
+
+def _encode(image: Image.Image, jpeg: bool, quality: int) -> bytes:
+    stream = io.BytesIO()
+    if jpeg:
+        image.save(stream, "jpeg", quality=quality, subsampling=0)
+    else:
+        image.save(stream, "png")
+    return stream.getvalue()
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, task: ShardTask, item: Item, image: _Prepared) -> None:
+    about = {
+        "class": task.classes[item.label],
+        "source": item.name,
+        "width": image.width,
+        "height": image.height,
+    }
+    members = {image.extension: image.data, "cls": str(item.label).encode(), "json": json.dumps(about).encode()}
+    for extension, data in members.items():
+        # A new TarInfo has owner 0 and time 0: packing twice gives the same bytes.
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,67 @@
+"""Single images of a split by their sample ids, for whoever wants to look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adaptive.config.sections import DataConfig
+from adaptive.data.images.decode import ImageError, decode_image
+from adaptive.data.reading.order import locate
+from adaptive.data.remote.urls import is_remote
+from adaptive.data.shards.cache import shard_files
+from adaptive.data.shards.index import DatasetIndex, check_shards
+from adaptive.data.shards.reader import ShardReader
+from adaptive.errors import DataError
+
+
+def read_images(
+    folder: str | Path, index: DatasetIndex, split: str, ids: Sequence[int], settings: DataConfig | None = None
+) -> list[Image.Image]:
+    """Return the stored images (RGB, their own sizes) of these sample ids, in the order of ``ids``.
+
+    Args:
+        folder: of the packed dataset, or its URL.
+        index: its index.
+        split: its split.
+        ids: numbers of the samples in the split, as batches carry them; repeats are allowed.
+        settings: how a URL is read; by default as by default.
+
+    Raises:
+        DataError: no such split, a shard is missing, an id is beyond the split, or an image cannot be decoded.
+    """
+    if not is_remote(folder):
+        check_shards(index, folder, split, settings=settings, quiet=True)
+    info = index.split(split)
+    wanted = np.asarray(ids, dtype=np.int64)
+    try:
+        shards, positions = locate(wanted, info.counts)
+    except IndexError as error:
+        raise DataError(f"split {split} of {folder}: {error}") from None
+    images: list[Image.Image | None] = [None] * len(wanted)
+    reader = ShardReader(shard_files(folder, index, settings), info.shards, split_name, capacity=1)
+    try:
+        # By shard, so that each is opened once whatever the order asked for.
+        for place in np.lexsort((positions, shards)).tolist():
+            raw = reader.read(int(shards[place]), int(positions[place]))
+            try:
+                images[place] = decode_image(raw.image)
+            except ImageError as error:
+                raise DataError(
+                    f"shard {raw.shard}, sample {raw.key}: {error}; copy the shard again or pack again"
+                ) from None
+    finally:
+        reader.close()
+    return [image for image in images if image is not None]
+
+
+def split_name(name: str) -> tuple[str | None, str | None]:
+    """WebDataset's rule: the extension begins at the first dot of the file's name, folders included in the key."""
+    folder, _, file = name.rpartition("/")
+    key, dot, extension = file.partition(".")
+    if not key or not dot:
+        return None, None
+    return (f"{folder}/{key}" if folder else key), extension

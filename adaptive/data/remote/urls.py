@@ -1,0 +1,162 @@
+"""Datasets at a URL (http, https, s3, gs, or whatever else fsspec knows), and by a command where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from fsspec.asyn import get_loop
+from fsspec.spec import AbstractFileSystem
+
+from adaptive.config.sections import DataConfig
+from adaptive.data.remote.pipes import PIPE, PipeFiles
+from adaptive.data.remote.transfer import Arrivals, Running, Transfer, in_thread, status
+from adaptive.errors import ConfigError, DataError, MachineError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CLOSING = 2.0  # seconds
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+
+
+def is_remote(path: str | Path) -> bool:
+    """Say whether a dataset's path is a URL or a command rather than a folder."""
+    return isinstance(path, str) and (path.startswith(PIPE) or _URL.match(path) is not None)
+
+
+def open_remote(path: str, settings: DataConfig) -> Transfer:
+    """Return the folder at a URL or behind a command, of which nothing is read yet.
+
+    Raises:
+        ConfigError: a command, and data.pipe does not allow it.
+        DataError: an unknown kind of URL.
+        MachineError: the package for this kind of URL is not installed.
+    """
+    if path.startswith(PIPE):
+        if not settings.pipe:
+            raise ConfigError(
+                f"data.path = {path!r} would run a command in a shell, as you and with your rights, for every file; "
+                "if you wrote that command yourself, allow it with data.pipe=true"
+            )
+        return PipeFiles(path, settings.attempts, settings.timeout)
+    protocol = urlsplit(path).scheme.lower()
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        package = _PACKAGES.get(protocol, f"what fsspec needs for {protocol}")
+        raise MachineError(f"data.path = {path!r} needs {package}; install it with: pip install {package}") from None
+    except ValueError:
+        raise DataError(
+            f"data.path = {path!r}: {protocol} is no kind of URL that fsspec knows; use http, s3 or gs"
+        ) from (None)
+    return UrlFiles(path, settings.attempts, settings.timeout)
+
+
+@dataclass(frozen=True)
+class UrlFiles(Transfer):
+    """Files below a URL; one connection pool per process, also after a fork."""
+
+    _pool: dict[int, Any] = field(default_factory=dict, compare=False)
+    _opening: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location, "attempts": self.attempts, "timeout": self.timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def address(self, name: str) -> str:
+        """Return the URL of a file; a query, such as a signature, stays at the end."""
+        parts = urlsplit(self.location)
+        if parts.scheme.lower() in ("http", "https"):
+            return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+        return f"{self.location.rstrip('/')}/{name}"
+
+    def shown(self, name: str) -> str:
+        """Return the URL without user, password and query."""
+        parts = urlsplit(self.address(name))
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+    def reason(self, error: BaseException) -> str:
+        """Return why an attempt failed, without passwords."""
+        if (code := status(error)) is not None and hasattr(error, "request_info"):  # aiohttp's, which shows all the URL
+            return f"HTTP {code} {getattr(error, 'message', '')}".strip()
+        if isinstance(error, TimeoutError) and not str(error):
+            return f"no answer within {self.timeout:g} s"
+        words = super().reason(error)
+        parts = urlsplit(self.location)
+        for secret in (parts.netloc.rpartition("@")[0], parts.query):
+            words = words.replace(secret, "***") if secret else words
+        return words
+
+    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
+        """Begin to write a file's content to ``path``, by one request and in sequence."""
+        if self._protocol() == "file":  # its own way tells of no progress
+            files = self._filesystem()
+            copy = AbstractFileSystem.get_file
+            return Running(in_thread(lambda: copy(files, self.address(name), str(path), callback=arrivals)))
+        one_stream = {"concurrency": 1} if self._protocol() in ("gs", "gcs") else {}
+        return self._call("get_file", self.address(name), str(path), callback=arrivals, **one_stream)
+
+    def start_size(self, name: str) -> Running[int | None]:
+        """Begin to ask for a file's size."""
+        return self._call("size", self.address(name))
+
+    def close(self) -> None:
+        """Close this process's connections; the next use opens new ones."""
+        with self._opening:
+            files = self._pool.pop(os.getpid(), None)
+        for name in ("_session", "_s3"):
+            session = getattr(files, name, None)
+            if session is not None and asyncio.iscoroutinefunction(getattr(session, "close", None)):
+                with suppress(Exception):
+                    asyncio.run_coroutine_threadsafe(session.close(), get_loop()).result(_CLOSING)
+
+    def _protocol(self) -> str:
+        return urlsplit(self.location).scheme.lower()
+
+    def _call(self, method: str, *words: Any, **options: Any) -> Running[Any]:
+        files = self._filesystem()
+        if not files.async_impl:
+            return Running(in_thread(lambda: getattr(files, method)(*words, **options)))
+        future = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(*words, **options), get_loop())
+        return Running(future, future.cancel)
+
+    def _filesystem(self) -> Any:
+        with self._opening:
+            if os.getpid() not in self._pool:
+                self._pool.clear()
+                self._pool[os.getpid()] = self._open()
+            return self._pool[os.getpid()]
+
+    def _open(self) -> Any:
+        """Open the store with its library's own retries off, as far as it lets us, and our time-out in."""
+        import aiohttp  # takes a while, and folders do without
+
+        protocol = self._protocol()
+        waiting = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=self.timeout)
+        options: dict[str, Any] = {}
+        if protocol in ("http", "https"):
+            options = {"client_kwargs": {"timeout": waiting, "trust_env": True}}
+        elif protocol in ("s3", "s3a"):
+            times = {"connect_timeout": self.timeout, "read_timeout": self.timeout}
+            options = {"config_kwargs": {**times, "retries": {"max_attempts": 1}}, "max_concurrency": 1}
+        elif protocol in ("gs", "gcs"):
+            options = {"requests_timeout": waiting}
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what we report in a line
+        # Its coroutines run in fsspec's thread by our hand. With asynchronous=False it would close its connections when
+        # it is collected, and wait for them where that happens in a forked process, which has no such thread.
+        if fsspec.get_filesystem_class(protocol).async_impl:
+            options["asynchronous"] = True
+        files = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+        if protocol in ("s3", "s3a"):
+            files.retries = 1
+        return files

@@ -1,0 +1,280 @@
+"""Whole shards of a URL kept on this machine's disk: one download per shard, whoever on the machine wants it.
+
+A shard is fetched under a lock of its own, into a file beside, and appears by a rename once its size and sha256 are
+those of the index. The shards that were not used for longest make room for new ones. What is removed while a process
+reads it stays readable for that process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from adaptive.config.sections import DataConfig
+from adaptive.data.faults import BadDataError
+from adaptive.data.remote.transfer import Cancelled, Mismatch, Transfer
+from adaptive.data.remote.urls import is_remote, open_remote
+from adaptive.data.shards.index import DatasetIndex, ShardInfo
+from adaptive.data.shards.reader import Files, LocalFiles
+from adaptive.errors import ConfigError, MachineError
+from adaptive.files import file_sha256
+
+GIB = 2**30
+MIB = 2**20
+# Marks a folder as ours to delete from; the standard's name and first line, so that backups pass it over.
+_TAG = "CACHEDIR.TAG"
+_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# Shards that adaptive can fetch again.\n"
+_FOLDER = re.compile(r"[0-9a-f]{32}")  # the beginning of a dataset's fingerprint
+_PART = re.compile(r"\.(?P<name>[A-Za-z0-9_-]+\.tar)\.(?P<size>\d+)\.\d+-\d+\.part")
+_WAIT = 0.1  # seconds between two looks for room that other downloads hold
+_OPENINGS = 100
+_FRESH = 1.0  # seconds for which a failure is not tried again
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    used: float
+    size: int
+    path: Path
+
+
+def cache_folder(settings: DataConfig) -> Path:
+    """Return where shards of URLs are kept."""
+    if staged := stage_folder():
+        return staged
+    if settings.cache is not None:
+        return Path(settings.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive" / "shards"
+
+
+def stage_folder() -> Path | None:
+    """Return the folder on this machine's own disk that batch scripts bring shards to, if ADAPTIVE_STAGE names one."""
+    name = os.environ.get("ADAPTIVE_STAGE")
+    return Path(name) if name else None
+
+
+def check_cache(index: DatasetIndex, split: str, settings: DataConfig) -> int:
+    """Return how many shards of a split the cache can hold.
+
+    Raises:
+        ConfigError: fewer than are read at a time.
+    """
+    sizes = sorted((shard.bytes for shard in index.split(split).shards), reverse=True)
+    needed = min(settings.shuffle_window, len(sizes))
+    bound = int(settings.cache_gib * GIB)
+    if sum(sizes[:needed]) > bound:
+        held = next(n for n in range(len(sizes) + 1) if sum(sizes[: n + 1]) > bound)
+        raise ConfigError(
+            f"data.cache_gib = {settings.cache_gib:g} holds {held} shards of split {split} (up to "
+            f"{sizes[0] / MIB:.1f} MiB each), data.shuffle_window = {settings.shuffle_window} reads {needed} at "
+            f"a time; set data.cache_gib to {sum(sizes[:needed]) / GIB * 1.01:.3g} or more, or lower the window"
+        )
+    return bound // max(sizes[0], 1) if sizes else 0
+
+
+class ShardCache:
+    """The shards of one dataset at a URL, by way of this machine's disk.
+
+    ``downloads`` counts the shards that this object fetched.
+    """
+
+    def __init__(self, remote: Transfer, fingerprint: str, root: Path, bound: int) -> None:
+        self.remote = remote
+        self.root = root
+        self.folder = root / fingerprint[:32]
+        self.bound = bound
+        self.downloads = 0
+        self._failed: dict[str, tuple[float, BadDataError]] = {}
+
+    def shown(self, shard: ShardInfo) -> str:
+        """Return a shard's address for messages."""
+        return self.remote.shown(shard.name)
+
+    def close(self) -> None:
+        """Close this process's connections to the store."""
+        self.remote.close()
+
+    def open(self, shard: ShardInfo) -> int:
+        """Return a descriptor of a shard's file, fetching it first where it is not there (raises as `fetch` does)."""
+        for _ in range(_OPENINGS):
+            path = self.fetch(shard)
+            with suppress(FileNotFoundError):  # another process made room before it was opened
+                return os.open(path, os.O_RDONLY)
+        raise MachineError(
+            f"data.cache = {str(self.root)!r} is too small for all that is read from it at a time: {shard.name} was "
+            f"removed again and again; raise data.cache_gib, or lower data.shuffle_window"
+        )
+
+    def fetch(self, shard: ShardInfo, wait: bool = True, cancel: threading.Event | None = None) -> Path:
+        """Bring a shard here, unless it is, and return its path; without ``wait`` not if another is at it.
+
+        Raises:
+            BadDataError: the shard cannot be had; see `Transfer.fetch`.
+            MachineError: no space, or no right to write.
+            Cancelled: ``cancel`` was set.
+        """
+        path = self.folder / shard.name
+        began = time.monotonic()
+        try:
+            self._prepare()
+            if not self._use(path, shard.bytes):
+                with _locked(_lock_of(path), wait) as held:
+                    if held and not self._use(path, shard.bytes):
+                        self._raise_known(shard, began)
+                        self._download(path, shard, cancel or threading.Event())
+        except BadDataError as error:
+            self._failed[shard.name] = (time.monotonic(), error)
+            raise
+        except OSError as error:
+            raise MachineError(
+                f"data.cache = {str(self.root)!r} cannot be used: {error.strerror or error}; check its permissions, or "
+                "give another folder"
+            ) from None
+        return path
+
+    def holds(self, shard: ShardInfo) -> bool:
+        """Say whether a shard is here, whole."""
+        path = self.folder / shard.name
+        return path.is_file() and path.stat().st_size == shard.bytes
+
+    def _raise_known(self, shard: ShardInfo, began: float) -> None:
+        """Raise what another thread of this process met while this one waited: all attempts are made already."""
+        when, error = self._failed.get(shard.name, (0.0, None))
+        if error and when > began - _FRESH:
+            raise BadDataError(str(error), error.kind, whole=True)
+
+    def _prepare(self) -> None:
+        tag = self.folder / _TAG
+        if not tag.exists():
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            tag.write_text(_TAG_CONTENT)
+
+    def _use(self, path: Path, size: int) -> bool:
+        """Say whether a shard is here, and note that it was used."""
+        try:
+            if path.stat().st_size == size:
+                os.utime(path)
+                return True
+            path.unlink(missing_ok=True)  # nothing but a damaged disk does that
+        except FileNotFoundError:
+            pass
+        return False
+
+    def _download(self, path: Path, shard: ShardInfo, cancel: threading.Event) -> None:
+        for leftover in self.folder.glob(f".{shard.name}.*.part"):  # of killed processes: the lock is ours
+            leftover.unlink(missing_ok=True)
+        part = self.folder / f".{shard.name}.{shard.bytes}.{os.getpid()}-{next(_numbers)}.part"
+        self._make_room(part, shard, cancel)
+
+        def check(found: Path) -> None:
+            if (size := found.stat().st_size) != shard.bytes:
+                raise Mismatch(f"{size} bytes, the index says {shard.bytes}")
+            if (digest := file_sha256(found)) != shard.sha256:
+                raise Mismatch(f"sha256 {digest[:12]}, the index says {shard.sha256[:12]}")
+            with found.open("rb") as file:
+                os.fsync(file.fileno())
+
+        try:
+            self.remote.fetch(shard.name, part, shard.bytes, check, cancel)
+            part.replace(path)
+            self.downloads += 1
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _make_room(self, part: Path, shard: ShardInfo, cancel: threading.Event) -> None:
+        """Remove what was not used for longest until the shard fits, and reserve its size by creating ``part``."""
+        while True:
+            with _locked(self.root / ".room.lock"):
+                kept, reserved, missing = self._survey()
+                free = shutil.disk_usage(self.root).free - missing
+                total = sum(one.size for one in kept) + reserved
+                for one in sorted(kept, key=lambda one: one.used):
+                    if total + shard.bytes <= self.bound and shard.bytes <= free:
+                        break
+                    one.path.unlink(missing_ok=True)
+                    total -= one.size
+                    free += one.size
+                if shard.bytes <= free and (total + shard.bytes <= self.bound or not reserved):
+                    part.touch()
+                    return
+                if not reserved:
+                    raise MachineError(
+                        f"no space left in data.cache = {str(self.root)!r}: {shard.name} has {shard.bytes / MIB:.1f} "
+                        f"MiB, {free / MIB:.1f} MiB are free; free some, or give another folder"
+                    )
+            if cancel.wait(_WAIT):  # downloads of others hold the room; what they bring can be removed
+                raise Cancelled
+
+    def _survey(self) -> tuple[list[_Kept], int, int]:
+        """Return what is kept for all datasets, the bytes that downloads reserve, and how many are yet to come."""
+        kept: list[_Kept] = []
+        reserved = missing = 0
+        for folder in self.root.iterdir():
+            if not _FOLDER.fullmatch(folder.name) or not (folder / _TAG).is_file():
+                continue
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    if path.suffix == ".tar":
+                        found = path.stat()
+                        kept.append(_Kept(found.st_mtime, found.st_size, path))
+                    elif match := _PART.fullmatch(path.name):
+                        if _abandoned(path, match["name"]):
+                            continue
+                        reserved += int(match["size"])
+                        missing += max(0, int(match["size"]) - path.stat().st_size)
+        return kept, reserved, missing
+
+
+def _abandoned(part: Path, shard: str) -> bool:
+    """Remove what a killed process left: nobody holds the lock of that shard."""
+    with _locked(_lock_of(part.with_name(shard)), wait=False) as held:
+        if held:
+            part.unlink(missing_ok=True)
+        return held
+
+
+def _lock_of(path: Path) -> Path:
+    return path.parent / "locks" / f"{path.name}.lock"
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock, which ends with the process; yields whether it was to be had."""
+    lock = FileLock(path, blocking=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | None = None) -> Files:
+    """Return the shards of a dataset: a folder's where they are, a URL's by way of the cache.
+
+    With ADAPTIVE_STAGE a folder's come by way of that one, bounded by its disk. Raises as `open_remote` does.
+    """
+    remote = isinstance(folder, str) and is_remote(folder)
+    staged = stage_folder()
+    if not remote and staged is None:
+        return LocalFiles(Path(folder))
+    location = str(folder) if remote else f"file://{Path(folder).resolve()}"
+    settings = settings or DataConfig(path=location)
+    bound = int(settings.cache_gib * GIB)
+    if staged is not None:
+        bound = shutil.disk_usage(next(path for path in (staged, *staged.absolute().parents) if path.exists())).total
+    return ShardCache(open_remote(location, settings), index.fingerprint, cache_folder(settings), bound)

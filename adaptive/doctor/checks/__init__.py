@@ -1,0 +1,1 @@
+"""The checks: one small function each, and whatever one changes it undoes."""

@@ -1,0 +1,180 @@
+"""Shared memory, limits of the process, memory and cores that it may really use."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import psutil
+
+from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
+
+MIB, GIB = 2**20, 2**30
+WORKERS = 2  # the default of data.workers
+FILES_NEEDED, FILES_LEAST = 4096, 512
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def shm(settings: Settings, folder: str = "/dev/shm") -> Finding:
+    """Shared memory, by which loader processes hand over batches."""
+    if not Path(folder).is_dir():
+        return error(
+            f"there is no {folder}; loader processes need it", f"mkdir -p {folder} && mount -t tmpfs tmpfs {folder}"
+        )
+    total, _, free = shutil.disk_usage(folder)
+    shown = f"{_size(free)} of {_size(total)} free in {folder}"
+    if not os.access(folder, os.W_OK):
+        return error(f"{folder} cannot be written; loader processes need it", f"chmod 1777 {folder}")
+    larger = f"docker run --shm-size=8g ...   # or mount -o remount,size=8G {folder}; data.workers=0 does without"
+    if total <= 64 * MIB or free < 64 * MIB * settings.local_ranks:
+        what = "a container's default" if total == 64 * MIB else "little for loader processes"
+        return warning(f"{shown}: {what}; batches of 224 pixels take some 40 MiB each", larger)
+    return ok(shown)
+
+
+def open_files(_: Settings) -> Finding:
+    """The limit of open files: shards, sockets and pipes of loader processes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = f"{_limit(soft)} open files (at most {_limit(hard)})"
+    if soft != resource.RLIM_INFINITY and soft < FILES_NEEDED:
+        reach = FILES_NEEDED if hard == resource.RLIM_INFINITY else min(hard, FILES_NEEDED)
+        remedy = (
+            f"ulimit -n {reach}"
+            if reach > soft
+            else "limits.conf: * hard nofile 65536, or docker run --ulimit nofile=65536"
+        )
+        return (error if soft < FILES_LEAST else warning)(f"only {shown}", remedy)
+    return ok(shown)
+
+
+def processes(settings: Settings) -> Finding:
+    """The limit of processes and threads of this user."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    pids = _read(CGROUP / "pids.max") or _read(_own_cgroup("pids") / "pids.max")
+    allowed = min([n for n in (soft, int(pids) if pids.isdigit() else -1) if n >= 0], default=-1)
+    needed = 256 * settings.local_ranks
+    if 0 <= allowed < needed:
+        remedy = f"ulimit -u {4 * needed}   # or docker run --pids-limit {4 * needed}"
+        return warning(f"only {allowed} processes and threads; {_ranks(settings)} may start {needed}", remedy)
+    return ok(f"{_limit(allowed)} processes and threads")
+
+
+def locked_memory(_: Settings) -> Finding:
+    """The limit of locked memory, which pinned buffers and InfiniBand need."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    shown = "unlimited" if soft == resource.RLIM_INFINITY else _size(soft)
+    infiniband = any(Path("/sys/class/infiniband").glob("*"))
+    if infiniband and soft != resource.RLIM_INFINITY and soft < 64 * MIB:
+        return warning(f"{shown} of locked memory, and an InfiniBand card that wants more", "ulimit -l unlimited")
+    return ok(f"{shown} of locked memory")
+
+
+def address_space(_: Settings) -> Finding:
+    """The limit of address space, far more of which is reserved than used."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < 64 * GIB:
+        return warning(
+            f"address space is limited to {_size(soft)}; CUDA and threads reserve more", "ulimit -v unlimited"
+        )
+    return ok("unlimited" if soft == resource.RLIM_INFINITY else _size(soft))
+
+
+def memory(settings: Settings) -> Finding:
+    """Memory of the machine, and what a container or job may use of it."""
+    machine = psutil.virtual_memory()
+    limit, used = _memory_limit()
+    shown = f"{_size(machine.available)} of {_size(machine.total)} available"
+    free = machine.available
+    if limit is not None and limit < machine.total:
+        free = min(free, limit - used)
+        shown += f", of which this container or job may use {_size(limit)} and has {_size(max(free, 0))} left"
+    if free < 2 * GIB * settings.local_ranks:
+        remedy = "srun --mem=0 ...   # or docker run --memory=16g; a smaller train.micro_batch takes less"
+        return warning(f"{shown}: little for {_ranks(settings)}", remedy)
+    return ok(shown)
+
+
+def cores(settings: Settings) -> Finding:
+    """Cores for the ranks of this machine and their loader processes."""
+    usable = len(os.sched_getaffinity(0))
+    quota = _cpu_quota()
+    shown = f"{usable} of {psutil.cpu_count() or usable} cores"
+    if quota is not None and quota < usable:
+        shown += f", but only the time of {quota:g}"
+        usable = max(1, int(quota))
+    each = usable // settings.local_ranks
+    if each < 1:
+        return warning(f"{shown} for {_ranks(settings)}", f"deepspeed --num_gpus {usable} ...")
+    if quota is not None and quota < len(os.sched_getaffinity(0)) and not os.environ.get("OMP_NUM_THREADS"):
+        return warning(f"{shown}: threads would fight for it", f"export OMP_NUM_THREADS={max(1, each)}")
+    if each < WORKERS + 1:
+        what = f"{shown} for {_ranks(settings)} with {WORKERS} loader processes each"
+        return warning(what, f"adaptive train CONFIG data.workers={max(0, each - 1)}")
+    return ok(f"{shown} for {_ranks(settings)}: up to data.workers={each - 1} each")
+
+
+def _memory_limit() -> tuple[int | None, int]:
+    """Limit and use in bytes of this process's control group, version 2 or 1."""
+    for folder, limit, used in (
+        (_own_cgroup(""), "memory.max", "memory.current"),
+        (CGROUP, "memory.max", "memory.current"),
+        (_own_cgroup("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if (text := _read(folder / limit)).isdigit():
+            return int(text), int(_read(folder / used) or 0)
+    return None, 0
+
+
+def _cpu_quota() -> float | None:
+    """Cores' worth of time that the control group grants."""
+    for folder in (_own_cgroup(""), CGROUP):
+        words = _read(folder / "cpu.max").split()
+        if len(words) == 2 and words[0].isdigit():
+            return int(words[0]) / int(words[1])
+    for folder in (_own_cgroup("cpu"), CGROUP / "cpu"):
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():
+            return int(quota) / int(period)
+    return None
+
+
+def _own_cgroup(controller: str) -> Path:
+    """Folder of this process's control group; an empty controller asks for version 2."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return CGROUP / controller / path.lstrip("/")
+    return CGROUP / controller
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _ranks(settings: Settings) -> str:
+    return "1 rank" if settings.local_ranks == 1 else f"{settings.local_ranks} ranks"
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value < 0 or value == resource.RLIM_INFINITY else str(value)
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"
+
+
+CHECKS = [
+    Check("shm", "machine", shm),
+    Check("open-files", "machine", open_files),
+    Check("processes", "machine", processes),
+    Check("locked-memory", "machine", locked_memory),
+    Check("address-space", "machine", address_space),
+    Check("memory", "machine", memory),
+    Check("cores", "machine", cores),
+]

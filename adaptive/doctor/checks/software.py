@@ -1,0 +1,198 @@
+"""Python, packages, and what DeepSpeed compiles at its first start."""
+
+from __future__ import annotations
+
+import ast
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import defaultdict
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
+from adaptive.doctor.probe import answer, run_program, start_script
+from adaptive.files import code_root
+from adaptive.training.engine.operators import lock_age, lock_state
+
+OWN = "adaptive-training"
+OPERATOR = "deepspeed_shm_comm"
+PROBE_SECONDS = 120.0  # importing torch alone takes half a minute from a busy file server
+
+
+@lru_cache(maxsize=1)
+def torch_facts() -> dict[str, Any]:
+    """What torch says of itself and the GPUs, asked once, in a process of its own; ``error`` if it does not answer."""
+    return answer(start_script("torch_probe.py").wait(PROBE_SECONDS))
+
+
+def python(_: Settings) -> Finding:
+    """The interpreter's version."""
+    try:
+        wanted = metadata.metadata(OWN)["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        return error(f"Python {platform.python_version()}, but {OWN} is not installed in it", "pip install -e .")
+    here = f"Python {platform.python_version()} in {sys.prefix}"
+    if platform.python_version() not in SpecifierSet(wanted, prereleases=True):
+        return error(f"{here}, needed is {wanted}", "python3.11 -m venv .venv && .venv/bin/pip install -e .")
+    return ok(here)
+
+
+def packages(_: Settings) -> Finding:
+    """Installed versions against setup.py, and packages that are there twice."""
+    needed = [Requirement(line) for line in _requirements()]
+    needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong, names = [], {canonicalize_name(one.name): one for one in needed}
+    for one in needed:
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            wrong.append((one, f"{one.name} is missing"))
+            continue
+        if not one.specifier.contains(version, prereleases=True):
+            wrong.append((one, f"{one.name} {version}, needed {one.specifier}"))
+    if wrong:
+        words = " ".join(f"'{one.name}{_extras(one)}{one.specifier}'" for one, _ in wrong)
+        return error("; ".join(text for _, text in wrong), f"pip install {words}")
+    if twice := _twice(names):
+        name, places = next(iter(twice.items()))
+        return warning(
+            f"{name} is installed {len(places)} times: {', '.join(places)}; which one is used depends on sys.path",
+            f"pip uninstall -y {name} && pip install '{names[name]}'",
+        )
+    return ok(f"{len(needed)} packages as setup.py asks for: torch {metadata.version('torch')}, "
+              f"deepspeed {metadata.version('deepspeed')}, timm {metadata.version('timm')}")  # fmt: skip
+
+
+def _requirements() -> list[str]:
+    """What setup.py asks for: of a checkout as it is now, which may be newer than the installation's metadata."""
+    setup = code_root() / "setup.py"
+    if setup.is_file():
+        for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "install_requires":
+                return list(ast.literal_eval(node.value))
+    return metadata.requires(OWN) or []
+
+
+def _extras(one: Requirement) -> str:
+    return f"[{','.join(sorted(one.extras))}]" if one.extras else ""
+
+
+def _twice(names: dict[Any, Requirement]) -> dict[Any, list[str]]:
+    """Needed packages with more than one installation on the path, and where."""
+    places = defaultdict(set)
+    for found in metadata.distributions():
+        name = canonicalize_name(found.metadata["Name"] or "")
+        where = Path(str(found.locate_file(""))).resolve()
+        if name in names and where.name != "_vendor":  # setuptools puts its own copies on the path, at its end
+            places[name].add(f"{found.version} in {where}")
+    return {name: sorted(where) for name, where in places.items() if len(where) > 1}
+
+
+def torchvision(_: Settings) -> Finding:
+    """An operator of torchvision, which fails if it was built for another torch."""
+    facts = torch_facts()
+    remedy = "pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
+    if "error" in facts:
+        return error(f"torch cannot be imported: {facts['error']}", remedy)
+    if "torchvision_error" in facts:
+        return error(f"torchvision does not fit torch {facts['torch']}: {facts['torchvision_error']}", remedy)
+    return ok(f"torch {facts['torch']} and torchvision {facts['torchvision']} work together")
+
+
+def deepspeed(_: Settings) -> Finding:
+    """Import it, in a process of its own, and ask for its accelerator."""
+    script = (
+        "import deepspeed; from deepspeed.accelerator import get_accelerator as a; "
+        "print(deepspeed.__version__, a()._name)"
+    )
+    ended = run_program([sys.executable, "-c", script], PROBE_SECONDS)
+    if ended.code != 0:
+        return error(f"deepspeed cannot be imported: {ended.reason}", "pip install 'deepspeed>=0.19.8,<0.20'")
+    version, accelerator = ended.out.split()[-2:]
+    forced = os.environ.get("DS_ACCELERATOR")
+    return ok(f"deepspeed {version} on {accelerator}{f' (DS_ACCELERATOR={forced})' if forced else ''}")
+
+
+def compiler(_: Settings) -> Finding:
+    """Ninja and a C++ compiler on PATH."""
+    if shutil.which("ninja") is None:
+        beside = Path(sys.prefix) / "bin"
+        there = (beside / "ninja").exists()
+        remedy = f'export PATH="{beside}:$PATH"' if there else "pip install ninja"
+        return error("ninja is not on PATH; DeepSpeed needs it at every start on CPUs", remedy)
+    name = os.environ.get("CXX", "c++")
+    found = shutil.which(name)
+    if found is None:
+        bad = warning if _compiled() else error
+        where = "CXX names it" if "CXX" in os.environ else "DeepSpeed compiles an operator at its first start on CPUs"
+        return bad(f"no C++ compiler {name} on PATH; {where}", "apt-get install -y g++   # and unset CXX")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return warning("Python's headers are missing; torch.compile needs them", "apt-get install -y python3-dev")
+    version = subprocess.run([found, "-dumpfullversion"], capture_output=True, text=True, timeout=10).stdout.strip()
+    return ok(f"ninja {shutil.which('ninja')}, {name} {version}")
+
+
+def extensions_folders() -> list[Path]:
+    """Where torch keeps compiled operators; without TORCH_EXTENSIONS_DIR one folder per Python and CUDA version."""
+    if root := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return [Path(root)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return sorted(cache.glob(f"{version}*_*")) or [cache]
+
+
+def _compiled() -> bool:
+    return any(path for folder in extensions_folders() for path in folder.glob(f"{OPERATOR}*/{OPERATOR}*.so"))
+
+
+def extensions(_: Settings) -> Finding:
+    """The folder of compiled operators: may be written, what is in it, no lock that nobody holds."""
+    for folder in extensions_folders():
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            return error(
+                f"{folder} cannot be written; DeepSpeed compiles an operator into it",
+                f"export TORCH_EXTENSIONS_DIR={Path.home() / '.torch_extensions'}",
+            )
+        for lock in folder.glob(f"{OPERATOR}*/lock"):
+            if problem := _lock_problem(lock):
+                return problem
+    shown = ", ".join(map(str, extensions_folders()))
+    if _compiled():
+        return ok(f"{shown}: DeepSpeed's operator is compiled")
+    return ok(f"{shown}: DeepSpeed's operator is not compiled yet; the first start on CPUs takes one to two minutes")
+
+
+def _lock_problem(lock: Path) -> Finding | None:
+    """Tell a lock that is held, or that a killed process has left, from one that means nothing."""
+    state, age = lock_state(lock), lock_age(lock) or 0.0
+    if state == "held":
+        return warning(f"{lock} is held: another process compiles", f"fuser -v {lock}   # who; wait for its end")
+    if state == "left":
+        left = f"{lock} was left {age / 3600:.1f} h ago by a compilation that was killed"
+        return warning(f"{left}; the next training removes it, other programs wait for it for ever", f"rm {lock}")
+    if state == "young":
+        return warning(
+            f"{lock} is {age:.0f} s old: another process compiles, or was killed", f"rm {lock}   # if none does"
+        )
+    return None
+
+
+CHECKS = [
+    Check("python", "software", python),
+    Check("packages", "software", packages),
+    Check("torchvision", "software", torchvision, slow=True, limit=PROBE_SECONDS + 5),
+    Check("deepspeed", "software", deepspeed, slow=True, limit=PROBE_SECONDS + 5),
+    Check("compiler", "software", compiler),
+    Check("extensions", "software", extensions),
+]

@@ -1,0 +1,1 @@
+"""Choosing thresholds and temperatures on held-out images: which image leaves at which exit."""

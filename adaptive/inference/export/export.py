@@ -1,0 +1,251 @@
+"""Export: one file per block and format, and a manifest, in a folder that is published by one rename."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adaptive.errors import ExportError
+from adaptive.files import sync_folder
+from adaptive.inference.export.export_manifest import BlockEntry, FileEntry, Format, Manifest, file_entry, require
+from adaptive.inference.export.pieces import Piece, pieces_of, with_plain_attention
+from adaptive.inference.export.preprocess import Preprocess
+from adaptive.inference.policy import Policy
+from adaptive.networks.fingerprint import fingerprint
+from adaptive.networks.network import AdaptiveNetwork
+
+OPSET = 20  # the first with GELU; onnxruntime reads it from 1.17 on
+LARGEST_FILE = 1_900_000_000  # bytes of weights; an ONNX file is one protobuf message, which ends at 2 GiB
+TOLERANCE = 1e-4  # of the largest logit
+BATCHES = (1, 3)  # that are verified
+ELSEWHERE = "place the exits elsewhere, or take another backbone"
+
+
+def export(
+    network: AdaptiveNetwork,
+    folder: str | Path,
+    *,
+    backbone: str,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    policy: Policy,
+    formats: Sequence[Format] = ("onnx", "torch"),
+    images: Tensor | None = None,
+) -> Manifest:
+    """Write a network as one file per block, weights in float32, for any number of images.
+
+    A block's file holds block i, exit i and the link that feeds it. Its inputs are the tensors in front of the block
+    and, where the exit collaborates, the previous exit's logits; its outputs the tensors behind it and the logits.
+
+    Args:
+        network: is copied, and stays as it is.
+        folder: to write; must not exist, or be empty.
+        backbone: name of the plain model.
+        classes: names of the C classes.
+        preprocess: what makes the network's input of an image.
+        policy: who leaves where.
+        formats: ``onnx`` (``block_1.onnx``, which `OnnxClassifier` runs), ``torch`` (``block_1.pt2``, for
+            torch.export.load), or both.
+        images: (N, C, H, W) float32, on which the files are verified besides random ones.
+
+    Returns:
+        The manifest, as it was written.
+
+    Raises:
+        ExportError: the folder is taken, a package is missing, a block cannot be exported, the files answer other than
+            the network, or what was given does not belong to the network.
+    """
+    folder = Path(folder)
+    own = fingerprint(network)
+    _check(network, own, folder, classes, preprocess, policy, formats)
+    plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
+    # A part's gradient fork has nothing to do here, and recomputing would only be in a recorder's way.
+    plain.equilibrium, plain.checkpointing = False, False
+    with _written_aside(folder) as aside, torch.no_grad(), _quiet():
+        pieces = pieces_of(plain)
+        files: list[FileEntry] = []
+        for piece in pieces:
+            files += _write(piece, f"block {piece.number} of {backbone}", formats, aside)
+        blocks = [piece.entry(formats) for piece in pieces]
+        for kind in formats:
+            _verify(plain, blocks, kind, aside, backbone, images)
+        manifest = Manifest(
+            backbone=backbone,
+            exits=network.exit_names,
+            fingerprint=own,
+            classes=list(classes),
+            input_size=network.input_size,
+            channels=network.channels,
+            preprocess=preprocess,
+            policy=policy,
+            costs=[cost.macs for cost in plain.costs()],
+            blocks=blocks,
+            files=files,
+        )
+        manifest.write(aside)
+    return manifest
+
+
+def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path) -> list[FileEntry]:
+    """Write a piece's files; ``name`` is for messages."""
+    entry = piece.entry(formats)
+    with _one_line(name, "torch.export"):
+        program = piece.record()
+        if entry.torch is not None:
+            torch.export.save(program, folder / entry.torch)
+    files = [] if entry.torch is None else [file_entry(folder / entry.torch, "torch")]
+    if entry.onnx is not None:
+        with _one_line(name, "ONNX"):
+            onnx = torch.onnx.export(
+                with_plain_attention(program),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=entry.inputs,
+                output_names=entry.outputs,
+            )
+            assert onnx is not None
+            weights = sum(t.numel() * t.element_size() for t in piece.part.state_dict().values())
+            onnx.save(folder / entry.onnx, external_data=weights > LARGEST_FILE)
+        files += [file_entry(path, "onnx") for path in sorted(folder.glob(f"{entry.onnx}*"))]
+    return files
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks about their own internals from the user."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _one_line(name: str, target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # the exporters raise whatever they like
+        reason = " ".join(_root(error).split())[:300]
+        raise ExportError(f"{name} cannot be exported to {target}: {reason}; {ELSEWHERE}") from error
+
+
+def _root(error: BaseException) -> str:
+    """What began it: the exporters wrap an error in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _verify(
+    network: AdaptiveNetwork, blocks: list[BlockEntry], kind: Format, folder: Path, backbone: str, images: Tensor | None
+) -> None:
+    """Compare every block's logits with the network's (raises ExportError)."""
+    runs = [_opened(folder, block, kind) for block in blocks]
+    size, generator = network.input_size, torch.Generator().manual_seed(0)
+    sets = [torch.randn(n, network.channels, size, size, generator=generator) for n in BATCHES]
+    if images is not None:
+        sets += [images[:n].float().cpu() for n in BATCHES]
+    for batch in sets:
+        values = {blocks[0].inputs[0]: batch}
+        for i, (block, expected) in enumerate(zip(blocks, network(batch), strict=True)):
+            try:
+                found = runs[i]([values[name] for name in block.inputs])
+            except Exception as error:  # as the runtimes raise whatever they like
+                reason = " ".join(_root(error).split())[:300]
+                raise ExportError(
+                    f"block {i + 1} of {backbone} does not run as {kind} on {len(batch)} images: {reason}; {ELSEWHERE}"
+                ) from error
+            values = dict(zip(block.outputs, found, strict=True))
+            logits, largest = values[block.logits], float(expected.abs().max())
+            difference = float((logits - expected).abs().max()) if logits.shape == expected.shape else float("inf")
+            if not difference <= TOLERANCE * largest:
+                raise ExportError(
+                    f"block {i + 1} of {backbone} answers other as {kind} than in the network: logits differ by "
+                    f"{difference:.2g}, the largest is {largest:.2g}; {ELSEWHERE}"
+                )
+
+
+def _opened(folder: Path, block: BlockEntry, kind: Format) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A block's file as a function of its inputs."""
+    if kind == "torch":
+        module = torch.export.load(folder / str(block.torch)).module()
+        count = len(block.state)
+        return lambda inputs: list(module(tuple(inputs[:count]), inputs[count] if len(inputs) > count else None))
+    session = require("onnxruntime").InferenceSession(folder / str(block.onnx), providers=["CPUExecutionProvider"])
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        arrays = {name: tensor.numpy() for name, tensor in zip(block.inputs, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(block.outputs, arrays)]
+
+    return run
+
+
+def _check(
+    network: AdaptiveNetwork,
+    own: str,
+    folder: Path,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    policy: Policy,
+    formats: Sequence[Format],
+) -> None:
+    """Refuse what cannot become an export, before anything is written (raises ExportError)."""
+    if not formats or set(formats) - {"onnx", "torch"}:
+        raise ExportError(f"formats = {','.join(formats)!r}: use onnx, torch or onnx,torch")
+    if "onnx" in formats:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package)
+    if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
+        raise ExportError(f"{folder} exists and is not empty; give another folder, or remove it first")
+    if len(classes) != network.num_classes:
+        raise ExportError(f"{len(classes)} classes were given, the network has {network.num_classes}; give its own")
+    if preprocess.crop != network.input_size:
+        raise ExportError(
+            f"preprocess makes images of {preprocess.crop} pixels, the network was built for {network.input_size}; "
+            "give that of its configuration"
+        )
+    if policy.exits != len(network.exits):
+        raise ExportError(f"the policy is for {policy.exits} exits, the network has {len(network.exits)}; calibrate it")
+    if policy.network is not None and policy.network.fingerprint != own:
+        raise ExportError(
+            f"the policy was calibrated for another network ({policy.network.backbone}, fingerprint "
+            f"{policy.network.fingerprint[:12]} instead of {own[:12]}); calibrate this one"
+        )
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the destination, which takes its place when everything went well (raises ExportError)."""
+    aside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        sync_folder(aside)
+        aside.replace(folder)
+        sync_folder(aside.parent)
+    except OSError as error:
+        raise ExportError(
+            f"{folder} cannot be written ({error.strerror or error}); free space or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,200 @@
+"""Runs an exported network on onnxruntime, only as deep as each image needs; no torch, torchvision or timm here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptive.data.images.decode import decode_image
+from adaptive.errors import DataError, ExportError, PolicyError
+from adaptive.inference.export.export_manifest import AGAIN, Manifest, StateTensor, require
+from adaptive.inference.policy import Policy
+
+Array = NDArray[Any]
+
+
+class ArrayPredictions(NamedTuple):
+    """What N images get when each leaves where the policy says.
+
+    Attributes:
+        labels: (N,) int64, positions in ``classes``.
+        confidences: (N,) float32, probability of the label, at the exit's temperature.
+        exits: (N,) int64, where the image left, from 1 to k.
+    """
+
+    labels: Array
+    confidences: Array
+    exits: Array
+
+
+class OnnxClassifier:
+    """An exported network with its policy.
+
+    Blocks are run for the images that are still in, and never for nobody; where the policy can let nobody leave, no
+    decision is made.
+
+    Args:
+        folder: what ``adaptive export`` wrote; the manifest and every ONNX file are checked first.
+        threads: of onnxruntime inside one block; by default as many as there are cores.
+        providers: of onnxruntime; by default the CPU.
+
+    Attributes:
+        manifest: what the folder holds.
+        classes: names of the classes.
+        preprocess: RGB image -> what `predict` takes, for one image.
+
+    Raises:
+        ExportError: the folder is none of an export, a file is missing or was changed, or onnxruntime is missing.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
+        folder = Path(folder)
+        self.manifest = Manifest.read(folder)
+        self.manifest.check_files(folder, "onnx")
+        self.classes, self.preprocess = self.manifest.classes, self.manifest.preprocess
+        self.set_policy(self.manifest.policy)
+        self._sessions = [
+            _session(folder / str(block.onnx), threads, providers or ["CPUExecutionProvider"])
+            for block in self.manifest.blocks
+        ]
+
+    @property
+    def policy(self) -> Policy:
+        """Who leaves where; `set_policy` changes it."""
+        return self._policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let another policy decide.
+
+        Raises:
+            PolicyError: it is for another number of exits, or was calibrated for another network.
+        """
+        exits = len(self.manifest.blocks)
+        if policy.exits != exits:
+            raise PolicyError(f"the policy is for {policy.exits} exits, the exported network has {exits}")
+        if policy.network is not None and policy.network.fingerprint != self.manifest.fingerprint:
+            raise PolicyError(
+                f"the policy was calibrated for another network ({policy.network.backbone}, fingerprint "
+                f"{policy.network.fingerprint[:12]}) than the exported one ({self.manifest.backbone}, "
+                f"{self.manifest.fingerprint[:12]}); calibrate the run that was exported"
+            )
+        self._policy = policy
+        self._fires = [policy.can_fire(i) for i in range(exits - 1)] + [True]
+        # A score that depends on the exits before needs their answers, also where nobody can leave.
+        remembers = policy.needs_every_exit and any(self._fires[:-1])
+        self._decides = [fires or remembers for fires in self._fires]
+
+    def predict(self, images: Array) -> ArrayPredictions:
+        """Images (N, C, H, W) float32, as `preprocess` makes them -> labels, confidences and exits, (N,) each.
+
+        Raises:
+            ExportError: images of another shape or type.
+        """
+        probabilities, exits = self.run(images)
+        return ArrayPredictions(probabilities.argmax(axis=1), probabilities.max(axis=1), exits)
+
+    def run(self, images: Array) -> tuple[Array, Array]:
+        """Images (N, C, H, W) float32 -> probabilities (N, classes) float32, and exits (N,) int64 from 1 to k.
+
+        Raises:
+            ExportError: images of another shape or type.
+        """
+        self._check(images)
+        total, exits = len(images), len(self._sessions)
+        probabilities = np.zeros((total, len(self.classes)), np.float32)
+        left_at = np.full(total, exits, np.int64)
+        inside = np.arange(total)
+        values: dict[str, Array] = {self.manifest.blocks[0].inputs[0]: images}
+        memory = None
+        for i, block in enumerate(self.manifest.blocks):
+            if not len(inside):
+                break
+            found = self._sessions[i].run(block.outputs, {name: values[name] for name in block.inputs})
+            values = dict(zip(block.outputs, found, strict=True))
+            if not self._decides[i]:
+                continue
+            chances = self._policy.probabilities(i, values[block.logits])
+            decision = self._policy.decide(i, chances, memory)
+            memory = decision.memory
+            if not self._fires[i]:
+                continue
+            leaves = decision.leaves
+            probabilities[inside[leaves]] = chances[leaves]
+            left_at[inside[leaves]] = i + 1
+            if leaves.any():
+                stays = np.flatnonzero(~leaves)
+                tensors = [*block.next_state, StateTensor(name=block.logits, batch=(0, 1))]
+                values = select(values, tensors, stays, len(inside))
+                memory = None if memory is None else memory[stays]
+                inside = inside[stays]
+        return probabilities, left_at
+
+    def open_images(self, sources: Iterable[str | Path | bytes]) -> NDArray[np.float32]:
+        """Paths of image files, or their bytes -> what `predict` takes, (N, 3, H, W).
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+        """
+        opened = [self.preprocess(_open(i, source)) for i, source in enumerate(sources)]
+        shape = (0, self.manifest.channels, self.manifest.input_size, self.manifest.input_size)
+        return np.stack(opened) if opened else np.zeros(shape, np.float32)
+
+    def _check(self, images: Array) -> None:
+        size, channels = self.manifest.input_size, self.manifest.channels
+        if images.dtype != np.float32 or images.shape[1:] != (channels, size, size):
+            raise ExportError(
+                f"images are {images.dtype} of shape {images.shape}; this network takes float32 (N, {channels}, "
+                f"{size}, {size}), as open_images and preprocess make them"
+            )
+
+
+def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Array, batch: int) -> dict[str, Array]:
+    """Keep some images of a state.
+
+    Args:
+        values: tensors by name, of ``batch`` images.
+        tensors: which of them, and where the batch is in each.
+        kept: (M,) positions of the images to keep.
+        batch: N.
+    """
+    selected = {}
+    for tensor in tensors:
+        value = values[tensor.name]
+        if tensor.batch is not None:
+            dim, multiple = tensor.batch
+            before, after = value.shape[:dim], value.shape[dim + 1 :]
+            parts = value.reshape(*before, batch, multiple, *after).take(kept, axis=dim)
+            value = parts.reshape(*before, len(kept) * multiple, *after)
+        selected[tensor.name] = value
+    return selected
+
+
+def _session(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
+    onnxruntime = require("onnxruntime")
+    missing = set(providers) - set(onnxruntime.get_available_providers())
+    if missing:
+        have = ", ".join(onnxruntime.get_available_providers())
+        raise ExportError(f"providers = {', '.join(sorted(missing))}: this onnxruntime has {have}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__} ({reason}); {AGAIN}"
+        ) from None
+
+
+def _open(number: int, source: str | Path | bytes) -> Any:
+    name = f"image {number}" if isinstance(source, bytes) else str(source)
+    try:
+        return decode_image(source if isinstance(source, bytes) else Path(source).read_bytes())
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror}); check the path") from None
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None

@@ -1,0 +1,95 @@
+"""Which code a run was started with: its commit, what differs from it, and a copy."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adaptive.errors import MachineError
+from adaptive.files import code_root, write_atomically
+
+PARTS = ("adaptive", "launcher", "slurm", "configs")
+LOOKING = 20.0  # seconds that git may take
+
+
+def batch_scripts() -> Path:
+    """Return the folder of the batch scripts: the checkout's, or what a wheel brought.
+
+    Raises:
+        MachineError: there is none.
+    """
+    folders = (code_root() / "slurm", code_root() / "adaptive" / "slurm")
+    for folder in folders:
+        if (folder / "lib.sh").is_file():
+            return folder
+    raise MachineError(
+        f"the batch scripts are missing: neither {folders[0]} nor {folders[1]} holds lib.sh; "
+        "install Adaptive anew, from a checkout or a wheel"
+    )
+
+
+def copy_code(folder: Path) -> None:
+    """Copy the package and the batch scripts to a folder, which is replaced if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    left_out = shutil.ignore_patterns("__pycache__", "*.pyc", "slurm")
+    shutil.copytree(code_root() / "adaptive", folder / "adaptive", ignore=left_out)
+    shutil.copytree(batch_scripts(), folder / "slurm")
+
+
+def code_version() -> dict[str, Any]:
+    """Return commit and branch of the checkout, what differs from the commit, and the installed version."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--untracked-files=normal", "--", *PARTS) if commit else ""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": _installed_version(),
+        "commit": commit or None,
+        "branch": _git("rev-parse", "--abbrev-ref", "HEAD") or None,
+        "dirty": bool(status) if commit else None,
+        "changed": status.splitlines(),
+        "python": platform.python_version(),
+        "root": str(code_root()),
+    }
+
+
+def write_code_version(folder: Path) -> dict[str, Any]:
+    """Write code_version.json to a folder, and code.diff where the checkout differs from its commit."""
+    about = code_version()
+    difference = folder / "code.diff"
+    difference.unlink(missing_ok=True)
+    if about["dirty"]:
+        difference.write_text(_git("diff", "HEAD", "--", *PARTS) + "\n", encoding="utf-8")
+    write_atomically(folder / "code_version.json", json.dumps(about, indent=1))
+    return about
+
+
+def _installed_version() -> str | None:
+    try:
+        return version("adaptive-training")
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*words: str) -> str:
+    """Return what git says of the checkout; nothing where there is no checkout, or no git."""
+    root = code_root()
+    if not (root / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LOOKING,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.rstrip("\n") if done.returncode == 0 else ""

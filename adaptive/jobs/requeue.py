@@ -1,0 +1,222 @@
+"""Whether a Slurm job that ended starts again, and how often it may do so without getting on.
+
+The batch scripts (slurm/lib.sh) call this file around every start of a run. It keeps the starts and ends in
+``requeues.jsonl`` in the run folder, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adaptive.config.loading import dump_config, load_config
+from adaptive.config.sections import Config
+from adaptive.errors import (
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_PEER,
+    AdaptiveError,
+    ConfigError,
+    MachineError,
+    TrainingError,
+)
+from adaptive.files import write_atomically
+from adaptive.training.checkpoints.checkpoint_manifest import newest_step
+
+MAX_STALLED = 3
+HISTORY = "requeues.jsonl"
+RESULTS = "ADAPTIVE_RESULTS"  # names the folder in which ranks leave their exit codes
+
+History = list[dict[str, Any]]
+
+
+def leave_word(code: int) -> None:
+    """Leave this rank's exit code where the batch script looks for it: rank 0's always, others' if they failed."""
+    folder, rank = os.environ.get(RESULTS), os.environ.get("SLURM_PROCID", "0")
+    if folder and (code or rank == "0"):
+        with suppress(OSError):
+            Path(folder, f"rank-{rank}").write_text(f"{code}\n")
+
+
+def outcome(results: dict[int, int], launcher: int, asked: bool) -> int:
+    """Return what a start came to, as an exit code.
+
+    Args:
+        results: exit codes that ranks left. A rank that was killed left none.
+        launcher: srun's exit code. It is the highest of all tasks', those included that srun killed after a failure.
+        asked: whether the batch script was signalled.
+    """
+    if launcher == 0 or results.get(0) == 0:
+        return 0
+    codes = sorted(results.values())
+    if EXIT_INTERRUPTED in codes:
+        return EXIT_INTERRUPTED
+    own_faults = [code for code in codes if code and not worth_another_try(code)]
+    if own_faults:
+        return own_faults[0]
+    if asked:
+        return EXIT_INTERRUPTED
+    return codes[-1] if codes else launcher
+
+
+def worth_another_try(code: int) -> bool:
+    """Say whether the same start may come to another end: stopped, hung, lost a rank, or killed."""
+    return code in (EXIT_INTERRUPTED, EXIT_HUNG, EXIT_PEER) or code >= 128
+
+
+def stalled(history: History, job: str, step: int) -> int:
+    """Count the last starts of a job that began at ``step`` or beyond: they brought nothing.
+
+    What came before the job was stopped for this reason, and started again by a human, does not count.
+    """
+    count = 0
+    for entry in reversed([entry for entry in history if entry.get("job") == job]):
+        if entry.get("decision") == "stop":
+            break
+        if entry.get("event") == "start":
+            if entry.get("step", 0) < step:
+                break
+            count += 1
+    return count
+
+
+def read_history(folder: Path) -> History:
+    """Return the entries of requeues.jsonl; what a full disk or a crash cut off is left out."""
+    entries = []
+    with suppress(FileNotFoundError):
+        for line in (folder / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                entries += [entry] if isinstance(entry, dict) else []
+    return entries
+
+
+def begin(words: Sequence[str], seed: int | None, group: str | None) -> list[str]:
+    """Note a start; return the run folder, the folder for ranks' exit codes, and the words to train with.
+
+    Raises:
+        ConfigError: the configuration or an override is wrong.
+        MachineError: the run folder cannot be written.
+        TrainingError: too many starts in a row brought no progress.
+    """
+    config = load_config(words[0], words[1:])
+    if seed is not None:
+        config = of_seed(config, seed, group)
+    folder = Path(str(config.train.run_folder))
+    results = folder / ".slurm" / f"{_job()}-{_restart()}"
+    try:
+        for old in results.parent.glob(f"{_job()}-*"):
+            shutil.rmtree(old)
+        results.mkdir(parents=True)
+        if seed is not None:
+            words = [str(folder / ".slurm" / "config.yaml")]
+            write_atomically(Path(words[0]), dump_config(config))
+    except OSError as error:
+        raise MachineError(
+            f"train.run_folder = {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    step = newest_step(folder / "checkpoints")
+    count = stalled(read_history(folder), _job(), step)
+    if _restart() and count >= _limit():
+        reason = _without_progress(count, step)
+        _note(folder, event="refused", step=step, decision="stop", reason=reason)
+        raise TrainingError(f"{folder}: {reason}")
+    _note(folder, event="start", step=step, nodes=os.environ.get("SLURM_JOB_NODELIST", ""))
+    return [str(folder), str(results), *words]
+
+
+def of_seed(config: Config, seed: int, group: str | None) -> Config:
+    """Return one run of several that differ in their seeds: with a folder of its own, in a group with the others."""
+    folder = Path(str(config.train.run_folder)) / f"seed-{seed}"
+    train = config.train.model_copy(update={"seed": seed, "run_folder": str(folder)})
+    tracking = config.tracking.model_copy(update={"group": config.tracking.group or group})
+    return config.model_copy(update={"train": train, "tracking": tracking})
+
+
+def end(folder: Path, launcher: int, asked: bool) -> tuple[str, int]:
+    """Note an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start."""
+    results: dict[int, int] = {}
+    for file in (folder / ".slurm" / f"{_job()}-{_restart()}").glob("rank-*"):
+        with suppress(ValueError):
+            results[int(file.name.removeprefix("rank-"))] = int(file.read_text())
+    code = outcome(results, launcher, asked)
+    step = newest_step(folder / "checkpoints")
+    count = stalled(read_history(folder), _job(), step)
+    if code == 0:
+        decision, reason = "done", "trained to the end"
+    elif not worth_another_try(code):
+        decision, reason = "stop", f"exit code {code} is an error that another start would meet again"
+    elif count >= _limit():
+        decision, reason = "stop", _without_progress(count, step)
+    else:
+        decision, reason = "requeue", f"exit code {code} at step {step}"
+    _note(folder, event="end", exit_code=code, step=step, decision=decision, reason=reason)
+    print(f"{decision}: {reason}", file=sys.stderr, flush=True)
+    return decision, code
+
+
+def _without_progress(count: int, step: int) -> str:
+    return (
+        f"{count} starts in a row ended without a checkpoint beyond step {step}; mend the cause (the log says it), or "
+        f"save more often (checkpoint.every_steps), or raise ADAPTIVE_MAX_STALLED = {_limit()}"
+    )
+
+
+def _note(folder: Path, **entry: Any) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({"time": now, "job": _job(), "restart": _restart(), **entry})
+    with (folder / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _job() -> str:
+    return os.environ.get("SLURM_JOB_ID", "0")
+
+
+def _restart() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _limit() -> int:
+    text = os.environ.get("ADAPTIVE_MAX_STALLED") or str(MAX_STALLED)
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"ADAPTIVE_MAX_STALLED = {text!r}: give a number of starts, 1 or more")
+    return int(text)
+
+
+def main() -> int:
+    """Entry point of the script; answers on standard output: words ended by NUL for begin, one line for end."""
+    parser = argparse.ArgumentParser(prog="requeue.py", description="Used by the batch scripts in slurm/.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    starting = actions.add_parser("begin")
+    starting.add_argument("--seed", type=int)
+    starting.add_argument("--group")
+    starting.add_argument("words", nargs="+", metavar="CONFIG [key=value]")
+    ending = actions.add_parser("end")
+    ending.add_argument("--code", type=int, required=True)
+    ending.add_argument("--asked", action="store_true")
+    ending.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    try:
+        _limit()
+        if arguments.action == "begin":
+            for word in begin(arguments.words, arguments.seed, arguments.group):
+                sys.stdout.write(f"{word}\0")
+        else:
+            print(*end(arguments.folder, arguments.code, arguments.asked))
+    except AdaptiveError as error:
+        print(error.told("train"), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

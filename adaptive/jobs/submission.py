@@ -1,0 +1,231 @@
+"""What `adaptive submit` writes: the batch script, and the folder that a job trains from whatever changes meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from adaptive.config.loading import dump_config
+from adaptive.config.sections import Config
+from adaptive.errors import MachineError, UsageError, one_line
+from adaptive.files import write_atomically
+from adaptive.jobs.code_version import batch_scripts, copy_code, write_code_version
+
+MOST_SEEDS = 1000  # a configuration is written for each
+WARNING = 300  # seconds before the time limit at which the run is asked to save
+# Settings of the batch scripts that a job keeps as they were when it was submitted.
+KEPT = tuple(
+    f"ADAPTIVE_{n}" for n in ["MODULES", "SETUP", "CONTAINER", "SRUN", "STAGE", "MAX_STALLED", "GRACE", "REQUEUE"]
+)
+_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+
+Options = list[tuple[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What is asked of Slurm; ``options`` are further ones by name, ``extra`` words for #SBATCH lines as they are."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    cpus_per_rank: int = 1
+    gpus: bool = True
+    time: str | None = None
+    name: str = "adaptive"
+    requeue: bool = True
+    seeds: str | None = None
+    after: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    extra: tuple[str, ...] = ()
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.ranks_per_node
+
+
+def seconds(time: str) -> int | None:
+    """Return a Slurm time limit in seconds, None without one (0, UNLIMITED, INFINITE).
+
+    Raises:
+        UsageError: it is none of Slurm's ways to write a time.
+    """
+    if time.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = _TIME.fullmatch(time)
+    if match is None:
+        raise UsageError(f"--time {time!r} is no time of Slurm's; write 90 (minutes), 12:00:00 or 2-00:00:00")
+    a, b, c = (int(match[name] or 0) for name in "abc")
+    if match["d"]:
+        return (int(match["d"]) * 24 + a) * 3600 + b * 60 + c
+    if match["c"]:
+        return a * 3600 + b * 60 + c
+    return (a * 60 + b) or None
+
+
+def seed_numbers(text: str) -> list[int]:
+    """Return the seeds that Slurm would number an array's tasks with, from ``0-4``, ``1,5,9``, ``0-8:4``, ``0-9%2``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    numbers: set[int] = set()
+    listed, percent, at_once = text.partition("%")
+    for part in listed.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?::([1-9]\d{0,5}))?)?", part)
+        found = range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1)) if match else range(0)
+        if not 0 < len(found) <= MOST_SEEDS or (percent and not re.fullmatch(r"[1-9]\d*", at_once)):
+            raise UsageError(
+                f"--seeds {text!r}: write 0-4, or 1,5,9 (up to {MOST_SEEDS}), with %2 behind it to run two at a time"
+            )
+        numbers.update(found)
+    return sorted(numbers)
+
+
+def render_training(config: Config, resources: Resources) -> str:
+    """Return the batch script that trains what `freeze` wrote."""
+    folder = _folder(config)
+    frozen = folder / "submitted"
+    if resources.seeds is None:
+        words = [_shell(str(frozen / "config.yaml"))]
+    else:
+        words = [f'{_shell(str(frozen / "config-"))}"$SLURM_ARRAY_TASK_ID".yaml']
+    lead = WARNING
+    if resources.time is not None and (limit := seconds(resources.time)) is not None:
+        lead = max(1, min(WARNING, limit // 4))
+    options: Options = [
+        *_resources(resources, resources.nodes, resources.ranks_per_node),
+        ("requeue" if resources.requeue else "no-requeue", None),
+        ("open-mode", "append"),
+        ("signal", f"B:USR1@{lead}"),
+    ]
+    if resources.after is not None:
+        options.append(("dependency", f"afterok:{resources.after}"))
+    variables = {} if resources.requeue else {"ADAPTIVE_REQUEUE": "0"}
+    return _render(config, resources, "train", options, words, f"trains {folder}", variables)
+
+
+def render_evaluation(config: Config, resources: Resources, job: str) -> str:
+    """Return the batch script that measures the run after its training job."""
+    folder = _folder(config)
+    words = [_shell(str(folder))] if resources.seeds is None else [f'{_shell(f"{folder}/seed-")}"$SLURM_ARRAY_TASK_ID"']
+    options = [
+        *_resources(resources, 1, 1, "-evaluate"),
+        ("dependency", f"{'afterok' if resources.seeds is None else 'aftercorr'}:{job}"),
+    ]
+    return _render(config, resources, "evaluate", options, words, f"measures {folder}", {})
+
+
+def _resources(resources: Resources, nodes: int, ranks: int, suffix: str = "") -> Options:
+    options: Options = [
+        ("job-name", resources.name + suffix),
+        ("nodes", str(nodes)),
+        ("ntasks-per-node", str(ranks)),
+        ("cpus-per-task", str(resources.cpus_per_rank)),
+    ]
+    if resources.gpus:
+        options.append(("gpus-per-node", str(ranks)))
+    if resources.time is not None:
+        options.append(("time", resources.time))
+    if resources.seeds is not None:
+        options.append(("array", resources.seeds))
+    return [*options, *resources.options]
+
+
+def _render(
+    config: Config,
+    resources: Resources,
+    action: str,
+    options: Options,
+    words: Sequence[str],
+    purpose: str,
+    variables: dict[str, str],
+) -> str:
+    log = "slurm-%j.log" if resources.seeds is None else "slurm-%A-%a.log"
+    folder = _folder(config)
+    options = [*options, ("chdir", str(Path.cwd())), ("output", f"{str(folder).replace('%', '%%')}/{log}")]
+    kept = {name: os.environ[name] for name in KEPT if os.environ.get(name)}
+    if "ADAPTIVE_PYTHON" in os.environ or not kept.keys() & {"ADAPTIVE_CONTAINER", "ADAPTIVE_SRUN"}:
+        kept["ADAPTIVE_PYTHON"] = os.environ.get("ADAPTIVE_PYTHON", sys.executable)
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"option": _option, "shell": _shell}
+    return environment.from_string((batch_scripts() / "job.sbatch.j2").read_text(encoding="utf-8")).render(
+        purpose=one_line(purpose),
+        options=options,
+        extra=[_plain(line, "--sbatch-option") for line in resources.extra],
+        variables=({"ADAPTIVE_HOME": str(folder / "submitted" / "code")} | kept | variables).items(),
+        action=action,
+        words=words,
+    )
+
+
+def freeze(configs: dict[str, Config], folder: Path, script: str) -> Path:
+    """Write configurations by file name, the code, and the script to a run folder; return the script's path.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    frozen = folder / "submitted"
+    try:
+        frozen.mkdir(parents=True, exist_ok=True)
+        for old in frozen.glob("config*.yaml"):
+            old.unlink()
+        for name, config in configs.items():
+            write_atomically(frozen / name, dump_config(config))
+        copy_code(frozen / "code")
+        write_code_version(folder)
+        write_atomically(frozen / "job.sbatch", script)
+    except (OSError, shutil.Error) as error:
+        raise MachineError(f"{frozen} cannot be written: {error}; choose another train.run_folder") from None
+    return frozen / "job.sbatch"
+
+
+def slurm(*words: str) -> str:
+    """Run a command of Slurm's and return what it prints.
+
+    Raises:
+        MachineError: it is not installed, or refuses, with its own words.
+    """
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise MachineError(
+            f"{words[0]} not found; submit on a machine of the cluster (--dry-run shows the script anywhere)"
+        ) from None
+    if done.returncode:
+        told = " ".join(line.removeprefix(f"{words[0]}: ") for line in done.stderr.splitlines() if line.strip())
+        raise MachineError(f"{words[0]} refused: {told or f'exit code {done.returncode}'}")
+    return done.stdout.strip()
+
+
+def _folder(config: Config) -> Path:
+    return Path(str(config.train.run_folder)).absolute()
+
+
+def _plain(text: str, what: str) -> str:
+    """Return text of one line without control characters (raises UsageError)."""
+    if not text.isprintable():
+        raise UsageError(f"{what}: {text!r} holds a line break or a control character, which a batch script cannot")
+    return text
+
+
+def _option(value: str) -> str:
+    """Quote a value as sbatch reads it in #SBATCH lines."""
+    text = _plain(value, "a value for sbatch")
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _shell(value: str) -> str:
+    """Quote a value for bash (raises UsageError for one with control characters: nobody could read the script)."""
+    return shlex.quote(_plain(value, "a path or setting in the batch script"))

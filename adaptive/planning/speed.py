@@ -1,0 +1,60 @@
+"""Images per second of one rank that trains alone on this machine, on noise: no dataset and no other rank needed."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+
+import torch
+
+from adaptive.config.sections import Config
+from adaptive.metrics import ExitMeter
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
+from adaptive.training.engine.engine import init_distributed, resolve_device
+from adaptive.training.learner import build_learner, build_task
+from adaptive.training.phases import plan_phase, set_modes
+
+SECONDS = 5.0
+WARMUP, LEAST = 2, 3  # steps
+
+
+def measure_images_per_second(
+    config: Config, network: AdaptiveNetwork, micro_batch: int, seconds: float = SECONDS
+) -> float:
+    """Train a copy of ``network`` in the run's longest phase for some seconds, and return the median step's speed.
+
+    The environment has to describe a group of one rank. Raises MachineError without the device that the run asks for.
+    """
+    device = resolve_device(config.train.device)
+    init_distributed()
+    phase = max(config.resolved_phases(), key=lambda phase: phase.epochs or 0)
+    plan = plan_phase(config, phase, len(network.exits))
+    batch = BatchSizes(micro_batch, micro_batch, 1, 1)
+    learner, teacher = build_learner(config, plan, copy.deepcopy(network), batch, device)
+    set_modes(learner.network, plan)
+    meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, config.train.seed)
+    task = build_task(config, plan, learner.engine, teacher, meter, batch, network.num_classes, weights)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    size = config.data.image_size
+    taken: list[float] = []
+    began = time.perf_counter()
+    try:
+        while len(taken) < WARMUP + LEAST or time.perf_counter() - began < seconds:
+            images = torch.randn(micro_batch, network.channels, size, size).to(device, memory_format=layout)
+            labels = torch.randint(network.num_classes, (micro_batch,)).to(device)
+            _wait(device)
+            start = time.perf_counter()
+            learner.engine.backward(task.loss(images, labels, (len(taken), 0, 0)))
+            learner.engine.step()
+            _wait(device)
+            taken.append(time.perf_counter() - start)
+    finally:
+        learner.engine.destroy()
+    return micro_batch / statistics.median(taken[WARMUP:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,271 @@
+"""What a report is made of: one run's outputs on a split, boiled down to what its figures and tables need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adaptive.errors import AdaptiveError
+from adaptive.inference.outputs import Outputs, simulate
+from adaptive.inference.policy import Policy
+from adaptive.measure import measure_outputs
+
+_CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured milliseconds of one image up to each exit, and where: machine, device, images per batch."""
+
+    machine: str
+    device: str
+    batch: int
+    milliseconds: list[float]
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One policy of a budgeted curve: mean multiply-adds, top-1 in percent, share of images per exit (sums to 1)."""
+
+    cost: float
+    top1: float
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run on one split. k exits, N images, C classes; exits are numbered 1..k.
+
+    Attributes:
+        name: of the run.
+        backbone: of the network.
+        checkpoint: whose weights were measured.
+        dataset: its name.
+        split: of the dataset.
+        classes: C names.
+        exit_names: k places, the last one the backbone's end.
+        macs: (k,) multiply-adds of one image up to each exit.
+        parameters: (k,) up to each exit.
+        top1: (k,) percent.
+        top5: (k,) percent.
+        loss: (k,) cross entropy.
+        labels: (N,) true classes.
+        ids: (N,) numbers of the images in the split.
+        answers: (k, N) the likeliest class at each exit.
+        confidences: (k, N) its probability at temperature 1.
+        calibrated: (k, N) its probability at the policy's temperatures; None where it has none.
+        policy: of the run, if any.
+        exits: (N,) where each image leaves by the policy.
+        leaving: (N,) probability of its answer there.
+        budgeted: the curve of policies over budgets, by rising cost; empty where it was not measured.
+        budgeted_by: how these policies were chosen.
+        timing: measured milliseconds, if any.
+        folder: of the run, for the commands that the page names.
+    """
+
+    name: str
+    backbone: str
+    checkpoint: str
+    dataset: str
+    split: str
+    classes: list[str]
+    exit_names: list[str]
+    macs: list[int]
+    parameters: list[int]
+    top1: list[float]
+    top5: list[float]
+    loss: list[float]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    answers: NDArray[np.int32]
+    confidences: NDArray[np.float32]
+    calibrated: NDArray[np.float32] | None = None
+    policy: Policy | None = None
+    exits: NDArray[np.int64] | None = None
+    leaving: NDArray[np.float32] | None = None
+    budgeted: tuple[BudgetPoint, ...] = ()
+    budgeted_by: str = ""
+    timing: Timing | None = None
+    folder: str = ""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def given(self) -> NDArray[np.int64]:
+        """The answer (N,) that each image leaves with; needs a policy."""
+        return self.answers[self._exits() - 1, np.arange(self.images)].astype(np.int64)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the answer (N,) that each image leaves with is right; needs a policy."""
+        return self.given == self.labels
+
+    def left_at(self, number: int) -> NDArray[np.intp]:
+        """Positions of the images that leave at an exit, surest first; needs a policy."""
+        assert self.leaving is not None
+        found = np.flatnonzero(self._exits() == number)
+        return found[np.argsort(-self.leaving[found], kind="stable")]
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of images (k,) that leave at each exit, sums to 1; needs a policy."""
+        return (np.bincount(self._exits() - 1, minlength=len(self.macs)) / self.images).tolist()
+
+    @property
+    def policy_top1(self) -> float:
+        """Accuracy in percent, every image counted where it leaves; needs a policy."""
+        return 100 * float(self.right.mean())
+
+    @property
+    def policy_macs(self) -> float:
+        """Mean multiply-adds of an image; needs a policy."""
+        return float(np.dot(self.shares, self.macs))
+
+    def mean_milliseconds(self, shares: Sequence[float]) -> float:
+        """Mean milliseconds of an image when these shares (k,) leave at each exit; needs a timing."""
+        assert self.timing is not None
+        return float(np.dot(shares, self.timing.milliseconds))
+
+    def accuracy_at(self, number: int) -> float | None:
+        """Accuracy in percent of those that leave at an exit, None where nobody does; needs a policy."""
+        here = self._exits() == number
+        return 100 * float(self.right[here].mean()) if here.any() else None
+
+    def _exits(self) -> NDArray[np.int64]:
+        assert self.exits is not None, "the run has no policy"
+        return self.exits
+
+
+def build_run(
+    outputs: Outputs,
+    *,
+    name: str,
+    backbone: str,
+    checkpoint: str,
+    dataset: str,
+    split: str,
+    classes: list[str],
+    exit_names: list[str],
+    macs: list[int],
+    parameters: list[int],
+    policy: Policy | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    folder: str = "",
+) -> RunReport:
+    """Boil a run's outputs down to what a report needs, a piece at a time: logits may fill most of the memory.
+
+    Args:
+        outputs: of k exits for the N images of the split.
+        name: and the other arguments: as in `RunReport`.
+        backbone: see there.
+        checkpoint: see there.
+        dataset: see there.
+        split: see there.
+        classes: see there.
+        exit_names: see there.
+        macs: see there.
+        parameters: see there.
+        policy: of the network; one for as many exits.
+        evaluation: what ``adaptive evaluate`` wrote for this split, if it did; its keys ``budgeted`` and
+            ``milliseconds`` are read where they are there.
+        folder: see there.
+
+    Raises:
+        AdaptiveError: the numbers of exits or classes do not fit together, or there are no images.
+    """
+    _check(outputs, name, split, classes, exit_names, macs, policy)
+    measured = measure_outputs(outputs.logits, outputs.labels)
+    timing, points, how = _from_evaluation(evaluation or {}, len(macs))
+    return RunReport(
+        name=name,
+        backbone=backbone,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        split=split,
+        classes=classes,
+        exit_names=exit_names,
+        macs=macs,
+        parameters=parameters,
+        top1=measured.top1,
+        top5=measured.top5,
+        loss=measured.loss,
+        labels=outputs.labels.numpy(),
+        ids=outputs.ids.numpy(),
+        policy=policy,
+        budgeted=points,
+        budgeted_by=how,
+        timing=timing,
+        folder=folder,
+        **_answers(outputs, policy),
+    )
+
+
+def _check(
+    outputs: Outputs,
+    name: str,
+    split: str,
+    classes: list[str],
+    exit_names: list[str],
+    macs: list[int],
+    policy: Policy | None,
+) -> None:
+    """Refuse what does not fit together (AdaptiveError)."""
+    k, images, width = outputs.logits.shape
+    for what, count, expected in (
+        ("costs", len(macs), k),
+        ("exit names", len(exit_names), k),
+        ("thresholds", policy.exits if policy else k, k),
+        ("class names", len(classes), width),
+    ):
+        if count != expected:
+            raise AdaptiveError(f"run {name}: {count} {what} for {expected}; the policy or evaluation is another's")
+    if not images:
+        raise AdaptiveError(f"run {name}: split {split} holds no images; give another one with --split")
+
+
+def _answers(outputs: Outputs, policy: Policy | None) -> dict[str, Any]:
+    """The arrays of `RunReport` that come from logits."""
+    k, images = outputs.logits.shape[:2]
+    plain = Policy(thresholds=[0.0] * k)
+    found: dict[str, Any] = {
+        "answers": np.empty((k, images), dtype=np.int32),
+        "confidences": np.empty((k, images), dtype=np.float32),
+    }
+    if policy is not None:
+        found |= {"exits": np.empty(images, dtype=np.int64), "leaving": np.empty(images, dtype=np.float32)}
+        if policy.temperatures:
+            found["calibrated"] = np.empty((k, images), dtype=np.float32)
+    for start in range(0, images, _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        part = Outputs(outputs.logits[:, piece], outputs.labels[piece], outputs.ids[piece])
+        confidences, answers = torch.stack(list(part.probabilities(plain))).max(dim=-1)
+        found["confidences"][:, piece], found["answers"][:, piece] = confidences.numpy(), answers.numpy()
+        if policy is None:
+            continue
+        probabilities = torch.stack(list(part.probabilities(policy)))
+        predictions = simulate(policy, probabilities)
+        found["exits"][piece], found["leaving"][piece] = predictions.exits.numpy(), predictions.confidences.numpy()
+        if policy.temperatures:
+            found["calibrated"][:, piece] = torch.amax(probabilities, dim=-1).numpy()
+    return found
+
+
+def _from_evaluation(evaluation: Mapping[str, Any], exits: int) -> tuple[Timing | None, tuple[BudgetPoint, ...], str]:
+    """Timing and budgeted curve of an evaluation; nothing where an older one lacks them."""
+    clock, curve = evaluation.get("milliseconds"), evaluation.get("budgeted")
+    timing = None
+    if clock and len(clock["exits"]) == exits:
+        timing = Timing(clock["machine"], clock["device"], clock["batch"], list(clock["exits"]))
+    if not curve:
+        return timing, (), ""
+    points = [BudgetPoint(p["cost"], p["top1"], list(p["shares"])) for p in curve["points"]]
+    how = f"kind {curve['kind']}, method {curve['method']}, chosen on {curve['split']}"
+    return timing, tuple(sorted((p for p in points if len(p.shares) == exits), key=lambda p: p.cost)), how

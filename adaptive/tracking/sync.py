@@ -1,0 +1,133 @@
+"""Upload of what runs recorded offline: all starts of a run, in order, as the one W&B run that they are."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from adaptive.errors import MachineError
+from adaptive.tracking.account import run_client
+
+# A .wandb file is a LevelDB log: a header, then blocks of chunks, each with checksum, length and kind.
+MAGIC, FILE_HEADER, BLOCK, CHUNK = b":W&B", 7, 2**15, struct.Struct("<IHB")
+WHOLE, LAST = 1, 4  # kinds of chunks that end a record
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of a run's upload: ``starts`` were uploaded now, ``before`` had been; or why they were not.
+
+    ``empty`` starts were killed before anything was written.
+    """
+
+    run: str
+    id: str
+    starts: int = 0
+    before: int = 0
+    empty: int = 0
+    fault: str = ""
+
+    @property
+    def told(self) -> str:
+        """One line."""
+        if self.fault:
+            return f"{self.run}: not uploaded: {self.fault}"
+        before = f", {self.before} before" if self.before else ""
+        empty = f", {self.empty} empty" if self.empty else ""
+        starts = f"{self.starts} start{'' if self.starts == 1 else 's'} uploaded"
+        return f"{self.run}: {starts}{before}{empty} (W&B run {self.id})"
+
+
+def offline_starts(run: str | Path) -> list[Path]:
+    """Return the files of a run folder's offline starts, first start first (raises MachineError if there are none)."""
+    folder = Path(run) / "wandb"
+    # W&B names the folders offline-run-YYYYMMDD_HHMMSS-ID: their names' order is that of the starts.
+    files = sorted(folder.glob("offline-run-*/run-*.wandb"))
+    if not files:
+        what = "is no folder" if not Path(run).is_dir() else "holds no wandb/offline-run-* folders"
+        raise MachineError(f"{run} {what}; give run folders that were trained with tracking.wandb=offline")
+    return files
+
+
+def sync(run: str | Path, limit: float) -> Synced:
+    """Upload a run's offline starts through ``wandb sync``; those that are uploaded already are passed over.
+
+    Args:
+        run: run folder.
+        limit: seconds for this run.
+    """
+    files = offline_starts(run)
+    ids = list(dict.fromkeys(file.stem.removeprefix("run-") for file in files))
+    named, missing = ", ".join(ids), _missing(files)
+    before = len(files) - len(missing)
+    if in_progress(run):
+        return Synced(str(run), named, fault="it is being trained; upload it when it has ended")
+    try:
+        due = [file for file in missing if mend(file)]
+    except OSError as error:
+        return Synced(str(run), named, fault=f"{error.filename}: {error.strerror}")
+    empty = len(missing) - len(due)
+    if not due:
+        return Synced(str(run), named, before=before, empty=empty)
+    ended = run_client(["-m", "wandb", "sync", *(str(file.parent) for file in due)], limit, folder=str(run))
+    if ended.code is None:
+        return Synced(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
+    # The client's exit code is 0 also where a run was refused: the mark that it leaves beside a file is what counts.
+    if missing := _missing(due):
+        first = missing[0].parent.name
+        reason = _reason([*ended.out.splitlines(), *ended.err.splitlines()])
+        return Synced(str(run), named, fault=f"{len(missing)} of {len(due)} starts, the first {first}: {reason}")
+    return Synced(str(run), named, len(due), before, empty)
+
+
+def mend(file: Path) -> bool:
+    """Cut off the record that a kill left unfinished; returns whether anything is in the file.
+
+    For one such start the client would refuse all later ones of its run as well.
+    """
+    content = file.read_bytes()
+    if not content.startswith(MAGIC):
+        return len(content) > FILE_HEADER  # what that is, the client will say
+    position, records, end = FILE_HEADER, 0, FILE_HEADER
+    while position + CHUNK.size <= len(content):
+        if BLOCK - position % BLOCK < CHUNK.size:
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = CHUNK.unpack_from(content, position)
+        position += CHUNK.size + length
+        if not WHOLE <= kind <= LAST or position > len(content):
+            break
+        if kind in (WHOLE, LAST):
+            records, end = records + 1, position
+    if end < len(content):
+        os.truncate(file, end)
+    return records > 1  # the first one only tells the client's version
+
+
+def in_progress(run: str | Path) -> bool:
+    """Whether a training process holds the run folder; what it still writes to its start would not be uploaded."""
+    path = Path(run) / ".lock"
+    if not path.exists():
+        return False
+    try:
+        FileLock(path).acquire(blocking=False).lock.release()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a folder of somebody else's, a file system without locks
+        return False
+    return False
+
+
+def _missing(files: list[Path]) -> list[Path]:
+    return [file for file in files if not file.with_name(f"{file.name}.synced").exists()]
+
+
+def _reason(printed: list[str]) -> str:
+    """The client's line that tells of the fault, or its last one."""
+    lines = [line.removeprefix("wandb: ").strip() for line in printed if line.strip()]
+    faults = [line for line in lines if line.startswith(("ERROR", "Error"))]
+    return (faults or lines or ["wandb sync said nothing"])[-1 if not faults else 0][:300]

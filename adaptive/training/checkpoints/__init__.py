@@ -1,0 +1,1 @@
+"""Checkpoints: capturing, writing, publishing by rename, verifying, restoring."""

@@ -1,0 +1,61 @@
+"""What lies in a run's ``checkpoints`` folder, for whoever wants to look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptive.training.checkpoints import retention
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, verify
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint as it was found.
+
+    Attributes:
+        checkpoint: the folder and what its manifest says.
+        bytes: size of all its files.
+        saved: seconds since 1970.
+        fault: what is wrong with it, or None.
+        newest: whether a run goes on from it.
+        best: whether it has the highest score of the latest phase.
+        lasting: whether it is kept for ever.
+    """
+
+    checkpoint: Checkpoint
+    bytes: int
+    saved: float
+    fault: str | None
+    newest: bool
+    best: bool
+    lasting: bool
+
+
+def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = False) -> list[Entry]:
+    """Look at every checkpoint, oldest first; what a run removes meanwhile is left out.
+
+    Args:
+        store: the folder.
+        keep_every: checkpoint.keep_every of the run.
+        quick: compare sizes only, and read no file for its checksum.
+    """
+    faults: dict[Checkpoint, str | None] = {}
+    measured: dict[Checkpoint, tuple[int, float]] = {}
+    for checkpoint in store.all():
+        faults[checkpoint] = verify(checkpoint.path, quick)
+        try:
+            files = [path.stat() for path in checkpoint.path.iterdir()]
+            measured[checkpoint] = sum(file.st_size for file in files), checkpoint.path.stat().st_mtime
+        except FileNotFoundError:
+            del faults[checkpoint]
+    found = list(faults)
+
+    def is_sound(checkpoint: Checkpoint) -> bool:
+        return faults[checkpoint] is None
+
+    newest = retention.newest(found, 1, is_sound)
+    best = retention.best(found, is_sound)
+    lasting = retention.lasting(found, keep_every)
+    return [
+        Entry(c, *measured[c], fault=faults[c], newest=c in newest, best=c == best, lasting=c in lasting) for c in found
+    ]

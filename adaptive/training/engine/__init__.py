@@ -1,0 +1,1 @@
+"""DeepSpeed behind one adapter: the process group, its settings, backward and step."""

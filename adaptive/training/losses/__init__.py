@@ -1,0 +1,1 @@
+"""The loss of a network with exits: cross entropy, distillation, exit weights, gradient surgery."""

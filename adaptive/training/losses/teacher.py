@@ -1,0 +1,69 @@
+"""Who teaches the exits: the last or the next exit in training, a frozen copy, the moving average, another model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from adaptive.config.sections import DistillationConfig
+from adaptive.errors import ConfigError
+
+# (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
+Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor | None]]
+
+
+def last_exit(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
+    """Let the last exit teach, without gradient."""
+    return logits[-1].detach()
+
+
+def next_exit(images: Tensor, logits: Sequence[Tensor]) -> list[Tensor | None]:
+    """Let every exit be taught by its successor, without gradient; the last one has none."""
+    return [*(successor.detach() for successor in logits[1:]), None]
+
+
+class NetworkTeacher:
+    """A network in eval mode that teaches with its (last) logits."""
+
+    def __init__(self, network: nn.Module, autocast: torch.autocast):
+        self.network = network.eval().requires_grad_(False)
+        self.autocast = autocast
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, logits: Sequence[Tensor]) -> Tensor:
+        """Return the teacher's logits (N, C) for images (N, 3, H, W)."""
+        with self.autocast:
+            outputs = self.network(images)
+        return outputs if isinstance(outputs, Tensor) else outputs[-1]
+
+
+def frozen_teacher(network: nn.Module, autocast: torch.autocast) -> NetworkTeacher:
+    """Teach with a copy of the network as it is now."""
+    return NetworkTeacher(copy.deepcopy(network), autocast)
+
+
+def model_teacher(
+    config: DistillationConfig, num_classes: int, image_size: int, device: torch.device, autocast: torch.autocast
+) -> NetworkTeacher:
+    """Build the timm model that ``distillation.teacher_model`` names, and try it on one image (raises ConfigError)."""
+    name, weights = str(config.teacher_model), config.teacher_weights
+    if weights is not None and not Path(weights).is_file():
+        raise ConfigError(f"distillation.teacher_weights = {weights!r} is no file")
+    try:
+        model = timm.create_model(name, num_classes=num_classes, pretrained=weights is None, **config.teacher_options)
+        if weights is not None:
+            load_checkpoint(model, weights, weights_only=True)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"distillation.teacher_model = {name!r} cannot teach {num_classes} classes at {image_size} pixels: {reason}"
+        ) from error
+    return NetworkTeacher(model.to(device), autocast)

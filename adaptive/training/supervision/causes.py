@@ -1,0 +1,76 @@
+"""What went wrong on this machine or on another rank, said in one line with the numbers and a remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from adaptive.config.sections import Config
+from adaptive.errors import MachineError, PeerError
+from adaptive.training.batch import BatchSizes
+from adaptive.training.supervision.peers import PEER_ENDED
+
+GIB = 2**30
+# How torch's allocators, and the C library, say that memory ran out.
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+# How gloo and NCCL say that a peer has gone.
+PEER_GONE = re.compile(
+    r"connection (closed|reset) by peer|connection refused|broken pipe|socket (timeout|closed)|timed out waiting"
+    r"|NCCL error|ncclRemoteError|ncclSystemError|peer (is )?(closed|gone)",
+    re.IGNORECASE,
+)
+
+
+def explained(
+    error: BaseException,
+    config: Config,
+    batch: BatchSizes,
+    device: torch.device,
+    account: Callable[[], str] = str,
+) -> MachineError | None:
+    """Return the error that a user can act on, or None where ``error`` is neither memory nor a lost peer.
+
+    ``account`` is asked who has gone.
+    """
+    # A data worker's error comes with its traceback; what happened is the line that we look for, else the last one.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = next((line for line in lines if NO_MEMORY.search(line) or PEER_GONE.search(line)), lines[-1]).strip()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(text):
+        return MachineError(
+            f"out of memory on {device} ({_numbers(device)}); {_remedies(config, batch)} [{text[:200]}]"
+        )
+    if isinstance(error, torch.distributed.DistBackendError) or PEER_GONE.search(text):
+        who = account() or "its own message, above or in its log, says why"
+        return PeerError(
+            f"{PEER_ENDED}; {who.rstrip('.')}. Started again, the run goes on from its newest checkpoint [{text[:200]}]"
+        )
+    return None
+
+
+def _numbers(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        taken = torch.cuda.max_memory_allocated(device)
+        return f"{total / GIB:.1f} GiB, {free / GIB:.1f} free, {taken / GIB:.1f} taken by this process at most"
+    memory = psutil.virtual_memory()
+    own = psutil.Process().memory_info().rss
+    return f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free, {own / GIB:.1f} taken by this process"
+
+
+def _remedies(config: Config, batch: BatchSizes) -> str:
+    """What lowers memory without changing the experiment, the most effective first."""
+    train = config.train
+    remedies = []
+    if batch.micro_batch > 1:
+        smaller = next(m for m in range(batch.micro_batch // 2, 0, -1) if batch.global_batch % (m * batch.world) == 0)
+        remedies.append(f"train.micro_batch={smaller} (now {batch.micro_batch}; the global batch stays)")
+    if not train.checkpointing and train.gradient_surgery == "none":
+        remedies.append("train.checkpointing=true")
+    if train.precision == "fp32":
+        remedies.append("train.precision=bf16")
+    if train.zero_stage < 2 and batch.world > 1:
+        remedies.append("train.zero_stage=2")
+    return "try " + ", ".join(remedies) if remedies else "a smaller data.image_size or network is needed"

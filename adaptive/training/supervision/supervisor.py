@@ -1,0 +1,114 @@
+"""What watches over a run on behalf of all ranks: requests to stop, the watchdog, the other ranks, bad data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from adaptive.errors import DataError
+from adaptive.training.supervision.agreement import Agreement
+from adaptive.training.supervision.peers import Peers
+from adaptive.training.supervision.signals import StopSignals
+from adaptive.training.supervision.watchdog import Watchdog
+
+Item = TypeVar("Item")
+
+
+class StopAskedError(Exception):
+    """A rank was asked to stop; raised on all ranks at the same place."""
+
+
+class Supervisor:
+    """One per process. Without signals and watchdog (in tests, say) nothing is asked and nothing watched.
+
+    Args:
+        signals: listens for requests to stop.
+        watchdog: ends the process when it hangs.
+        bad_samples: how many samples this rank could not use so far.
+        max_bad: how many all ranks together may meet.
+    """
+
+    def __init__(
+        self,
+        signals: StopSignals | None = None,
+        watchdog: Watchdog | None = None,
+        bad_samples: Callable[[], int] = lambda: 0,
+        max_bad: int = 0,
+    ) -> None:
+        self.signals, self.watchdog = signals, watchdog
+        self.bad_samples, self.max_bad = bad_samples, max_bad
+        self.bad_of_all = 0  # samples that all ranks together could not use, as known at the last exchange
+        self.peers: Peers | None = None  # with several ranks, once they have met
+        self.stage = "startup"
+        self.position: Callable[[], int] = int  # how many steps are done
+        self._agreement: Agreement | None = None
+
+    def meet(self) -> None:
+        """Set up the exchange between the ranks (collective)."""
+        self._agreement = Agreement()
+
+    def end(self, failed: bool = False, words: str = "") -> None:
+        """The work is done: no late signal, and no slow exit, turns it into a failure.
+
+        Where it has ``failed`` signals are what they were: launchers end the other ranks by them. ``words`` say why,
+        for the other ranks.
+        """
+        if self.peers is not None:
+            self.peers.end(words)
+        if self.signals is not None:
+            (self.signals.restore if failed else self.signals.ignore)()
+        if self.watchdog is not None:
+            self.watchdog.end()
+
+    def alive(self, stage: str) -> None:
+        """Tell the watchdog that the process lives, and is in ``stage`` now: startup, step or save."""
+        self.stage = stage
+        if self.watchdog is not None:
+            self.watchdog.enter(stage)
+
+    def watch_peers(self, peers: Peers) -> None:
+        """Let the other ranks know that this one lives, and notice when one of them does not."""
+        peers.position = lambda: (self.position(), self.stage)
+        self.peers = peers.start()
+        if self.watchdog is not None:
+            self.watchdog.account = peers.account
+
+    def account(self) -> str:
+        """Return what is known of ranks that have ended or are silent; takes some seconds."""
+        return self.peers.account() if self.peers is not None else ""
+
+    def first_step_done(self) -> None:
+        """From now on there is something to save before the process leaves."""
+        if self.signals is not None:
+            self.signals.immediate = False
+
+    def stop_asked(self) -> bool:
+        """Tell whether a rank was asked to stop; the same answer on all ranks (collective, one call late).
+
+        Raises:
+            DataError: all ranks together met more bad samples than ``max_bad``.
+        """
+        assert self._agreement is not None, "the ranks have not met"
+        asked = self.signals is not None and self.signals.asked
+        sums = self._agreement.exchange([int(asked), self.bad_samples()])
+        if sums is None:
+            return False
+        self.bad_of_all = sums[1]
+        if self.bad_of_all > self.max_bad:
+            raise DataError(
+                f"{sums[1]} samples could not be used, over data.max_bad = {self.max_bad}; the warnings above list "
+                "them by shard. Find all with adaptive pack --verify, mend the data or raise data.max_bad"
+            )
+        return sums[0] > 0
+
+    def watched(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yield from ``batches``, with a sign of life and a look at the signals before each (collective).
+
+        Raises:
+            StopAskedError: a rank was asked to stop.
+        """
+        for batch in batches:
+            self.alive("step")
+            if self.stop_asked():
+                raise StopAskedError
+            yield batch

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/ablation.py: data, variants, runs, tables and figures."""

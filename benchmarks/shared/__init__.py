@@ -1,0 +1,1 @@
+"""What several benchmarks use: timing, result pages, plain loops to compare with."""

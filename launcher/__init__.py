@@ -1,1 +1,0 @@
-"""How work starts: the `adaptive` command and the script for distributed launchers."""

@@ -1,0 +1,200 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adaptive.config.loading import load_config
+from adaptive.errors import MachineError, UsageError
+from adaptive.jobs import code_version
+from adaptive.jobs.code_version import copy_code, write_code_version
+from adaptive.jobs.submission import Resources, freeze, render_training, seconds, seed_numbers, slurm
+from tests.helpers.commands import Forks
+from tests.helpers.locations import REPOSITORY
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("12:00:00", 43200),
+        ("1-0", 86400),
+        ("1-02:30", 95400),
+        ("0", None),
+        ("infinite", None),
+    ],
+)
+def test_times_as_slurm_writes_them(text: str, expected: int | None) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1h", "1:2:3:4", "-5", "12:00:00\n#SBATCH --uid=0"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--time .* is no time of Slurm's"):
+        seconds(text)
+
+
+def test_seeds_are_what_slurm_numbers_an_array_with() -> None:
+    assert seed_numbers("0-4") == [0, 1, 2, 3, 4]
+    assert seed_numbers("1,5,9-11,5%2") == [1, 5, 9, 10, 11]
+    assert seed_numbers("0-8:4") == [0, 4, 8]
+    for text in ("", "a", "4-0", "1;2", "1%", "0-99999999", "1 2"):
+        with pytest.raises(UsageError, match="--seeds"):
+            seed_numbers(text)
+
+
+def test_the_warning_comes_in_time_whatever_the_limit(config_file: Path) -> None:
+    config = load_config(config_file)
+    for time, line in ((None, "@300"), ("24:00:00", "@300"), ("8", "@120"), ("0:2", "@1")):
+        assert f"#SBATCH --signal=B:USR1{line}\n" in render_training(config, Resources(time=time))
+
+
+def test_settings_of_the_scripts_stay_what_they_were(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(config_file)
+    script = render_training(config, Resources())
+    assert f"export ADAPTIVE_PYTHON={sys.executable}\n" in script
+    monkeypatch.setenv("ADAPTIVE_CONTAINER", "apptainer exec --nv it's.sif")
+    script = render_training(config, Resources(gpus=False))
+    assert "export ADAPTIVE_CONTAINER='apptainer exec --nv it'\"'\"'s.sif'\n" in script
+    assert "ADAPTIVE_PYTHON" not in script  # the container's own
+    assert "gpus" not in script
+
+
+def test_dry_run_shows_the_script_and_writes_nothing(config_file: Path, forks: Forks, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    words = [
+        "submit",
+        str(config_file),
+        "--nodes",
+        "2",
+        f'train.run_folder="{run}"',
+        "--gpus-per-node",
+        "4",
+        "--dry-run",
+    ]
+    ended = forks.run(words)
+    assert ended.code == 0, ended
+    lines = ended.out.splitlines()
+    assert "#SBATCH --nodes=2" in lines
+    assert "#SBATCH --gpus-per-node=4" in lines
+    assert lines[-1] == f"train '{run}/submitted/config.yaml'"
+    assert not run.exists()
+    both = json.loads(forks.run([*words, "--json", "--evaluate"]).out)
+    assert both["script"] == ended.out
+    assert f"evaluate '{run}'" in both["evaluate_script"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--nodes", "3"], "train.global_batch = 64 is not divisible by 3 ranks; use 63 or another number of ranks"),
+        (["data.path=/nowhere"], "data.path = '/nowhere': "),
+        (["model.backbone=resnet19"], "model.backbone = 'resnet19'"),
+        (["train.exit_weights=[1,2]"], "train.exit_weights"),
+        (["train.epoch=1"], "unknown key train.epoch"),
+        (["train.run_folder=/proc/run"], "train.run_folder = '/proc"),
+        (["optimizer.lr=0.3", "train.run_folder=EXISTING"], "holds a run with optimizer.lr = 0.1, now it is 0.3"),
+    ],
+)
+def test_what_would_fail_on_the_cluster_fails_here(
+    config_file: Path, existing_run: Path, forks: Forks, words: list[str], line: str
+) -> None:
+    words = [word.replace("EXISTING", str(existing_run)) for word in words]
+    assert line in forks.run(["submit", str(config_file), "--cpu", "--dry-run", *words]).error_line("submit")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--cpu", "--gpus-per-node=2"], ["--ranks-per-node=2"], ["--after=x"], ["--sbatch-option=--a\n#SBATCH --b"]],
+)
+def test_options_that_do_not_fit_together_are_refused(config_file: Path, forks: Forks, words: list[str]) -> None:
+    ended = forks.run(["submit", str(config_file), "--dry-run", *words])
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+
+
+def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="sbatch not found; submit on a machine of the cluster"):
+        slurm("sbatch", "--parsable", "x")
+
+
+def test_later_changes_reach_no_submitted_job(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    copy_code(checkout)
+    monkeypatch.setattr(code_version, "code_root", lambda: checkout)
+    config = load_config(config_file, ["tracking.name='$(x)'"])
+    script = freeze({"config.yaml": config}, tmp_path / "run", "echo\n")
+    frozen = script.parent
+    (checkout / "adaptive" / "commands" / "train.py").write_text("raise SystemExit(3)\n")
+    (checkout / "slurm" / "lib.sh").write_text("exit 3\n")
+    assert load_config(frozen / "config.yaml") == config
+    shown = subprocess.run(
+        [sys.executable, "-P", "-m", "adaptive", "train", frozen / "config.yaml", "--print-config"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(frozen / "code")},
+    )
+    (tmp_path / "shown.yaml").write_text(shown.stdout)
+    assert load_config(tmp_path / "shown.yaml") == config
+    assert (frozen / "code" / "slurm" / "lib.sh").read_text() == (REPOSITORY / "slurm" / "lib.sh").read_text()
+    assert not list(frozen.rglob("__pycache__"))
+
+
+def test_the_code_version_names_commit_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, folder = tmp_path / "checkout", tmp_path / "run"
+    copy_code(checkout)
+    folder.mkdir()
+    monkeypatch.setattr(code_version, "code_root", lambda: checkout)
+    assert write_code_version(folder)["commit"] is None
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=checkout, capture_output=True, text=True, check=True
+        ).stdout
+
+    git("init", "-q", "-b", "work")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    about = write_code_version(folder)
+    assert (about["commit"], about["branch"], about["dirty"]) == (git("rev-parse", "HEAD").strip(), "work", False)
+    assert not (folder / "code.diff").exists()
+    (checkout / "adaptive" / "errors.py").write_text("changed = 1\n")
+    assert write_code_version(folder)["changed"] == [" M adaptive/errors.py"]
+    assert "+changed = 1" in (folder / "code.diff").read_text()
+    assert json.loads((folder / "code_version.json").read_text())["dirty"] is True
+
+
+def test_a_wheel_brings_the_batch_scripts(tmp_path: Path, config_file: Path) -> None:
+    source = tmp_path / "source"
+    copy_code(source)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=120)
+    [wheel] = source.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    code = (
+        "from adaptive.jobs.submission import *; from adaptive.config.loading import load_config; import adaptive\n"
+        f"config = load_config({str(config_file)!r}); print(adaptive.__file__)\n"
+        "from pathlib import Path; freeze({'config.yaml': config}, Path('run'), render_training(config, Resources()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(tmp_path / "installed" / "adaptive" / "__init__.py")
+    frozen = tmp_path / "run" / "submitted" / "code"
+    assert sorted(path.name for path in frozen.iterdir()) == ["adaptive", "slurm"]
+    assert (frozen / "slurm" / "lib.sh").is_file()
+
+    shutil.rmtree(tmp_path / "installed" / "adaptive" / "slurm")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "the batch scripts are missing" in done.stderr

@@ -1,0 +1,80 @@
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adaptive.data.images.files import find_images
+from adaptive.errors import DataError
+
+
+def picture(kind: str = "png") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (5, 4), "red").save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.jpg", "deep/er/c.webp", ".hidden.png", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture())
+    return tmp_path
+
+
+def names(found: list[str], stdin: bytes = b"") -> list[str]:
+    return [image.name for image in find_images(found, io.BytesIO(stdin))]
+
+
+def test_folders_patterns_and_files_in_the_order_given(folder: Path) -> None:
+    inside = [str(folder / name) for name in ("a.jpg", "b.png", "deep/er/c.webp")]
+    assert names([str(folder)]) == inside
+    assert names([str(folder / "*.png")]) == inside[1:2]
+    assert sorted(names([str(folder / "**" / "*")])) == inside
+    assert names([inside[2], str(folder / "notes.txt"), inside[0]]) == [inside[2], str(folder / "notes.txt"), inside[0]]
+
+
+def test_a_file_with_the_name_of_a_pattern_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "[1].png").write_bytes(picture())
+    assert names([str(tmp_path / "[1].png")]) == [str(tmp_path / "[1].png")]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"])
+def test_stdin_holds_an_image(kind: str) -> None:
+    [found] = find_images(["-"], io.BytesIO(picture(kind)))
+    assert found.name == "stdin"
+    assert found.open().size == (5, 4)
+
+
+def test_stdin_holds_names(folder: Path) -> None:
+    lines = f"{folder / 'b.png'}\r\n\n  {folder / 'a.jpg'}\n".encode()
+    assert names(["-"], lines) == [str(folder / "b.png"), str(folder / "a.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "message"),
+    [
+        (["nothing.png"], b"", "nothing.png does not exist"),
+        (["*.nothing"], b"", "matches no image"),
+        (["-"], b" \n", "stdin (-) is empty"),
+        (["-"], b"\xfa\xfb\xfc", "neither an image nor names"),
+        (["-"], b"nothing.png\n", "nothing.png does not exist"),
+    ],
+)
+def test_what_leads_nowhere_is_named(words: list[str], stdin: bytes, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_images(words, io.BytesIO(stdin))
+    assert message in str(caught.value)
+
+
+def test_empty_folders_and_files_that_are_no_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        find_images([str(tmp_path)], io.BytesIO())
+    (tmp_path / "text.png").write_text("text")
+    [found] = find_images([str(tmp_path)], io.BytesIO())
+    with pytest.raises(DataError, match=r"text.png: not an image"):
+        found.open()
+    (tmp_path / "text.png").unlink()
+    with pytest.raises(DataError, match=r"text.png: No such file"):
+        found.open()

@@ -1,0 +1,43 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+READ = """
+import sys
+from adaptive.config.sections import DataConfig
+from adaptive.data.shards.index import load_index
+from adaptive.data.reading.stream import TrainStream
+from adaptive.errors import MachineError
+
+folder, erasing = sys.argv[1], float(sys.argv[2])
+data = DataConfig(path=folder, image_size=64, erasing=erasing)
+stream = TrainStream(
+    load_index(folder), folder, "train", data, seed=0, global_batch=48, micro_batch=48, rank=0, world=1, workers=2
+)
+try:
+    print(sum(len(batch.images) for batch in stream.batches(0, 8)))
+except MachineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to mount a /dev/shm")
+@pytest.mark.parametrize("erasing", [0.0, 0.5])  # batches of bytes, of floats
+@pytest.mark.parametrize("room", ["64k", "64m"])
+def test_no_room_for_a_batch_is_told_at_once(digits: Path, room: str, erasing: float) -> None:
+    mounted = f'mount -t tmpfs -o size={room} tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", mounted, "bash", sys.executable, "-c", READ, str(digits), str(erasing)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if room == "64m":
+        assert done.stdout.strip() == "384"
+    else:
+        assert done.stdout.startswith("no room in /dev/shm for a batch (")
+        assert "data.workers" in done.stdout
+        assert len(done.stdout.splitlines()) == 1

@@ -1,0 +1,55 @@
+"""Images by their sample ids, against the images that were packed."""
+
+import numpy as np
+import pytest
+
+from adaptive.config.sections import DataConfig
+from adaptive.data.packing.pack import pack
+from adaptive.data.reading.single_images import read_images
+from adaptive.data.reading.stream import EvaluationStream
+from adaptive.data.shards.index import load_index
+from adaptive.errors import DataError
+from tests.data.conftest import make_photos
+
+
+def test_images_come_in_the_order_asked_for(digits):
+    index = load_index(digits)
+    counts = index.split("train").counts
+    assert len(counts) > 1
+    stream = EvaluationStream(
+        index,
+        digits,
+        "train",
+        DataConfig(path=str(digits), image_size=8, mean=[0.0] * 3, std=[1.0] * 3, eval_crop=1.0),
+        batch=2000,
+        rank=0,
+        world=1,
+        workers=0,
+    )
+    [batch] = stream
+    ids = [sum(counts) - 1, 0, counts[0], 3, 3, counts[0] - 1]
+    found = read_images(digits, index, "train", ids)
+    for number, image in zip(ids, found, strict=True):
+        place = batch.ids.tolist().index(number)
+        expected = (batch.images[place] * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        assert (np.asarray(image) == expected).all()
+    assert read_images(digits, index, "train", []) == []
+
+
+def test_images_keep_their_own_sizes(tmp_path):
+    pack(make_photos(tmp_path / "photos"), tmp_path / "packed", progress=False, workers=1)
+    index = load_index(tmp_path / "packed")
+    [split] = [name for name, info in index.splits.items() if info.count == 12] or [max(index.splits)]
+    sizes = {image.size for image in read_images(tmp_path / "packed", index, split, range(index.split(split).count))}
+    assert sizes <= {(20 + 3 * n, 24) for n in range(4)}
+    assert len(sizes) > 1
+
+
+def test_ids_beyond_the_split_and_missing_shards_are_refused(digits, tmp_path):
+    index = load_index(digits)
+    with pytest.raises(DataError, match=r"split train of .*are not all in"):
+        read_images(digits, index, "train", [0, 10**6])
+    with pytest.raises(DataError, match="no split"):
+        read_images(digits, index, "tset", [0])
+    with pytest.raises(DataError, match="lacks"):
+        read_images(tmp_path, index, "train", [0])

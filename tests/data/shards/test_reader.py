@@ -1,0 +1,83 @@
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from webdataset.tariterators import base_plus_ext
+
+from adaptive.data.shards import reader as reader_module
+from adaptive.data.shards.index import load_index
+from adaptive.data.shards.reader import LocalFiles, ShardReader
+from adaptive.errors import DataError
+
+
+@pytest.fixture
+def reader(digits, monkeypatch):
+    monkeypatch.setattr(reader_module, "_FIRST_PAUSE", 0.001)
+    found = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, base_plus_ext, capacity=2)
+    yield found
+    found.close()
+
+
+def test_few_files_stay_open(reader):
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    for position in range(3):
+        for shard in range(4):
+            assert reader.read(shard, position).key.startswith("train-")
+            assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
+    assert reader.done.opens == 12
+    for _ in range(5):
+        reader.read(3, 0)
+    assert reader.done.opens == 12
+
+
+def test_passing_failures_are_retried_and_lasting_ones_reported(reader, monkeypatch):
+    expected = reader.read(0, 7)
+    failures = iter([errno.EIO, errno.ESTALE])
+    pread = os.pread
+
+    def flaky(*arguments):
+        if number := next(failures, 0):
+            raise OSError(number, os.strerror(number))
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    assert reader.read(0, 7) == expected
+
+    def broken(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(DataError, match=r"train-00000\.tar cannot be read: Input/output error"):
+        reader.read(0, 7)
+
+
+def test_what_was_read_is_counted_and_goes_forward_within_a_batch(digits):
+    from adaptive.data.reading.samples import SampleReader
+
+    info = load_index(digits).split("train")
+    reader = ShardReader(LocalFiles(digits), info.shards, base_plus_ext, capacity=8)
+    samples = SampleReader(reader, info, 10, replace=True, max_bad=0)
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        ids = generator.choice(info.count, 64, replace=False)
+        assert [one.id for one in samples.read(ids)] == ids.tolist()
+    done, opened = reader.done, len(info.shards)
+    assert done.opens == opened
+    assert done.reads == done.forward + done.backward == 2 * 3 * 64  # image and label
+    assert done.backward <= 2 * opened  # back to the beginning of a shard once a batch
+    assert done.bytes > 3 * 64 * 50
+    reader.close()
+
+
+def test_shards_are_read_ahead(digits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words[1:]))
+    reader = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, base_plus_ext, capacity=2)
+    reader.read(0, 0)
+    reader.read(0, 1)
+    assert asked == [(0, 0, os.POSIX_FADV_WILLNEED)]
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert reader.read(1, 0).key.startswith("train-")
+    reader.close()

@@ -1,0 +1,226 @@
+"""What is written: graphs that answer as the network for any batch, in a folder that is whole or not there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from adaptive.errors import ExportError
+from adaptive.files import file_sha256
+from adaptive.inference.export import export as module
+from adaptive.inference.export import export_manifest as manifest_module
+from adaptive.inference.export.export import OPSET, export
+from adaptive.inference.export.export_manifest import MANIFEST, Manifest
+from adaptive.inference.export.onnx_runner import OnnxClassifier
+from adaptive.inference.export.preprocess import Preprocess
+from adaptive.inference.policy import Policy
+from adaptive.networks.fingerprint import fingerprint
+from adaptive.networks.network import AdaptiveNetwork
+from tests.inference.conftest import CLASSES, FAMILIES, Exported, build, data_config
+
+Export = Callable[[str], Exported]
+
+
+def build_plain() -> AdaptiveNetwork:
+    """A network with links, which are switched off."""
+    network = build("resnet")
+    network.collaboration = False
+    return network
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    given = {
+        "backbone": "test_resnet",
+        "classes": CLASSES,
+        "preprocess": Preprocess.of(data_config()),
+        "policy": Policy(thresholds=[0.5, 0.5, -1.0]),
+    }
+    return given | changes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_both_formats_answer_as_the_network(family: str, batch: int, exported: Export, digit_images: Tensor) -> None:
+    network, folder = exported(family).network, exported(family).folder
+    manifest = Manifest.read(folder)
+    images = digit_images[:batch]
+    with torch.no_grad():
+        expected = network(images)
+    for kind in ("onnx", "torch"):
+        values: dict[str, Any] = {"images": images}
+        for block, logits in zip(manifest.blocks, expected, strict=True):
+            inputs = [values[name] for name in block.inputs]
+            if kind == "onnx":
+                session = onnxruntime.InferenceSession(folder / block.onnx)
+                assert [i.name for i in session.get_inputs()] == block.inputs
+                assert [o.name for o in session.get_outputs()] == block.outputs
+                arrays = session.run(None, dict(zip(block.inputs, [t.numpy() for t in inputs], strict=True)))
+                found = [torch.from_numpy(array) for array in arrays]
+            else:
+                program = torch.export.load(folder / block.torch).module()
+                previous = inputs.pop() if block.previous_logits else None
+                found = program(tuple(inputs), previous)
+            values = dict(zip(block.outputs, found, strict=True))
+            for tensor in block.next_state:
+                assert tensor.batch is None or values[tensor.name].shape[tensor.batch[0]] == batch * tensor.batch[1]
+            margin = 1e-4 * float(logits.abs().max())
+            torch.testing.assert_close(values[block.logits], logits, rtol=0, atol=margin)
+
+
+def test_what_is_special_about_the_families_is_there(exported: Export) -> None:
+    entries = {family: Manifest.read(exported(family).folder).blocks for family in FAMILIES}
+    assert [t.batch for t in entries["tnt"][1].state] == [(0, 1), (0, 4), (0, 1)]
+    assert len(entries["msdnet"][1].state) > 1
+    assert len(entries["ranet"][1].state) > 1
+    assert [block.previous_logits for block in entries["resnet"]] == [None, "logits_1", "logits_2"]
+    assert [block.previous_logits for block in entries["ranet"]] == [None] * 2
+
+
+def test_manifest_describes_the_folder(exported: Export) -> None:
+    done = exported("resnet")
+    manifest = Manifest.read(done.folder)
+    assert {p.name for p in done.folder.iterdir()} == {file.name for file in manifest.files} | {MANIFEST}
+    for file in manifest.files:
+        assert (done.folder / file.name).stat().st_size == file.bytes
+        assert file_sha256(done.folder / file.name) == file.sha256
+    assert manifest.classes == CLASSES
+    assert manifest.policy == done.policy
+    assert manifest.costs == [cost.macs for cost in done.network.costs()]
+    assert manifest.exits == done.network.exit_names
+    assert manifest.fingerprint == fingerprint(done.network)
+    model = onnx.load(done.folder / "block_2.onnx")
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [OPSET]
+    assert {t.data_type for t in model.graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def test_fingerprint_is_of_weights_names_and_collaboration() -> None:
+    network = build("resnet")
+    first = fingerprint(network)
+    assert first == fingerprint(copy.deepcopy(network).to(memory_format=torch.channels_last)) == fingerprint(network)
+    assert first != fingerprint(copy.deepcopy(network).bfloat16())
+    assert len(fingerprint(copy.deepcopy(network).bfloat16())) == 64
+    network.collaboration = False
+    assert fingerprint(network) != first
+    network.collaboration = True
+    assert fingerprint(network) == first
+    for name, tensor in network.state_dict().items():
+        before = tensor.clone()
+        tensor.view(-1)[-1] += 1
+        assert fingerprint(network) != first, name
+        tensor.copy_(before)
+    assert fingerprint(network) == first
+
+
+def test_weights_beside_the_graph_are_listed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_FILE", 0)
+    network = build_plain().bfloat16().to(memory_format=torch.channels_last).train()
+    own = fingerprint(network)
+    manifest = export(network, tmp_path / "out", **arguments(formats=("onnx",)))
+    assert (network.training, fingerprint(network)) == (True, own), "the network that was given was changed"
+    assert [block.previous_logits for block in manifest.blocks] == [None] * 3
+    names = [file.name for file in manifest.files]
+    assert names == [f"block_{i}.onnx{end}" for i in (1, 2, 3) for end in ("", ".data")]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.eval().float()(images)[0].softmax(1).amax(1)
+    classifier = OnnxClassifier(tmp_path / "out")
+    classifier.set_policy(Policy(thresholds=[0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(classifier.predict(images.numpy()).confidences, expected, rtol=1e-4)
+    data = tmp_path / "out" / "block_2.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(ExportError, match=r"block_2\.onnx\.data was changed"):
+        OnnxClassifier(tmp_path / "out")
+
+
+class TestRefusals:
+    """Nothing is left behind, and the message says what to do."""
+
+    @pytest.fixture
+    def network(self) -> Any:
+        return build_plain()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"classes": ["a"]}, "1 classes were given, the network has 10"),
+            ({"policy": Policy(thresholds=[0.0])}, "the policy is for 1 exits, the network has 3"),
+            ({"formats": ("onnx", "tf")}, "formats = 'onnx,tf'"),
+            ({"formats": ()}, "formats = ''"),
+            (
+                {"preprocess": Preprocess.of(data_config()).model_copy(update={"crop": 30})},
+                "images of 30 pixels, the network was built for 32",
+            ),
+        ],
+    )
+    def test_what_does_not_fit(self, network: Any, changes: Any, message: str, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match=message):
+            export(network, tmp_path / "out", **arguments(**changes))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_policy_of_another_network(self, network: Any, exported: Export, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="calibrated for another network"):
+            export(network, tmp_path / "out", **arguments(policy=exported("resnet").policy))
+
+    def test_a_taken_folder(self, network: Any, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("x")
+        with pytest.raises(ExportError, match="exists and is not empty; give another folder, or remove it"):
+            export(network, tmp_path, **arguments())
+        with pytest.raises(ExportError, match="exists and is not empty"):
+            export(network, tmp_path / "mine.txt", **arguments())
+        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+    def test_a_folder_that_cannot_be_written(self, network: Any, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ExportError, match=r"file/out cannot be written \(Not a directory\)"):
+            export(network, tmp_path / "file" / "out", **arguments())
+
+    def test_a_missing_package(self, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+        with pytest.raises(ExportError, match=r"onnxscript .*pip install 'adaptive-training\[export\]'"):
+            export(network, tmp_path / "out", **arguments())
+
+    def test_a_block_that_cannot_be_recorded(self, network: Any, tmp_path: Path) -> None:
+        run = network.blocks[1].forward
+        network.blocks[1].forward = lambda x: run(x * float(x.mean() > 0))
+        with pytest.raises(ExportError, match=r"block 2 of test_resnet cannot be exported to torch\.export: ") as error:
+            export(network, tmp_path / "out", **arguments(formats=("onnx",)))
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_files_that_answer_otherwise(self, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "TOLERANCE", -1.0)
+        with pytest.raises(ExportError, match="block 1 of test_resnet answers other as torch than in the network"):
+            export(network, tmp_path / "out", **arguments(formats=("torch",)))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken_and_one_format_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export(build("swin"), tmp_path / "out", **arguments(policy=Policy(thresholds=[0.5, -1.0]), formats=("torch",)))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"block_1.pt2", "block_2.pt2", MANIFEST}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ExportError, match=r"holds no onnx files; .* --formats onnx"):
+        OnnxClassifier(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../block_1.onnx", "/etc/passwd", ".hidden"])
+def test_names_never_lead_out_of_the_folder(name: str, exported: Export, tmp_path: Path) -> None:
+    content = json.loads((exported("resnet").folder / MANIFEST).read_text())
+    content["files"][0]["name"] = name
+    del content["digest"]
+    content["digest"] = manifest_module._digest(content)
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=r"cannot be used: files\.0\.name"):
+        Manifest.read(tmp_path)

@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adaptive.config.loading import load_config
+from adaptive.errors import ConfigError, MachineError, TrainingError
+from adaptive.jobs.requeue import begin, end, leave_word, outcome, read_history, stalled
+
+
+def save(folder: Path, step: int) -> Path:
+    """A published checkpoint, as far as its manifest goes."""
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "state.json").write_text("{}")
+    files = {"state.json": {"bytes": 2, "sha256": "0" * 64}}
+    (path / "manifest.json").write_text(json.dumps({"format": 1, "step": step, "files": files}))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for name in ("SLURM_RESTART_COUNT", "ADAPTIVE_MAX_STALLED"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: {{backbone: resnet18}}\ndata: {{path: x}}\ntrain: {{run_folder: {tmp_path}/run}}\n")
+    return file
+
+
+def start(config: Path, restart: int, code: int, monkeypatch: pytest.MonkeyPatch, step: int | None = None) -> str:
+    """One start of the job: its steps, its end; returns what is decided."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    folder = Path(begin([str(config)], None, None)[0])
+    if step is not None:
+        save(folder / "checkpoints", step)
+    return end(folder, code, asked=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "launcher", "asked", "code"),
+    [
+        ({0: 0}, 0, False, 0),
+        ({0: 0}, 143, False, 0),  # srun was ended after rank 0
+        ({0: 75, 1: 75}, 75, False, 75),
+        ({0: 75}, 137, False, 75),
+        ({0: 1, 1: 1}, 143, False, 1),  # those that srun killed after the first failure count for nothing
+        ({0: 69, 1: 1}, 69, False, 1),  # one failed, the other missed it
+        ({0: 69}, 137, False, 69),
+        ({}, 137, False, 137),
+        ({}, 143, True, 75),  # asked before the first step
+        ({}, 1, False, 1),
+        ({0: 2}, 2, True, 2),
+    ],
+)
+def test_what_a_start_came_to(results: dict[int, int], launcher: int, asked: bool, code: int) -> None:
+    assert outcome(results, launcher, asked) == code
+
+
+def test_as_long_as_it_gets_on_a_job_is_requeued_and_then_not_for_ever(config, monkeypatch, tmp_path) -> None:
+    assert start(config, 0, 75, monkeypatch) == "requeue"
+    assert start(config, 1, 137, monkeypatch) == "requeue"
+    assert start(config, 2, 75, monkeypatch, step=4) == "requeue"  # the count begins anew
+    assert start(config, 3, 70, monkeypatch) == "requeue"
+    assert start(config, 4, 69, monkeypatch) == "requeue"
+    assert start(config, 5, 137, monkeypatch) == "stop"
+    history = read_history(tmp_path / "run")
+    assert history[-1]["reason"].startswith(
+        "3 starts in a row ended without a checkpoint beyond step 4; mend the cause"
+    )
+    assert [entry["restart"] for entry in history if entry["event"] == "start"] == list(range(6))
+    # A human mended it and started the job, or another one, again.
+    assert start(config, 6, 75, monkeypatch) == "requeue"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert start(config, 0, 75, monkeypatch) == "requeue"
+
+
+def test_errors_and_good_ends_are_final(config, monkeypatch) -> None:
+    assert start(config, 0, 1, monkeypatch) == "stop"
+    assert start(config, 0, 2, monkeypatch) == "stop"
+    assert start(config, 0, 0, monkeypatch) == "done"
+
+
+def test_starts_that_slurm_repeats_by_itself_are_counted_too(config, monkeypatch) -> None:
+    """A node that dies takes the batch script with it: there is no end to decide at."""
+    monkeypatch.setenv("ADAPTIVE_MAX_STALLED", "2")
+    for restart in (0, 1):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        begin([str(config)], None, None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with pytest.raises(TrainingError, match="2 starts in a row ended without a checkpoint beyond step 0"):
+        begin([str(config)], None, None)
+    begin([str(config)], None, None)  # again by a human
+
+
+def test_damaged_checkpoints_and_lines_count_for_nothing(config, monkeypatch, tmp_path) -> None:
+    folder = tmp_path / "run"
+    save(folder / "checkpoints", 2)
+    whole = save(folder / "checkpoints", 4)
+    (whole / "manifest.json").write_text("{")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    begin([str(config)], None, None)
+    with (folder / "requeues.jsonl").open("a") as file:
+        file.write('[1]\n{"event": "st')
+    assert [entry["step"] for entry in read_history(folder)] == [2]
+    assert stalled(read_history(folder), "7", 2) == 1
+    assert stalled(read_history(folder), "9", 2) == 0
+
+
+def test_ranks_leave_their_exit_codes_where_the_script_looks(config, monkeypatch, tmp_path) -> None:
+    folder, results, *words = begin([str(config), "train.epochs=3"], None, None)
+    assert (Path(folder), words) == (tmp_path / "run", [str(config), "train.epochs=3"])
+    monkeypatch.setenv("ADAPTIVE_RESULTS", results)
+    for rank, code in ((0, 0), (1, 0), (2, 1)):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        leave_word(code)
+    assert sorted(path.name for path in Path(results).iterdir()) == ["rank-0", "rank-2"]
+    assert end(tmp_path / "run", 1, asked=False) == ("done", 0)
+    begin([str(config)], None, None)
+    assert list(Path(results).iterdir()) == []
+
+
+def test_a_seed_of_several_has_a_folder_and_a_file_of_its_own(config, tmp_path) -> None:
+    folder, _, *words = begin([str(config), "optimizer.lr=0.3"], 5, "study")
+    assert folder == str(tmp_path / "run" / "seed-5")
+    tree = load_config(words[0])
+    assert (tree.train.seed, tree.train.run_folder, tree.tracking.group, tree.optimizer.lr) == (5, folder, "study", 0.3)
+    [word] = begin([words[0], "tracking.group=mine"], 5, "study")[2:]
+    assert load_config(word).tracking.group == "mine"
+
+
+def test_mistakes_are_told_in_a_line(config, monkeypatch, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="unknown key train\\.epoch"):
+        begin([str(config), "train.epoch=3"], None, None)
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="cannot be written: Not a directory; choose another folder"):
+        begin([str(config), f"train.run_folder={tmp_path}/file/run"], None, None)
+    monkeypatch.setenv("ADAPTIVE_MAX_STALLED", "none")
+    ended = subprocess.run(
+        [sys.executable, "-m", "adaptive.jobs.requeue", "begin", "--", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "adaptive train: error: ADAPTIVE_MAX_STALLED = 'none': give a number of starts, 1 or more\n"
+    )
+
+
+def test_as_a_program_it_answers_words_that_bash_can_take_apart_and_imports_no_torch(config, tmp_path) -> None:
+    word = "tracking.name='a\n$(b) \u00fc'"
+    code = (
+        f"import runpy, sys; sys.argv = ['requeue.py', 'begin', '--', {str(config)!r}, {word!r}]\n"
+        f"try: runpy.run_module('adaptive.jobs.requeue', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    results = tmp_path / "run" / ".slurm" / "7-0"
+    assert ended.stdout.split("\0") == [str(tmp_path / "run"), str(results), str(config), word, ""]
+    assert json.loads((tmp_path / "run" / "requeues.jsonl").read_text())["event"] == "start"

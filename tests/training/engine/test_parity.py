@@ -1,0 +1,169 @@
+"""Ranks, ZeRO stages and precisions against plain PyTorch loops written here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.helpers.ranks import run_ranks
+from tests.training.setups import RESNET, VIT, config
+
+STEPS = 20
+
+
+def engine_losses(data: str, stages: list[int], world: int, steps: int = STEPS, **sections) -> dict[int, list[float]]:
+    """Losses of the first steps of the real training path, averaged over ranks, per ZeRO stage."""
+    return {
+        stage: _engine_run(config(data, **_with_stage(sections, stage)), world, steps)[0] for stage in stages
+    }  # fmt: skip
+
+
+def _with_stage(sections: dict, stage: int) -> dict:
+    return {**sections, "train": {**sections.get("train", {}), "zero_stage": stage}}
+
+
+def _engine_run(tree, world: int, steps: int = STEPS):
+    from adaptive.data.reading.stream import TrainStream
+    from adaptive.metrics import ExitMeter
+    from adaptive.training.batch import batch_sizes
+    from adaptive.training.engine.engine import all_reduce, init_distributed, resolve_device
+    from adaptive.training.learner import build_learner, build_task
+    from adaptive.training.phases import plan_phase, set_modes
+    from adaptive.training.preflight import check_dataset
+    from adaptive.training.run import build_network
+
+    init_distributed()
+    rank = int(os.environ["RANK"])
+    index, batch, device = check_dataset(tree), batch_sizes(tree.train, world), resolve_device("cpu")
+    network = build_network(tree, index)
+    plan = plan_phase(tree, tree.resolved_phases()[0], len(network.exits))
+    learner, teacher = build_learner(tree, plan, network, batch, device)
+    meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, tree.train.seed)
+    task = build_task(tree, plan, learner.engine, teacher, meter, batch, len(index.classes), weights)
+    set_modes(network, plan)
+    stream = TrainStream(
+        index, tree.data.path, "train", tree.data, seed=tree.train.seed, global_batch=batch.global_batch,
+        micro_batch=batch.micro_batch, rank=rank, world=world, workers=0,
+    )  # fmt: skip
+    batches = stream.batches(0, steps)
+    losses = []
+    for step in range(steps):
+        total = torch.zeros(())
+        for micro in range(batch.accumulation):
+            images, labels, _ = next(batches)
+            loss = task.loss(images, labels, (step, rank, micro))
+            total += loss.detach() / batch.accumulation / world
+            learner.engine.backward(loss)
+            learner.engine.step()
+        losses.append(all_reduce(total).item())
+    return losses, learner
+
+
+def plain_losses(data: str, steps: int = STEPS) -> list[float]:
+    """The same training as torch alone would do it: one process, no engine, GE by its closed form."""
+    from adaptive.data.reading.stream import TrainStream
+    from adaptive.data.shards.index import load_index
+    from adaptive.training.run import build_network
+
+    tree = config(data, model=VIT)
+    index = load_index(data)
+    network = build_network(tree, index).train()
+    network.equilibrium = False
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    stream = TrainStream(
+        index, data, "train", tree.data, seed=0, global_batch=32, micro_batch=32, rank=0, world=1, workers=0
+    )  # fmt: skip
+    losses = []
+    for images, labels, _ in stream.batches(0, steps):
+        loss = sum(F.cross_entropy(z, labels) for z in network(images))
+        optimizer.zero_grad()
+        loss.backward()
+        for behind, block in enumerate(reversed(network.blocks), start=1):
+            for parameter in block.parameters():
+                parameter.grad /= behind  # exits at or behind this block
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
+    """A BatchNorm network with ISC and summed losses under torch's DistributedDataParallel."""
+    import torch.distributed as dist
+
+    from adaptive.data.reading.stream import TrainStream
+    from adaptive.data.shards.index import load_index
+    from adaptive.training.run import build_network
+
+    dist.init_process_group("gloo")
+    tree = config(data, model={**RESNET, "equilibrium": False})
+    index = load_index(data)
+    network = DistributedDataParallel(build_network(tree, index).train())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    stream = TrainStream(
+        index, data, "train", tree.data, seed=0, global_batch=32, micro_batch=32 // world,
+        rank=dist.get_rank(), world=world, workers=0,
+    )  # fmt: skip
+    losses = []
+    for images, labels, _ in stream.batches(0, steps):
+        loss = sum(F.cross_entropy(z, labels) for z in network(images))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shared = loss.detach() / world
+        dist.all_reduce(shared)
+        losses.append(shared.item())
+    return losses
+
+
+@pytest.mark.ranks
+def test_one_and_two_ranks_and_all_stages_equal_a_plain_loop(digits: Path) -> None:
+    plain = plain_losses(str(digits))
+    assert plain[-1] < plain[0]
+    one = run_ranks(_vit, 1, str(digits), 1)[0]
+    two = run_ranks(_vit, 2, str(digits), 2)[0]
+    for losses in [*one.values(), *two.values()]:
+        assert losses == pytest.approx(plain, abs=1e-4)
+
+
+def _vit(data: str, world: int) -> dict[int | str, list[float]]:
+    results = engine_losses(data, [0, 1, 2, 3], world, model=VIT)
+    # Accumulation is the same arithmetic again: four micro batches instead of one.
+    accumulated = engine_losses(data, [2], world, model=VIT, train={"micro_batch": 32 // world // 4})
+    return {**results, "accumulated": accumulated[2]}
+
+
+@pytest.mark.ranks
+def test_batchnorm_network_equals_distributed_data_parallel(digits: Path) -> None:
+    expected = run_ranks(ddp_losses, 2, str(digits), 2)[0]
+    measured = run_ranks(_resnet, 2, str(digits), 2)[0]
+    for losses in measured.values():
+        assert losses == pytest.approx(expected, abs=1e-4)
+
+
+def _resnet(data: str, world: int) -> dict[int, list[float]]:
+    return engine_losses(data, [0, 1, 2, 3], world, model={**RESNET, "equilibrium": False})
+
+
+@pytest.mark.ranks
+def test_low_precision_is_near_and_not_equal(digits: Path) -> None:
+    results = run_ranks(_precisions, 2, str(digits), 2)[0]
+    exact = results["fp32", 0]
+    for (precision, stage), losses in results.items():
+        if precision == "fp32":
+            continue
+        assert losses != exact, (precision, stage)
+        # bf16 keeps 8 bits of mantissa, fp16 11: after 10 steps of training that is what remains.
+        assert losses == pytest.approx(exact, rel=0.03 if precision == "bf16" else 0.01), (precision, stage)
+
+
+def _precisions(data: str, world: int) -> dict[tuple[str, int], list[float]]:
+    cases = [("fp32", 0), ("bf16", 0), ("bf16", 1), ("bf16", 3), ("fp16", 0), ("fp16", 2)]
+    return {
+        (precision, stage): engine_losses(data, [stage], world, 10, model=VIT, train={"precision": precision})[stage]
+        for precision, stage in cases
+    }
