@@ -12,6 +12,11 @@ def code_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def code_sources() -> list[Path]:
+    """Return the package's own Python files, sorted."""
+    return sorted((code_root() / "adaptive").rglob("*.py"))
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, read in pieces."""
     with path.open("rb") as stream:

@@ -13,7 +13,7 @@ from adaptive.config.loading import load_config
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import eval_transform
 from adaptive.errors import CheckpointError
-from adaptive.networks.create import create_model
+from adaptive.networks.from_config import rebuild_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse, verify
 
@@ -51,18 +51,7 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
     if averaged and not average:
         raise CheckpointError(f"{checkpoint.path} holds no moving average (train.ema_decay was 0)")
     use_average = bool(average) if averaged is None else averaged
-    model = config.model
-    network = create_model(
-        model.backbone,
-        num_classes=len(state["classes"]),
-        exits=state["exits"] or 1,
-        equilibrium=model.equilibrium,
-        collaboration=model.collaboration,
-        input_size=config.data.image_size,
-        head_width=model.head_width,
-        head_dropout=model.head_dropout,
-        **model.options,
-    )
+    network = rebuild_network(config, len(state["classes"]), state["exits"])
     network.load_state_dict(average if use_average else checkpoint.tensors("weights"))
     network.collaboration = state["collaboration"]  # links that the checkpoint's phase left out were never trained
     return TrainedRun(

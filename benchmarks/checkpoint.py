@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch.multiprocessing as mp
 
 from adaptive.doctor.checks.network import free_port
-from adaptive.training.callbacks.base import Callback
+from adaptive.training.trainer import Callback
 from benchmarks.shared.locations import RESULTS
 from benchmarks.shared.results import machine
 from benchmarks.shared.timing import Spread
@@ -124,7 +124,7 @@ def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> 
 
     torch.set_num_threads(1)
     from adaptive.training.checkpoints.store import CheckpointStore
-    from adaptive.training.engine.engine import init_distributed
+    from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
     from adaptive.training.trainer import Trainer
 

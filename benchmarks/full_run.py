@@ -32,7 +32,7 @@ from adaptive.data.reading.stream import TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.distributed.ranks import Ranks, find_ranks
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine.engine import init_distributed, leave, resolve_device
+from adaptive.training.engine.group import init_distributed, leave, resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.exposed import exposed_share
 from benchmarks.shared.results import MIB, machine

@@ -27,7 +27,7 @@ from adaptive.inference.calibration.calibrate import calibrate
 from adaptive.inference.policy import Policy
 from adaptive.inference.profile import profile
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.engine.engine import resolve_device
+from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.results import machine
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine.engine import resolve_device
+from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.memory import peak_bytes
 from benchmarks.shared.results import MIB, machine

@@ -64,7 +64,7 @@ def build(config: Config, world: int) -> Any:
 
     from adaptive.metrics import ExitMeter
     from adaptive.training.batch import batch_sizes
-    from adaptive.training.engine.engine import resolve_device
+    from adaptive.training.engine.group import resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
 
@@ -166,7 +166,7 @@ def _rank(rank: int, world: int, port: int, config: dict[str, Any], folder: str,
     library = ctypes.CDLL(None)
     for option, value in MALLOC:
         library.mallopt(option, value)
-    from adaptive.training.engine.engine import init_distributed, resolve_device
+    from adaptive.training.engine.group import init_distributed, resolve_device
 
     typed = parse_config(config)
     resolve_device(typed.train.device, rank)

@@ -27,7 +27,7 @@ from rich.markdown import Markdown
 
 from adaptive.doctor.checks.network import free_port
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine.engine import init_distributed, resolve_device
+from adaptive.training.engine.group import init_distributed, resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.results import machine
 from benchmarks.shared.timing import Spread, interleaved, ratios

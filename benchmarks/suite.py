@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine.engine import resolve_device
+from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.locations import REPOSITORY
 from benchmarks.shared.results import machine

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from adaptive.errors import AdaptiveError, ConfigError, TrainingError
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.engine.engine import resolve_device
+from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import results
 from benchmarks.shared.fork_cost import ForkCost, fork_cost
 from benchmarks.shared.locations import RESULTS

@@ -41,8 +41,8 @@ def measured(folder: Path, workers: int) -> tuple[int, float, list[int]]:
     """Measure a classifier that knows the labels of every second class; returns the totals and this rank's ids."""
     from adaptive.data.reading.stream import EvaluationStream
     from adaptive.distributed.ranks import find_ranks
-    from adaptive.measure import measure_exits
-    from adaptive.training.engine.engine import all_reduce, init_distributed
+    from adaptive.metrics import measure_exits
+    from adaptive.training.engine.group import all_reduce, init_distributed
 
     ranks = find_ranks()
     init_distributed(60)

@@ -73,7 +73,7 @@ def _outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str, fla
 
 
 def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]:
-    from adaptive.measure import measure_outputs
+    from adaptive.metrics import measure_outputs
 
     measurement = measure_outputs(outputs.logits, outputs.labels)
     names = [*trained.network.exit_names, "end of backbone"]

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from adaptive.config.loading import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from adaptive.training.engine.engine import resolve_device
+    from adaptive.training.engine.group import resolve_device
 
     # Only a measurement needs the run's device; DeepSpeed, which judges its settings, is told not to look for one.
     resolve_device(config.train.device if arguments.measure else "cpu")
@@ -225,12 +225,12 @@ def _hardware(arguments: argparse.Namespace, per_node: int) -> Hardware:
 def _assumed(arguments: argparse.Namespace, config: Config) -> tuple[Shards, Any]:
     """A dataset that is only said to exist, and the network for as many classes as the configuration names."""
     from adaptive.data.shards.index import VERSION, DatasetIndex
+    from adaptive.networks.from_config import build_network
     from adaptive.planning.data import Shards
-    from adaptive.training.run import build_network
 
     images = arguments.dataset_images
     shards = Shards.assumed(images, arguments.shards or max(1, images // 1250), arguments.image_bytes or IMAGE_BYTES)
     classes = [str(i) for i in range(config.model.num_classes or 1000)]
     index = DatasetIndex(version=VERSION, classes=classes, splits={}, fingerprint="0" * 64)
     plain = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-    return shards, build_network(plain, index)
+    return shards, build_network(plain, len(index.classes))

@@ -70,7 +70,7 @@ def _train(config: Config) -> int:
     # Heavy imports only now, so that --help and wrong keys answer at once.
     from adaptive.distributed.ranks import find_ranks
     from adaptive.jobs.provenance import origin
-    from adaptive.training.engine.engine import leave
+    from adaptive.training.engine.group import leave
     from adaptive.training.run import limit_threads, prepare, supervise, train
 
     # It warns of a missing CUDA runtime, which is no fault: DeepSpeed imports it on machines without a GPU too.

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from adaptive.config.checks import check_consistency
-from adaptive.config.sections import Config, documented_keys, is_section, types_in
+from adaptive.config.keys import documented_keys, is_section, types_in
+from adaptive.config.sections import Config
 from adaptive.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from adaptive.config.sections import Config, documented_keys
+from adaptive.config.keys import documented_keys
+from adaptive.config.sections import Config
 
 HEAD = """# Configuration
 

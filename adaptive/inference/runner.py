@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from adaptive.errors import PolicyError
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Decision, Policy
-from adaptive.networks.network import AdaptiveNetwork, State
+from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
+from adaptive.networks.state import State
 
 
 class HasNetwork(Protocol):
@@ -195,7 +196,7 @@ class DynamicClassifier:
 
     def _keep(self, group: _Group, indices: Tensor) -> _Group:
         return _Group(
-            self.network.select(group.state, indices, len(group)),
+            group.state.select(indices, len(group)),
             group.positions[indices],
             None if group.previous is None else group.previous[indices],
             None if group.memory is None else group.memory[indices],
@@ -219,7 +220,7 @@ class DynamicClassifier:
         if len(taken) == 1:
             return taken[0]
         return _Group(
-            self.network.join([group.state for group in taken]),
+            State.join([group.state for group in taken]),
             torch.cat([group.positions for group in taken]),
             _join([group.previous for group in taken]),
             _join([group.memory for group in taken]),

@@ -19,10 +19,11 @@ from adaptive.networks.backbone import (
     load_weights,
 )
 from adaptive.networks.cutting.cut import Cut, cut, sample_images
-from adaptive.networks.exits import EarlyExit, LastExit, describe
+from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
 from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
-from adaptive.networks.network import AdaptiveNetwork, State
+from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.plain_names import PlainNames
+from adaptive.networks.state import State
 
 TOLERANCE = 1e-5  # of the largest logit
 DEFAULT_EXITS = 4  # of a timm model
@@ -92,10 +93,10 @@ class _Heads:
     width: int
     dropout: float
 
-    def build(self, plain: Backbone, pieces: Cut) -> list[EarlyExit | LastExit]:
+    def build(self, plain: Backbone, pieces: Cut) -> list[Exit]:
         """One exit behind every block; the last one is the backbone's own end."""
         features = [describe(place.shape_with_batch, plain.model) for place in pieces.places]
-        heads: list[EarlyExit | LastExit] = [
+        heads: list[Exit] = [
             EarlyExit(feature, self.num_classes, self.links and i > 0, self.width, self.dropout)
             for i, feature in enumerate(features)
         ]
@@ -130,7 +131,7 @@ def _assemble(
     return network.train()
 
 
-def _names(plain: Backbone, pieces: Cut, heads: list[EarlyExit | LastExit]) -> PlainNames:
+def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> PlainNames:
     """Match names, and make sure that every tensor has exactly one home (raises ModelError)."""
     model: Any = plain.model
     parts = [*pieces.blocks, *heads]
@@ -172,7 +173,7 @@ def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor
         for i in range(len(network.blocks)):
             state = network.run_block(i, state)
             if i < len(network.blocks) - 1 and len(left) > 1:
-                state = network.select(state, torch.arange(1, len(left)), len(left))
+                state = state.select(torch.arange(1, len(left)), len(left))
                 left = left[1:]
         logits = network.run_exit(len(network.exits) - 1, state)
     network.collaboration = collaboration

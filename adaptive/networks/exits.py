@@ -71,7 +71,39 @@ def _prefix_tokens(tokens: int, model: nn.Module) -> int:
     return prefix if there else 0
 
 
-class EarlyExit(nn.Module):
+class Exit(nn.Module):
+    """A classifier behind one of the blocks, with the collaboration link from the previous exit to it.
+
+    Attributes:
+        link: adds what the previous exit's prediction tells to this one's logits; None where no exit feeds this one.
+    """
+
+    link: Link | None
+
+    def forward(self, feature: Tensor, *others: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        """The exit's feature, what else crosses the cut, and the previous logits (N, C) or None -> logits (N, C).
+
+        Without the previous exit's logits the link is left out.
+        """
+        logits = self.own_logits(feature, *others)
+        if self.link is not None and previous_logits is not None:
+            logits = logits + self.link(previous_logits)
+        return logits
+
+    def own_logits(self, feature: Tensor, *others: Tensor) -> Tensor:
+        """The exit's feature, and what else crosses the cut -> logits (N, C) without the link's part."""
+        raise NotImplementedError
+
+    def own_classifiers(self) -> list[nn.Module]:
+        """The layers that give the logits, without the link."""
+        raise NotImplementedError
+
+    def classifiers(self) -> list[nn.Module]:
+        """The layers that give the logits, and the link."""
+        return self.own_classifiers() if self.link is None else [*self.own_classifiers(), self.link]
+
+
+class EarlyExit(Exit):
     """Pool, normalise, drop, classify; plus what the previous exit's prediction adds.
 
     Args:
@@ -95,21 +127,18 @@ class EarlyExit(nn.Module):
         self.link = Link(num_classes, width) if link else None
         init_as_concatenated(self.classifier, 2 * width if link else width)
 
-    def forward(self, feature: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        """Feature in its layout, and the previous exit's (N, C) logits or None to leave the link out -> (N, C)."""
+    def own_logits(self, feature: Tensor, *others: Tensor) -> Tensor:
+        """Feature in its layout -> (N, C)."""
         if self.widen is not None:
             feature = self.widen(feature.movedim(CHANNEL_DIM[self.feature.layout], -1))
             pooled = self._pool(feature, channels_last=True)
         else:
             pooled = self._pool(feature)
-        logits = self.classifier(self.drop(self.norm(pooled)))
-        if self.link is not None and previous_logits is not None:
-            logits = logits + self.link(previous_logits)
-        return logits
+        return self.classifier(self.drop(self.norm(pooled)))
 
-    def classifiers(self) -> list[nn.Module]:
-        """The linear layer and the link."""
-        return [self.classifier] if self.link is None else [self.classifier, self.link]
+    def own_classifiers(self) -> list[nn.Module]:
+        """The linear layer."""
+        return [self.classifier]
 
     def _pool(self, feature: Tensor, channels_last: bool = False) -> Tensor:
         if feature.dim() == 2:
@@ -120,7 +149,7 @@ class EarlyExit(nn.Module):
         return feature.mean([d for d in range(1, feature.dim()) if d != channel])
 
 
-class LastExit(nn.Module):
+class LastExit(Exit):
     """The backbone's own end, unchanged, plus what the previous exit's prediction adds.
 
     Args:
@@ -136,15 +165,11 @@ class LastExit(nn.Module):
         self.classifier_names = classifier
         self.link = Link(num_classes, link_width, start_at_zero=True) if link_width else None
 
-    def forward(self, *state: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        """The state behind the last block, and the previous exit's (N, C) logits or None -> (N, C)."""
-        logits = self.head(*state)
-        if self.link is not None and previous_logits is not None:
-            logits = logits + self.link(previous_logits)
-        return logits
+    def own_logits(self, *state: Tensor) -> Tensor:
+        """The state behind the last block -> (N, C)."""
+        return self.head(*state)
 
-    def classifiers(self) -> list[nn.Module]:
-        """The backbone's own classifiers, and the link."""
+    def own_classifiers(self) -> list[nn.Module]:
+        """The backbone's own classifiers."""
         named = dict(self.head.named_modules())
-        found = [named[name] for name in self.classifier_names if name in named]
-        return found if self.link is None else [*found, self.link]
+        return [named[name] for name in self.classifier_names if name in named]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from adaptive.errors import ModelError
 from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.cutting.block import Block
-from adaptive.networks.cutting.graphs import BatchDim
 from adaptive.networks.equilibrium import branch
-from adaptive.networks.exits import EarlyExit, LastExit
-from adaptive.networks.multiscale.layers import ConvExit
+from adaptive.networks.exits import Exit
 from adaptive.networks.plain_names import PlainNames
+from adaptive.networks.state import BatchDim, State
 
 Equilibrium = Literal["crossing", "tap", False]
-
-
-class State(tuple[Tensor, ...]):
-    """The tensors that cross a branching point, and where the batch is in each of them (None: nowhere)."""
-
-    batch_dims: tuple[BatchDim | None, ...]
-    partial: bool = False  # only what the exit here needs has been computed, and what the rest is made from
-
-    @classmethod
-    def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...], partial: bool = False) -> State:
-        """Join tensors with the places of their batch dimension."""
-        state = cls(tensors)
-        state.batch_dims, state.partial = batch_dims, partial
-        return state
 
 
 class AdaptiveNetwork(nn.Module):
@@ -55,7 +40,7 @@ class AdaptiveNetwork(nn.Module):
     def __init__(
         self,
         blocks: list[nn.Module],
-        exits: Sequence[EarlyExit | LastExit | ConvExit],
+        exits: Sequence[Exit],
         *,
         exit_names: list[str],
         batch_dims: list[tuple[BatchDim | None, ...]],
@@ -161,36 +146,6 @@ class AdaptiveNetwork(nn.Module):
         tap = tuple(state) if last else (feature,)
         return self.exits[i](*tap, previous_logits=previous)
 
-    def select(self, state: State, indices: Tensor, batch: int) -> State:
-        """The state of some samples only.
-
-        Args:
-            state: as start, run_block or select gave it.
-            indices: (M,) positions of the samples to keep.
-            batch: N, the number of samples in the state.
-        """
-        kept = []
-        for tensor, where in zip(state, state.batch_dims, strict=True):
-            if where is None:
-                kept.append(tensor)
-                continue
-            dim, multiple = where
-            if multiple == 1:
-                kept.append(_index_select(tensor, dim, indices))
-            else:  # a sample's entries (windows, patches) lie together
-                parts = tensor.unflatten(dim, (batch, multiple)).index_select(dim, indices)
-                kept.append(parts.flatten(dim, dim + 1))
-        return State.of(tuple(kept), state.batch_dims, state.partial)
-
-    def join(self, states: Sequence[State]) -> State:
-        """One state of several at the same place, their samples one after another."""
-        first = states[0]
-        tensors = tuple(
-            first[j] if where is None else torch.cat([state[j] for state in states], dim=where[0])
-            for j, where in enumerate(first.batch_dims)
-        )
-        return State.of(tensors, first.batch_dims, first.partial)
-
     @torch.no_grad()
     def costs(self, input_size: int | None = None, lazy: bool = False) -> list[ExitCost]:
         """Cumulative cost of every exit for one image, with every earlier head and collaboration link.
@@ -226,10 +181,6 @@ class AdaptiveNetwork(nn.Module):
                 module.training = mode
         return costs
 
-    def plain_name(self, name: str) -> str | None:
-        """Name that a parameter or buffer of this network has in the plain timm model; None if it was added."""
-        return self.names.plain.get(name)
-
     def backbone_state_dict(self) -> dict[str, Tensor]:
         """The plain timm model's state_dict: its names, this network's values."""
         own = self.state_dict()
@@ -248,7 +199,7 @@ class AdaptiveNetwork(nn.Module):
         """Of every exit the last linear layer (or what timm names as classifier) and the link."""
         found: list[nn.Module] = []
         for exit_ in self.exits:
-            found += exit_.classifiers()  # type: ignore[operator]
+            found += cast(Exit, exit_).classifiers()
         return found
 
     def no_weight_decay(self) -> set[str]:
@@ -260,13 +211,6 @@ def _scope(equilibrium: bool | str) -> Equilibrium:
     if equilibrium not in (True, False, "crossing", "tap"):
         raise ModelError(f"equilibrium = {equilibrium!r}: use True, 'crossing', 'tap' or False")
     return "crossing" if equilibrium is True else equilibrium  # type: ignore[return-value]
-
-
-def _index_select(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """Select, and keep channels-last memory, which torch's own index_select gives up."""
-    if tensor.dim() == 4 and dim == 0 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
-    return tensor.index_select(dim, indices)
 
 
 def _size(module: nn.Module) -> int:

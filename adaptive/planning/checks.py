@@ -8,11 +8,11 @@ from pathlib import Path
 from adaptive.config.sections import Config
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import AdaptiveError
+from adaptive.networks.from_config import build_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
 from adaptive.training.checkpoints.store import CheckpointStore
-from adaptive.training.run import build_network
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
     preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))
     # Weights change no size, and the machine that plans may have no way to them.
     plain = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-    network = build_network(plain, index)
+    network = build_network(plain, len(index.classes))
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     preflight.check_training(config, batch, index, network)

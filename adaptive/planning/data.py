@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,8 +167,3 @@ def _distinct(owner: NDArray[np.int64], shard: NDArray[np.int64], owners: int, s
     """Return how many different shards every owner reads from, shape (owners,)."""
     pairs = np.unique(owner * shards + shard)
     return np.bincount(pairs // shards, minlength=owners)
-
-
-def possible_worlds(global_batch: int, ranks: Sequence[int]) -> list[int]:
-    """Return those numbers of ranks that divide a global batch evenly."""
-    return [world for world in ranks if global_batch % world == 0]

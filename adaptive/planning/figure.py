@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptive.planning.simulation import Scaling, ScalingRow
-from adaptive.reporting.drawing import Drawing, draw
-from adaptive.reporting.figures import COLOURS, MARKERS
+from adaptive.reporting.drawing import COLOURS, MARKERS, Drawing, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

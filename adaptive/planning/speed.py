@@ -12,7 +12,7 @@ from adaptive.config.sections import Config
 from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
-from adaptive.training.engine.engine import init_distributed, resolve_device
+from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.phases import plan_phase, set_modes
 

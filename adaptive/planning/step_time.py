@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive.planning.memory import FP32, PLAIN_BUCKET, Settings
+from adaptive.planning.memory import PLAIN_BUCKET, Settings
 from adaptive.planning.traffic import Collective
 
 GIGA = 1e9
@@ -130,8 +130,3 @@ def _before_last(parameters: int, bucket: int) -> float:
     """Share of the elements that lie in buckets before the last one."""
     full = math.ceil(parameters / max(bucket, 1)) - 1
     return full * bucket / parameters if parameters else 0.0
-
-
-def gradient_bytes(parameters: int) -> int:
-    """Bytes of all gradients: they are fp32 at every precision here."""
-    return FP32 * parameters

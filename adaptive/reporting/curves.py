@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptive.reporting.drawing import MUTED, PAPER, Drawing, draw
-from adaptive.reporting.figures import COLOURS, MARKERS
+from adaptive.reporting.drawing import COLOURS, MARKERS, MUTED, PAPER, Drawing, draw
 from adaptive.reporting.published import REFERENCES, TITLES, Reference
 from adaptive.reporting.run_report import RunReport
 from adaptive.reporting.tables import human

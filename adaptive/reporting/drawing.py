@@ -9,10 +9,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from adaptive.reporting.figures import COLOURS, STYLE
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "h", "D", "p", "8", "H")  # roomy enough for an exit's number
+STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 13,
+    "axes.labelsize": 12,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
 
 INK = "#1f2328"
 MUTED = "#59636e"

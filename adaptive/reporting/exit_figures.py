@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptive.reporting.curves import short
-from adaptive.reporting.drawing import GRID, INK, MUTED, PAPER, Drawing, draw
-from adaptive.reporting.figures import COLOURS, MARKERS
+from adaptive.reporting.drawing import COLOURS, GRID, INK, MARKERS, MUTED, PAPER, Drawing, draw
 from adaptive.reporting.numbers import class_shares, confusion, reliability
 from adaptive.reporting.run_report import RunReport
 

@@ -10,31 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptive.errors import MachineError
+from adaptive.reporting.drawing import COLOURS, MARKERS, STYLE
 from adaptive.reporting.tables import human
 from adaptive.tracking.console import per_exit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "h", "D", "p", "8", "H")  # roomy enough for an exit's number
-STYLE: dict[str, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 13,
-    "axes.labelsize": 12,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-}
-DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True)
@@ -110,7 +92,7 @@ def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2 if columns == 1 else 5.6 * columns, 4.6), dpi=DOTS_PER_INCH, layout="tight")
+        figure = Figure(figsize=(7.2 if columns == 1 else 5.6 * columns, 4.6), dpi=150, layout="tight")
         FigureCanvasAgg(figure)
         yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
         try:

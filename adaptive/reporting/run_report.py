@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adaptive.errors import AdaptiveError
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
-from adaptive.measure import measure_outputs
+from adaptive.metrics import measure_outputs
 
 _CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import Mixer
@@ -15,9 +16,10 @@ from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 from adaptive.training.batch import BatchSizes
-from adaptive.training.checkpoints.snapshot import Learner
 from adaptive.training.ema import ExponentialAverage
-from adaptive.training.engine.engine import Engine, all_reduce, deepspeed_config
+from adaptive.training.engine.engine import Engine
+from adaptive.training.engine.group import all_reduce
+from adaptive.training.engine.settings import deepspeed_config
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
 from adaptive.training.losses.objective import ExitObjective
@@ -158,3 +160,13 @@ def _build_teacher(
             teacher.network.load_state_dict(frozen_weights)
         return teacher
     return model_teacher(config.distillation, network.num_classes, config.data.image_size, device, context)
+
+
+@dataclass
+class Learner:
+    """What changes while a phase learns: the engine with its network, the moving average, the frozen teacher."""
+
+    engine: Engine
+    network: AdaptiveNetwork
+    average: ExponentialAverage | None
+    frozen: nn.Module | None

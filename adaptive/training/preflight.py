@@ -26,7 +26,7 @@ from adaptive.files import write_atomically
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
-from adaptive.training.engine.engine import check_deepspeed_section
+from adaptive.training.engine.settings import check_deepspeed_section
 from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
 from adaptive.training.phases import plan_phase
 

@@ -15,18 +15,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from adaptive.config.sections import Config, ModelConfig
+from adaptive.config.sections import Config
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.distributed.ranks import Ranks
-from adaptive.errors import AdaptiveError, ConfigError, ModelError
-from adaptive.networks.create import create_model
+from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.networks.from_config import build_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
 from adaptive.tracking.record import Record
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
-from adaptive.training.callbacks.base import Callback
 from adaptive.training.callbacks.checkpointing import Checkpointing
 from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
 from adaptive.training.callbacks.recording import TrainingRecords
@@ -34,7 +33,7 @@ from adaptive.training.callbacks.sample_log import SampleLog
 from adaptive.training.callbacks.system import SystemRecords
 from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
-from adaptive.training.engine.engine import init_distributed, resolve_device
+from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine import Machine
@@ -42,7 +41,7 @@ from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
 from adaptive.training.supervision.supervisor import Supervisor
 from adaptive.training.supervision.watchdog import Watchdog
-from adaptive.training.trainer import Trainer
+from adaptive.training.trainer import Callback, Trainer
 
 VERSIONS_OF = ("torch", "deepspeed", "timm", "webdataset", "wandb")
 
@@ -81,39 +80,11 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     index = preflight.check_dataset(config, ranks.rank)
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
-    network = build_network(config, index)
+    network = build_network(config, len(index.classes))
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     preflight.check_training(config, batch, index, network)
     return Prepared(config, ranks, folder, device, batch, index, network)
-
-
-def build_network(config: Config, index: DatasetIndex) -> AdaptiveNetwork:
-    """Build the configured network with the seed's initial weights, on the CPU."""
-    torch.manual_seed(config.train.seed)
-    try:
-        return _create(config, len(index.classes))
-    except ModelError as error:
-        # Its messages begin with the argument's name, which is the key's name in the model section.
-        prefix = "model." if str(error).split(" ")[0] in ModelConfig.model_fields else "model: "
-        raise ModelError(f"{prefix}{error}") from error
-
-
-def _create(config: Config, num_classes: int) -> AdaptiveNetwork:
-    model = config.model
-    return create_model(
-        model.backbone,
-        num_classes=num_classes,
-        exits=model.exits,
-        equilibrium=model.equilibrium,
-        collaboration=model.collaboration,
-        pretrained=model.pretrained,
-        input_size=config.data.image_size,
-        head_width=model.head_width,
-        head_dropout=model.head_dropout,
-        weights=model.weights,
-        **model.options,
-    )
 
 
 def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapping[str, Any] | None = None) -> Path:

@@ -5,61 +5,66 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from adaptive.config.sections import Config
 from adaptive.data.reading.stream import Batch, EvaluationStream, TrainStream
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import StoppedError, TrainingError
-from adaptive.measure import Measurement, measure_exits
-from adaptive.metrics import ExitMeter
+from adaptive.metrics import ExitMeter, Measurement, measure_exits
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
+from adaptive.training.active_phase import ActivePhase
 from adaptive.training.batch import BatchSizes
-from adaptive.training.callbacks.base import Callback
 from adaptive.training.checkpoints.saver import Saver
-from adaptive.training.checkpoints.snapshot import Learner, capture, restore, whole_weights, with_averaged_statistics
+from adaptive.training.checkpoints.snapshot import capture, restore, whole_weights, with_averaged_statistics
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
-from adaptive.training.engine.engine import Engine, all_reduce
+from adaptive.training.engine.group import all_reduce
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.optimizer import build_scheduler
-from adaptive.training.phases import PhasePlan, plan_phase, set_modes
+from adaptive.training.phases import plan_phase, set_modes
 from adaptive.training.progress import Progress
 from adaptive.training.spikes import SpikeGuard
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
-from adaptive.training.task import ClassificationTask
+
+Values = Mapping[str, Any]
 
 
-@dataclass
-class ActivePhase:
-    """All that exists while one phase trains."""
+class Callback:
+    """Base of what observes a run: one method per moment at which it may act.
 
-    plan: PhasePlan
-    learner: Learner
-    scheduler: Scheduler
-    task: ClassificationTask
-    last_step: int
-    spikes: SpikeGuard | None = None
+    On several ranks every rank calls every method, at the same steps.
+    """
 
-    @property
-    def engine(self) -> Engine:
-        """The phase's engine."""
-        return self.learner.engine
+    def on_start(self, trainer: Trainer) -> None:
+        """Act before the first step; the position of a resumed run is known."""
 
-    @property
-    def network(self) -> AdaptiveNetwork:
-        """The network in training."""
-        return self.learner.network
+    def on_batch(self, trainer: Trainer, batch: Batch) -> None:
+        """Act on every micro batch of this rank before it is trained on."""
 
-    @property
-    def optimizer(self) -> Any:
-        """The engine's optimizer; its param_groups carry the learning rates."""
-        return self.learner.engine.optimizer
+    def on_gradients(self, trainer: Trainer) -> None:
+        """Act when the gradients of a step are complete, before the update."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Act after every step."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Act after the last step of an epoch, and once more at the end of a run cut short inside one."""
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Act between two steps, or in a validation, when the run was asked to stop: it ends after this."""
+
+    def on_values(self, trainer: Trainer, values: Values) -> None:
+        """Take published values: record keys such as ``train/exit_1/top1``."""
+
+    def on_message(self, trainer: Trainer, text: str) -> None:
+        """Take a line for the reader."""
+
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        """Act when the run ends, by itself or by an error."""
 
 
 class Trainer:

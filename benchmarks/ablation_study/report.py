@@ -13,7 +13,7 @@ import numpy as np
 from adaptive.config.sections import Config
 from adaptive.data.reading.order import steps_per_epoch
 from adaptive.errors import TrainingError
-from adaptive.training.engine.engine import resolve_device
+from adaptive.training.engine.group import resolve_device
 from benchmarks.ablation_study.figures import accuracy, gradients
 from benchmarks.ablation_study.page import markdown
 from benchmarks.ablation_study.run import RESULT

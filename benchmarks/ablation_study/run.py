@@ -36,7 +36,7 @@ from adaptive.files import write_atomically
 from adaptive.inference.calibration.geometric import Scored, apply_thresholds, sweep
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.checkpoints.store import CheckpointStore
-from adaptive.training.engine.engine import leave
+from adaptive.training.engine.group import leave
 from adaptive.training.run import limit_threads, prepare, train
 from benchmarks.shared.gradient_conflict import conflict
 

@@ -109,7 +109,7 @@ def _serve(rank: int, port: int, connection: Connection) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", HF_HUB_OFFLINE="1")
     torch.set_num_threads(1)
-    from adaptive.training.engine.engine import init_distributed, resolve_device
+    from adaptive.training.engine.group import init_distributed, resolve_device
     from benchmarks.shared.whole_way import whole_way
 
     try:

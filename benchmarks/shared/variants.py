@@ -17,7 +17,9 @@ from adaptive.networks.cost import MacCounter
 from adaptive.networks.create import create_model
 from adaptive.networks.precision import autocast
 from adaptive.training.batch import batch_sizes
-from adaptive.training.engine.engine import Engine, deepspeed_config, init_distributed
+from adaptive.training.engine.engine import Engine
+from adaptive.training.engine.group import init_distributed
+from adaptive.training.engine.settings import deepspeed_config
 from adaptive.training.losses.objective import ExitObjective
 from benchmarks.shared.plain_loop import PlainMultiExit, summed_loss
 

@@ -19,13 +19,13 @@ from adaptive import runs
 from adaptive.config.loading import parse_config
 from adaptive.config.sections import Config
 from adaptive.errors import ModelError
-from adaptive.measure import measure_exits
+from adaptive.metrics import measure_exits
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import batch_sizes
 from adaptive.training.checkpoints.snapshot import averaged_statistics, capture, running_statistics
 from adaptive.training.checkpoints.store import CheckpointStore
-from adaptive.training.engine.engine import all_reduce, barrier
+from adaptive.training.engine.group import all_reduce, barrier
 from adaptive.training.learner import build_learner
 from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.phases import plan_phase, set_modes
@@ -238,7 +238,7 @@ class _Walk:
                 # From the front, then from the middle: whoever stays moves to another place in the batch.
                 stays = torch.arange(len(alive)) != (len(alive) // 2 if i % 2 else 0)
                 kept = stays.nonzero().flatten()
-                state, previous, alive = network.select(state, kept, len(alive)), previous[kept], alive[kept]
+                state, previous, alive = state.select(kept, len(alive)), previous[kept], alive[kept]
         if not worst <= TOLERANCE:
             raise WrongError(f"logits of the stages differ by {worst:.1e} of the largest")
         return {"stage_difference": worst}

@@ -14,7 +14,7 @@ from adaptive.config.loading import load_config
 from adaptive.data.reading.stream import TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError
-from adaptive.training.run import build_network
+from adaptive.networks.from_config import build_network
 from benchmarks.ablation import main
 from benchmarks.ablation_study import report
 from benchmarks.ablation_study.page import single, spread
@@ -63,7 +63,7 @@ def test_variants_of_a_seed_start_alike_and_see_the_same_images(miniature: Path,
         index, weights, orders = load_index(digits), [], []
         for variant in VARIANTS:
             config = load_config(miniature / "runs" / f"{variant}_seed{seed}.yaml")
-            weights.append(build_network(config, index).state_dict())
+            weights.append(build_network(config, len(index.classes)).state_dict())
             batches = TrainStream(
                 index, digits, "train", config.data, seed=seed, global_batch=64, micro_batch=64, rank=0, world=1,
                 workers=0,

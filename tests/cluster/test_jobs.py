@@ -98,7 +98,9 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
             ADAPTIVE_HOME=str(REPOSITORY),
             ADAPTIVE_MAX_STALLED="10",
         )
-    with cluster.standing_still(limited, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", limited_log, " step 5/"):
+    with cluster.standing_still(
+        limited, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", limited_log, " step 5/"
+    ):
         cluster.until_logged(limited_log, ASKED, 200)
 
     assert cluster.wait(job) == "COMPLETED", tail(log)

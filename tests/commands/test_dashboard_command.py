@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.config.sections import documented_keys
+from adaptive.config.keys import documented_keys
 from adaptive.reporting.dashboard_tables import show
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.panels import SECTIONS, Panel

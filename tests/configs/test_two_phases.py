@@ -71,7 +71,7 @@ def released_second_phase(data: str, folder: str) -> dict[str, Any]:
     """How the second phase of the released recipe begins: fresh classifiers, the old last exit as teacher."""
     from adaptive.training.batch import batch_sizes
     from adaptive.training.checkpoints.store import CheckpointStore
-    from adaptive.training.engine.engine import init_distributed
+    from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
     from adaptive.training.trainer import Trainer
 

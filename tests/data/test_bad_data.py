@@ -21,7 +21,7 @@ from adaptive.data.shards.index import SplitInfo, load_index, write_index
 from adaptive.errors import DataError
 from adaptive.files import file_sha256
 from adaptive.inference.outputs import collect
-from adaptive.measure import measure_exits
+from adaptive.metrics import measure_exits
 from tests.helpers.shard_server import Faulty, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -49,7 +49,7 @@ def test_stages_on_a_shrinking_batch_equal_the_full_run(family: str) -> None:
             expected = full[i][alive]
             torch.testing.assert_close(previous, expected, rtol=0, atol=1e-5 * float(expected.abs().max().clamp(min=1)))
             if indices is not None:
-                state, previous = net.select(state, indices, len(alive)), previous[indices]
+                state, previous = state.select(indices, len(alive)), previous[indices]
                 alive = alive[indices]
 
 
@@ -73,7 +73,7 @@ def test_equilibrium_is_the_mean_gradient_of_the_exits_behind(family: str) -> No
     sum(functional.cross_entropy(z, labels) for z in net(x)).backward()
     for j, block in enumerate(net.blocks):
         for name, parameter in block.named_parameters():
-            reference = expected[net.plain_name(f"blocks.{j}.{name}")].grad
+            reference = expected[net.names.plain.get(f"blocks.{j}.{name}")].grad
             assert reference is not None, name
             scale = float(reference.abs().max()) + 1e-3
             torch.testing.assert_close(parameter.grad, reference / (3 - j), rtol=0, atol=1e-12 * max(scale, 1.0))
@@ -92,7 +92,7 @@ def test_plain_weights_load_and_come_back(family: str) -> None:
     net, other = build(family), build(family)
     plain = plain_twin(family, net)
     weights = {name: torch.rand_like(t) if t.is_floating_point() else t for name, t in plain.state_dict().items()}
-    own = {name: t.clone() for name, t in other.state_dict().items() if other.plain_name(name) is None}
+    own = {name: t.clone() for name, t in other.state_dict().items() if other.names.plain.get(name) is None}
     assert other.load_state_dict(weights, strict=True).missing_keys == []
     for name, value in other.backbone_state_dict().items():
         assert torch.equal(value, weights[name])

@@ -37,11 +37,15 @@ def test_costs_equal_a_count_by_hand(family: str) -> None:
     total = parameters = 0
     for i in range(3):
         owned = {
-            net.plain_name(f"blocks.{i}.{n}.weight") for n, m in net.blocks[i].named_modules() if hasattr(m, "weight")
+            net.names.plain.get(f"blocks.{i}.{n}.weight")
+            for n, m in net.blocks[i].named_modules()
+            if hasattr(m, "weight")
         }
         if i == 2:
             owned |= {
-                net.plain_name(f"exits.2.{n}.weight") for n, m in net.exits[2].named_modules() if hasattr(m, "weight")
+                net.names.plain.get(f"exits.2.{n}.weight")
+                for n, m in net.exits[2].named_modules()
+                if hasattr(m, "weight")
             }
         else:
             total += net.exits[i].feature.width * CLASSES
@@ -128,12 +132,12 @@ def test_layers_are_the_plain_models() -> None:
     net = build("vit")
     plain = timm.create_model("test_vit", num_classes=CLASSES, img_size=64)
     layers = timm.models.group_parameters(plain, plain.group_matcher(), reverse=True)
-    assert {net.plain_name(name): layer for name, layer in net.layer_ids.items()} == layers
+    assert {net.names.plain.get(name): layer for name, layer in net.layer_ids.items()} == layers
     assert net.num_layers == max(layers.values()) + 1
     added = [name for name, _ in net.named_parameters() if name not in net.layer_ids]
     assert added
     assert all(name.startswith("exits.") for name in added)
-    assert {net.plain_name(name) for name in net.no_weight_decay()} <= set(plain.no_weight_decay())
+    assert {net.names.plain.get(name) for name in net.no_weight_decay()} <= set(plain.no_weight_decay())
 
 
 def test_direct_parameters_are_read_outside_their_module() -> None:

@@ -66,7 +66,7 @@ class Running:
     def __init__(self, tree: Config, network: Any = None):
         from adaptive.metrics import ExitMeter
         from adaptive.training.batch import batch_sizes
-        from adaptive.training.engine.engine import init_distributed, resolve_device
+        from adaptive.training.engine.group import init_distributed, resolve_device
         from adaptive.training.learner import build_learner, build_task
         from adaptive.training.phases import plan_phase, set_modes
 

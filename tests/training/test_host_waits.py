@@ -39,7 +39,7 @@ def reads_per_step(data, folder, stage, model, gamma):
     """Train; returns how often each step read from the device, from its batch's arrival to its end."""
     from adaptive.distributed.ranks import find_ranks
     from adaptive.training import run
-    from adaptive.training.callbacks.base import Callback
+    from adaptive.training.trainer import Callback
 
     reads, found = Reads(), []
 

@@ -76,7 +76,7 @@ def test_the_backbone_is_spared_decay_where_timm_spares_it(backbone: str, option
 
     network = create_model(backbone, num_classes=5, exits=2, input_size=options.get("img_size", 64), **options)
     ours = parameter_groups(network, OptimizerConfig(weight_decay=0.1, decay_norm_and_bias=False))
-    found = {group["weight_decay"]: {network.plain_name(name) for name in group["names"]} for group in ours}
+    found = {group["weight_decay"]: {network.names.plain.get(name) for name in group["names"]} for group in ours}
     assert found[0.0] - {None} == expected
     assert found[0.1] - {None} == {name for name, _ in plain.named_parameters()} - expected
 

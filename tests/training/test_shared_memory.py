@@ -15,7 +15,7 @@ def _use() -> tuple[bool, list[str], float]:
     os.environ["LOCAL_SIZE"] = "2"  # as the deepspeed launcher says; without it there is no such buffer
     import deepspeed.comm
 
-    from adaptive.training.engine.engine import init_distributed
+    from adaptive.training.engine.group import init_distributed
 
     init_distributed(60)
     deepspeed.comm.barrier()

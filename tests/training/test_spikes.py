@@ -47,9 +47,9 @@ def train_with_a_spike(data, folder, stage, spoiled_rank):
     """Train a little; at one step one rank's loss is multiplied. Returns weights by step and what was counted."""
     from adaptive.distributed.ranks import find_ranks
     from adaptive.training import run, spikes
-    from adaptive.training.callbacks.base import Callback
     from adaptive.training.checkpoints.snapshot import whole_weights
     from adaptive.training.task import ClassificationTask
+    from adaptive.training.trainer import Callback
 
     spikes.ENOUGH = 6
     plain = ClassificationTask.loss

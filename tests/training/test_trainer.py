@@ -78,7 +78,7 @@ def test_a_run_stopped_in_either_phase_ends_bit_for_bit_the_same(digits: Path, t
 def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     """Backbone alone, then its early exits alone; returns the weights at the start and after each phase."""
     from adaptive.data.shards.index import load_index
-    from adaptive.training.run import build_network
+    from adaptive.networks.from_config import build_network
 
     tree = config(
         data,
@@ -90,7 +90,7 @@ def _phases(data: str, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     train_here(tree)
     from adaptive.training.checkpoints.store import CheckpointStore
 
-    start = build_network(tree, load_index(data)).state_dict()
+    start = build_network(tree, len(load_index(data).classes)).state_dict()
     from adaptive.runs import load
 
     steps = [c.step for c in CheckpointStore(Path(folder) / "run" / "checkpoints").all()]
@@ -176,7 +176,7 @@ def test_every_teacher_teaches_and_the_last_exit_is_spared(digits: Path, tmp_pat
 def _skipping(data: str, folder: str) -> dict[str, object]:
     from adaptive.errors import TrainingError
     from adaptive.training import trainer as module
-    from adaptive.training.callbacks.base import Callback
+    from adaptive.training.trainer import Callback
 
     class Poison(Callback):
         """Spoils one rank's gradient at chosen steps, as a diverging network would."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from PIL import Image
 
 from adaptive.data.images.decode import decode_image
-from adaptive.data.packing.sources import EXTENSIONS, files_below, is_image
 from adaptive.errors import DataError
+
+# torchvision's list, and GIF, of which single frames are taken.
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
 STDIN = "-"
 MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")
@@ -85,3 +88,15 @@ def _from_stdin(content: bytes) -> Iterator[ImageFile]:
         raise DataError("stdin (-) holds neither an image nor names of files, one a line") from None
     for line in filter(None, map(str.strip, lines)):
         yield from find_images([line], io.BytesIO())
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file of this name is packed."""
+    return PurePath(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth, those of a folder sorted by name, before those of its folders."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))

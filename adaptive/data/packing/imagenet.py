@@ -12,10 +12,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from adaptive.data.images.files import is_image
 from adaptive.data.packing.archives import Member, list_members
 from adaptive.data.packing.imagenet_labels import IMAGE, validation_labels
 from adaptive.data.packing.label_files import labelled
-from adaptive.data.packing.sources import FolderScan, Item, Source, check_filled, is_image
+from adaptive.data.packing.sources import FolderScan, Item, Source, check_filled
 from adaptive.errors import DataError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

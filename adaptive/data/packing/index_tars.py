@@ -8,9 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from adaptive.data.packing.progress import PackProgress
-from adaptive.data.reading.single_images import split_name
 from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, ShardInfo, SplitInfo, write_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of
+from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of, split_name
 from adaptive.errors import DataError, MachineError
 from adaptive.files import file_sha256
 

@@ -7,15 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from adaptive.data.images.files import EXTENSIONS, files_below, is_image
 from adaptive.errors import DataError, MachineError
-
-# torchvision's list, and GIF, of which single frames are taken.
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _DIGITS_TEST, _DIGITS_VAL = 300, 200
@@ -188,18 +186,6 @@ class FolderScan:
                 yield Item(name, label, 0)
             else:
                 yield Item(name, label, status.st_size, status.st_mtime_ns)
-
-
-def is_image(name: str) -> bool:
-    """Say whether a file of this name is packed."""
-    return PurePath(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth, those of a folder sorted by name, before those of its folders."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent, name) for name in sorted(names))
 
 
 def check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]]) -> None:

@@ -20,11 +20,10 @@ from adaptive.data.images.decode import decode_image
 from adaptive.data.packing.progress import PackProgress
 from adaptive.data.packing.writer import prepare_worker
 from adaptive.data.reading.samples import decode_sample
-from adaptive.data.reading.single_images import split_name
 from adaptive.data.remote.transfer import Mismatch
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, place
-from adaptive.data.shards.reader import LocalFiles, ShardReader
+from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
 from adaptive.errors import MachineError
 from adaptive.files import file_sha256
 

@@ -14,7 +14,7 @@ from adaptive.data.reading.order import locate
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import shard_files
 from adaptive.data.shards.index import DatasetIndex, check_shards
-from adaptive.data.shards.reader import ShardReader
+from adaptive.data.shards.reader import ShardReader, split_name
 from adaptive.errors import DataError
 
 
@@ -56,12 +56,3 @@ def read_images(
     finally:
         reader.close()
     return [image for image in images if image is not None]
-
-
-def split_name(name: str) -> tuple[str | None, str | None]:
-    """WebDataset's rule: the extension begins at the first dot of the file's name, folders included in the key."""
-    folder, _, file = name.rpartition("/")
-    key, dot, extension = file.partition(".")
-    if not key or not dot:
-        return None, None
-    return (f"{folder}/{key}" if folder else key), extension

@@ -284,3 +284,12 @@ def _members_of_any_tar(shown: str, descriptor: int) -> list[tuple[str, int, int
         message = f"shard {shown} is not a tar file ({error}); copy it again or pack again"
         raise BadDataError(message, MEMBER, whole=True) from None
     return found
+
+
+def split_name(name: str) -> tuple[str | None, str | None]:
+    """WebDataset's rule: the extension begins at the first dot of the file's name, folders included in the key."""
+    folder, _, file = name.rpartition("/")
+    key, dot, extension = file.partition(".")
+    if not key or not dot:
+        return None, None
+    return (f"{folder}/{key}" if folder else key), extension

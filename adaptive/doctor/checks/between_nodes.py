@@ -23,7 +23,7 @@ from adaptive.doctor.checks.network import free_port, likely_interface
 from adaptive.doctor.finding import Finding, Settings, error, ok, warning
 from adaptive.doctor.meeting import Link, LostError
 from adaptive.doctor.probe import answer, start_script
-from adaptive.files import code_root
+from adaptive.files import code_root, code_sources
 
 PINGS = 15
 SKEW_WARNING, SKEW_ERROR = 1.0, 60.0  # seconds
@@ -46,7 +46,7 @@ class Peer:
 
 def facts() -> dict[str, str]:
     """What must be the same on all nodes."""
-    found = {"python": platform.python_version(), "adaptive's code": _code()}
+    found = {"python": platform.python_version(), "adaptive's code": code_digest()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
@@ -56,11 +56,11 @@ def facts() -> dict[str, str]:
     return {**found, "processor": model.group(1) if model else platform.machine()}
 
 
-def _code() -> str:
+def code_digest() -> str:
     """A checksum of the sources that this process runs."""
-    root, digest = code_root(), hashlib.sha256()
-    for path in sorted(root.glob("adaptive/**/*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    digest = hashlib.sha256()
+    for path in code_sources():
+        digest.update(str(path.relative_to(code_root())).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

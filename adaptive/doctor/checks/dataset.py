@@ -11,10 +11,9 @@ from threading import Event
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.decode import decode_image
-from adaptive.data.reading.single_images import split_name
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo, check_shards, load_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader
+from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
 from adaptive.doctor.finding import Check, Finding, Settings, ok, warning
 from adaptive.errors import UsageError
 

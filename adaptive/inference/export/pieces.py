@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from adaptive.inference.export.export_manifest import BlockEntry, Format, StateTensor
-from adaptive.networks.cutting.graphs import BatchDim
-from adaptive.networks.network import AdaptiveNetwork, State
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.state import BatchDim, State
 
 EXAMPLES = 3  # images that a graph is recorded with
 

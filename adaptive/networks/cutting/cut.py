@@ -14,8 +14,9 @@ from adaptive.errors import ModelError
 from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.cutting.branch_points import Place, Survey, backbone_end, spread
-from adaptive.networks.cutting.graphs import BatchDim, Emitter, TraceError, batch_dim, merge
+from adaptive.networks.cutting.graphs import Emitter, TraceError, batch_dim, merge
 from adaptive.networks.cutting.recording import FORWARD_FEATURES, Op, Recording, Ref, record, refs
+from adaptive.networks.state import BatchDim
 
 ATTEMPTS = 8  # choices of places to try before giving up, when a model's own code forbids some
 

@@ -10,8 +10,7 @@ import torch
 from torch import fx
 
 from adaptive.networks.cutting.recording import Constant, Op, Recording, Ref, map_tree, refs
-
-BatchDim = tuple[int, int]  # the batch's dimension in a tensor, and how many entries of it belong to one sample
+from adaptive.networks.state import BatchDim
 
 
 class TraceError(Exception):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptive.errors import ModelError
 from adaptive.networks.collaboration import Link, init_as_concatenated
+from adaptive.networks.exits import Exit
 
 CIFAR_HEAD_WIDTH = 128  # of the classifiers' convolutions; with the ImageNet stem they are as wide as their input
 
@@ -84,7 +85,7 @@ class MultiExitBackbone(nn.Module):
         return {"stem": r"^blocks\.0\.stem", "blocks": r"^blocks\.(\d+)"}
 
 
-class ConvExit(nn.Module):
+class ConvExit(Exit):
     """Two strided 3x3 convolutions, average pooling, linear (arXiv 1703.09844, section 4); plus a link.
 
     The pooling takes the whole map, which at the papers' sizes is their 2 x 2 window, so that any image size fits.
@@ -102,7 +103,7 @@ class ConvExit(nn.Module):
         self.tower = nn.Sequential(conv(in_channels, width, 3, 2), conv(width, width, 3, 2))
         self.drop = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, num_classes)
-        self.link: Link | None = None
+        self.link = None
         if link:
             self.add_link()
 
@@ -117,16 +118,13 @@ class ConvExit(nn.Module):
         """(N, C, H, W) -> (N, width)."""
         return self.tower(feature).mean((2, 3))
 
-    def forward(self, feature: Tensor, *others: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        """The exit's feature (N, C, H, W), what else crosses, and the previous exit's logits or None -> (N, C)."""
-        logits = self.classifier(self.drop(self.pooled(feature)))
-        if self.link is not None and previous_logits is not None:
-            logits = logits + self.link(previous_logits)
-        return logits
+    def own_logits(self, feature: Tensor, *others: Tensor) -> Tensor:
+        """The exit's feature (N, C, H, W) -> (N, classes)."""
+        return self.classifier(self.drop(self.pooled(feature)))
 
-    def classifiers(self) -> list[nn.Module]:
-        """What learns when only classifiers and links do."""
-        return [self.classifier] if self.link is None else [self.classifier, self.link]
+    def own_classifiers(self) -> list[nn.Module]:
+        """The linear layer."""
+        return [self.classifier]
 
 
 class BottleneckUnit(nn.Sequential):

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adaptive.config.sections import CheckpointConfig
-from adaptive.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from adaptive.training.trainer import Trainer
+from adaptive.training.trainer import Callback, Trainer
 
 
 class Checkpointing(Callback):

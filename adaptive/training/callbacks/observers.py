@@ -8,11 +8,10 @@ from adaptive.errors import MachineError, StoppedError, TrainingError
 from adaptive.tracking.console import Console, per_exit
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.record import Record, read
-from adaptive.training.callbacks.base import Callback, Values
+from adaptive.training.trainer import Callback, Trainer, Values
 
 if TYPE_CHECKING:
     from adaptive.training.checkpoints.store import Checkpoint
-    from adaptive.training.trainer import Trainer
 
 MOST_WAITING = 100_000  # records; a run that cannot write so many has no log any more
 

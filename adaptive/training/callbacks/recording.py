@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 
-from adaptive.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from adaptive.training.trainer import Trainer
+from adaptive.training.trainer import Callback, Trainer
 
 GIB = 2**30
 

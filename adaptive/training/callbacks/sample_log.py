@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adaptive.data.reading.stream import Batch
 from adaptive.errors import MachineError
 from adaptive.files import write_atomically
-from adaptive.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from adaptive.training.trainer import Trainer
+from adaptive.training.trainer import Callback, Trainer
 
 FOLDER = "samples"
 

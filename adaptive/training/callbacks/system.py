@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from adaptive.training.callbacks.base import Callback
 from adaptive.training.supervision.machine import Machine, system_values
 from adaptive.training.supervision.peers import host_name
-
-if TYPE_CHECKING:
-    from adaptive.training.trainer import Trainer
+from adaptive.training.trainer import Callback, Trainer
 
 
 class SystemRecords(Callback):

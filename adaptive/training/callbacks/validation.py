@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adaptive.config.sections import EvaluateConfig
-from adaptive.measure import Measurement
-from adaptive.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from adaptive.training.trainer import Trainer
+from adaptive.metrics import Measurement
+from adaptive.training.trainer import Callback, Trainer
 
 
 class Validation(Callback):

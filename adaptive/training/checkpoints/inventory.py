@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptive.training.checkpoints import retention
-from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, verify
+from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, best_of, lasting_of, newest_of, verify
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = Fa
     def is_sound(checkpoint: Checkpoint) -> bool:
         return faults[checkpoint] is None
 
-    newest = retention.newest(found, 1, is_sound)
-    best = retention.best(found, is_sound)
-    lasting = retention.lasting(found, keep_every)
+    newest = newest_of(found, 1, is_sound)
+    best = best_of(found, is_sound)
+    lasting = lasting_of(found, keep_every)
     return [
         Entry(c, *measured[c], fault=faults[c], newest=c in newest, best=c == best, lasting=c in lasting) for c in found
     ]

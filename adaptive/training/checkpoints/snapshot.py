@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +14,11 @@ from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.checkpoints import optimizer_state
 from adaptive.training.checkpoints.cpu_copy import cpu_copy
 from adaptive.training.ema import ExponentialAverage
-from adaptive.training.engine.engine import Engine, all_reduce
+from adaptive.training.engine.engine import Engine
+from adaptive.training.engine.group import all_reduce
+from adaptive.training.learner import Learner
 
 RUNNING = ("running_mean", "running_var")
-
-
-@dataclass
-class Learner:
-    """What changes while a phase learns: the engine with its network, the moving average, the frozen teacher."""
-
-    engine: Engine
-    network: AdaptiveNetwork
-    average: ExponentialAverage | None
-    frozen: nn.Module | None
 
 
 def running_statistics(network: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from adaptive.training.checkpoints.checkpoint_manifest import MANIFEST as MANIFE
 from adaptive.training.checkpoints.checkpoint_manifest import PUBLISHED, REMOVING, REPLACED, STATE, WRITING
 from adaptive.training.checkpoints.checkpoint_manifest import read_manifest as read_manifest
 from adaptive.training.checkpoints.checkpoint_manifest import verify as verify
-from adaptive.training.checkpoints.retention import best, retained
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class CheckpointStore:
 
     def best(self) -> Checkpoint | None:
         """Return the valid checkpoint of most merit (latest phase, highest score, newest); None without any score."""
-        return best(self.all(), lambda checkpoint: verify(checkpoint.path) is None)
+        return best_of(self.all(), lambda checkpoint: verify(checkpoint.path) is None)
 
     def prune(self, keep: int, keep_every: int = 0, newest: int | None = None) -> None:
         """Remove all but the newest ``keep``, the best, and of every ``keep_every``-th epoch the last.
@@ -224,3 +223,40 @@ def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(storage.data_ptr())
         ready[name] = tensor
     return ready
+
+
+def retained(
+    checkpoints: Sequence[Checkpoint], keep: int, keep_every: int, is_sound: Callable[[Checkpoint], bool]
+) -> set[Path]:
+    """Return the folders that stay: the ``keep`` newest sound ones, the best sound one, and what is kept for ever.
+
+    ``is_sound`` may be slow: it is asked only about candidates, newest and best first.
+    """
+    return {c.path for c in newest_of(checkpoints, keep, is_sound)} | {
+        c.path for c in (best_of(checkpoints, is_sound), *lasting_of(checkpoints, keep_every)) if c is not None
+    }
+
+
+def newest_of(
+    checkpoints: Iterable[Checkpoint], count: int, is_sound: Callable[[Checkpoint], bool]
+) -> list[Checkpoint]:
+    """Return the newest sound ones, at most ``count``."""
+    found: list[Checkpoint] = []
+    for checkpoint in sorted(checkpoints, key=lambda c: c.step, reverse=True):
+        if len(found) == count:
+            break
+        if is_sound(checkpoint):
+            found.append(checkpoint)
+    return found
+
+
+def best_of(checkpoints: Iterable[Checkpoint], is_sound: Callable[[Checkpoint], bool]) -> Checkpoint | None:
+    """Return the sound one of most merit (latest phase, highest score, newest); None without any score."""
+    scored = [c for c in checkpoints if c.score is not None]
+    return next((c for c in sorted(scored, key=lambda c: c.merit, reverse=True) if is_sound(c)), None)
+
+
+def lasting_of(checkpoints: Iterable[Checkpoint], keep_every: int) -> list[Checkpoint]:
+    """Return what is kept for ever: of every ``keep_every``-th epoch the last; nothing for 0."""
+    last = {c.epoch: c for c in sorted(checkpoints, key=lambda c: c.step) if c.epoch and keep_every}
+    return [checkpoint for epoch, checkpoint in last.items() if epoch and epoch % keep_every == 0]

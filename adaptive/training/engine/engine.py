@@ -6,125 +6,21 @@ without it.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from adaptive.config.loading import merge
-from adaptive.config.sections import Config
-from adaptive.errors import ConfigError, MachineError
 from adaptive.networks.cutting.block import Block
-from adaptive.networks.precision import PRECISION_DTYPES
-from adaptive.training.batch import BatchSizes
-from adaptive.training.engine.operators import free_operators
+from adaptive.training.engine.group import all_reduce
 
 # Loss scale of fp16: start, growth after this many good steps, lowest value.
 FP16_SCALE: dict[str, Any] = {"init_scale": 2.0**15, "scale_window": 1000, "min_scale": 1.0}
-
-
-def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
-    """Return the device of this rank, and make DeepSpeed take the same (raises MachineError without a GPU)."""
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise MachineError("train.device = 'cuda', but this machine has no usable GPU; use train.device=cpu or auto")
-    if requested == "cpu" or not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise MachineError(
-            f"local rank {local_rank} has no GPU: this machine shows {count}; start at most {count} ranks"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def init_distributed(timeout_seconds: float = 1800.0) -> None:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
-
-    A single rank may leave MASTER_PORT = 0 to the system, which names one that is free.
-    """
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    if dist.is_initialized():
-        return
-    free_operators()
-    if os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] == "0":
-        _listen_alone(timedelta(seconds=timeout_seconds))
-    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
-    barrier()
-    _forget_shared_memory()
-
-
-def _listen_alone(timeout: timedelta) -> None:
-    """Form the group of one rank at a port that the system chooses: a port found free before may be taken by now."""
-    from deepspeed.accelerator import get_accelerator
-
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, 1, is_master=True, timeout=timeout)
-    os.environ["MASTER_PORT"] = str(store.port)
-    backend = get_accelerator().communication_backend_name()
-    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-
-
-def _forget_shared_memory() -> None:
-    """Take the name off the buffer (66 MiB) by which DeepSpeed's CPU ranks of one machine exchange data.
-
-    All ranks have mapped it by now. DeepSpeed itself never removes it: every run would leave its own in memory until
-    the machine is started anew.
-    """
-    place = f"{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{dist.get_rank()}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
-
-
-def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
-    """Generate DeepSpeed's JSON from the configuration; the ``deepspeed`` section is merged over it."""
-    train = config.train
-    generated: dict[str, Any] = {
-        "train_batch_size": batch.global_batch,
-        "train_micro_batch_size_per_gpu": batch.micro_batch,
-        "gradient_accumulation_steps": batch.accumulation,
-        "gradient_clipping": train.clip_norm,
-        "zero_optimization": {"stage": train.zero_stage},
-        # Any elementwise torch optimizer is sound under ZeRO; which ones are is checked in adaptive.training.optimizer.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31 - 1,
-    }
-    if train.precision != "fp32":
-        name = str(PRECISION_DTYPES[train.precision]).removeprefix("torch.")
-        # No "safe modules": their gradients would be reduced over the ranks in the low precision.
-        generated["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
-    return merge(generated, config.deepspeed)
-
-
-def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
-    """Let DeepSpeed itself judge the merged ZeRO settings (raises ConfigError)."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of a machine without a GPU, which is no concern where a job is only planned
-    try:
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    finally:
-        logging.disable(before)
-
-    try:
-        DeepSpeedZeroConfig(**deepspeed_config(config, batch)["zero_optimization"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"deepspeed.zero_optimization.{key} = {first['input']!r} is not allowed: {first['msg'].lower()}"
-        ) from None
 
 
 class Engine:
@@ -325,22 +221,3 @@ class _Deliver(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *torch._foreach_mul(ctx.gradients, scale[0]))
-
-
-def all_reduce(values: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, in place; without a process group it is returned as it is."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
-def leave() -> None:
-    """Leave the process group, at the end of a process."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from adaptive.config.sections import EXIT_WEIGHTS
 from adaptive.errors import ConfigError
-from adaptive.training.losses.stochastic_exits import drop_factors
 
 
 def resolve_exit_weights(weights: Sequence[float] | str | None, exits: int) -> list[float]:
@@ -57,3 +58,17 @@ class StepWeights:
             factors = drop_factors(len(weights), self.drop, self.seed, step)
             return [weight * factor for weight, factor in zip(weights, factors, strict=True)]
         return weights
+
+
+# Spawn key: keeps these draws apart from the other uses of the seed, whose entropy looks alike.
+EXIT_DROP = 11
+
+
+def drop_factors(exits: int, probability: float, seed: int, step: int) -> list[float]:
+    """Return what every exit's loss is multiplied by in a step: 0 where it is left out, else 1 / (1 - probability).
+
+    The expectation is 1 for every exit. The last exit is never left out and has 1.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence([seed, step], spawn_key=(EXIT_DROP,)))
+    kept = generator.random(exits - 1) >= probability
+    return [float(k) / (1 - probability) for k in kept] + [1.0]

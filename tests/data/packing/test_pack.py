@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from adaptive.data.images.files import EXTENSIONS
 from adaptive.data.packing import writer
 from adaptive.data.packing.pack import PackOptions, pack
-from adaptive.data.packing.sources import EXTENSIONS
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import DataError, MachineError
 from tests.data.conftest import colour_field, content, make_photos, report, total

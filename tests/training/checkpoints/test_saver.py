@@ -151,8 +151,7 @@ def test_a_full_and_a_read_only_disk_harm_nothing(disk: Path) -> None:
 
 def _full_disk(data: str, folder: str, free_again: bool) -> str | None:
     """A run whose disk fills up after step 3; it is freed after step 5, or it stays full."""
-    from adaptive.training.callbacks.base import Callback
-    from adaptive.training.trainer import Trainer
+    from adaptive.training.trainer import Callback, Trainer
 
     filler = Path(folder) / "checkpoints" / "filler"
 

@@ -30,17 +30,17 @@ def _with_stage(sections: dict, stage: int) -> dict:
 def _engine_run(tree, world: int, steps: int = STEPS):
     from adaptive.data.reading.stream import TrainStream
     from adaptive.metrics import ExitMeter
+    from adaptive.networks.from_config import build_network
     from adaptive.training.batch import batch_sizes
-    from adaptive.training.engine.engine import all_reduce, init_distributed, resolve_device
+    from adaptive.training.engine.group import all_reduce, init_distributed, resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
     from adaptive.training.preflight import check_dataset
-    from adaptive.training.run import build_network
 
     init_distributed()
     rank = int(os.environ["RANK"])
     index, batch, device = check_dataset(tree), batch_sizes(tree.train, world), resolve_device("cpu")
-    network = build_network(tree, index)
+    network = build_network(tree, len(index.classes))
     plan = plan_phase(tree, tree.resolved_phases()[0], len(network.exits))
     learner, teacher = build_learner(tree, plan, network, batch, device)
     meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, tree.train.seed)
@@ -68,11 +68,11 @@ def plain_losses(data: str, steps: int = STEPS) -> list[float]:
     """The same training as torch alone would do it: one process, no engine, GE by its closed form."""
     from adaptive.data.reading.stream import TrainStream
     from adaptive.data.shards.index import load_index
-    from adaptive.training.run import build_network
+    from adaptive.networks.from_config import build_network
 
     tree = config(data, model=VIT)
     index = load_index(data)
-    network = build_network(tree, index).train()
+    network = build_network(tree, len(index.classes)).train()
     network.equilibrium = False
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     stream = TrainStream(
@@ -97,12 +97,12 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
 
     from adaptive.data.reading.stream import TrainStream
     from adaptive.data.shards.index import load_index
-    from adaptive.training.run import build_network
+    from adaptive.networks.from_config import build_network
 
     dist.init_process_group("gloo")
     tree = config(data, model={**RESNET, "equilibrium": False})
     index = load_index(data)
-    network = DistributedDataParallel(build_network(tree, index).train())
+    network = DistributedDataParallel(build_network(tree, len(index.classes)).train())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     stream = TrainStream(
         index, data, "train", tree.data, seed=0, global_batch=32, micro_batch=32 // world,

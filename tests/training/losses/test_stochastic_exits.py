@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from adaptive.training.losses.stochastic_exits import drop_factors
+from adaptive.training.losses.exit_weights import drop_factors
 
 
 def test_the_expectation_is_one_and_the_last_exit_always_counts() -> None:

@@ -1,0 +1,89 @@
+"""The process group: device, start, collective operations, end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adaptive.errors import MachineError
+from adaptive.training.engine.operators import free_operators
+
+
+def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
+    """Return the device of this rank, and make DeepSpeed take the same (raises MachineError without a GPU)."""
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise MachineError("train.device = 'cuda', but this machine has no usable GPU; use train.device=cpu or auto")
+    if requested == "cpu" or not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise MachineError(
+            f"local rank {local_rank} has no GPU: this machine shows {count}; start at most {count} ranks"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def init_distributed(timeout_seconds: float = 1800.0) -> None:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
+
+    A single rank may leave MASTER_PORT = 0 to the system, which names one that is free.
+    """
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    if dist.is_initialized():
+        return
+    free_operators()
+    if os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] == "0":
+        _listen_alone(timedelta(seconds=timeout_seconds))
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
+    barrier()
+    _forget_shared_memory()
+
+
+def _listen_alone(timeout: timedelta) -> None:
+    """Form the group of one rank at a port that the system chooses: a port found free before may be taken by now."""
+    from deepspeed.accelerator import get_accelerator
+
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, 1, is_master=True, timeout=timeout)
+    os.environ["MASTER_PORT"] = str(store.port)
+    backend = get_accelerator().communication_backend_name()
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _forget_shared_memory() -> None:
+    """Take the name off the buffer (66 MiB) by which DeepSpeed's CPU ranks of one machine exchange data.
+
+    All ranks have mapped it by now. DeepSpeed itself never removes it: every run would leave its own in memory until
+    the machine is started anew.
+    """
+    place = f"{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{dist.get_rank()}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
+
+
+def all_reduce(values: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, in place; without a process group it is returned as it is."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def leave() -> None:
+    """Leave the process group, at the end of a process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

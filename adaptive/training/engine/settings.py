@@ -1,0 +1,54 @@
+"""The DeepSpeed configuration that a run generates, and the check of what users pass through."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from adaptive.config.loading import merge
+from adaptive.config.sections import Config
+from adaptive.errors import ConfigError
+from adaptive.networks.precision import PRECISION_DTYPES
+from adaptive.training.batch import BatchSizes
+
+
+def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
+    """Generate DeepSpeed's JSON from the configuration; the ``deepspeed`` section is merged over it."""
+    train = config.train
+    generated: dict[str, Any] = {
+        "train_batch_size": batch.global_batch,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.accumulation,
+        "gradient_clipping": train.clip_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        # Any elementwise torch optimizer is sound under ZeRO; which ones are is checked in adaptive.training.optimizer.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31 - 1,
+    }
+    if train.precision != "fp32":
+        name = str(PRECISION_DTYPES[train.precision]).removeprefix("torch.")
+        # No "safe modules": their gradients would be reduced over the ranks in the low precision.
+        generated["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
+    return merge(generated, config.deepspeed)
+
+
+def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
+    """Let DeepSpeed itself judge the merged ZeRO settings (raises ConfigError)."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of a machine without a GPU, which is no concern where a job is only planned
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    finally:
+        logging.disable(before)
+
+    try:
+        DeepSpeedZeroConfig(**deepspeed_config(config, batch)["zero_optimization"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"deepspeed.zero_optimization.{key} = {first['input']!r} is not allowed: {first['msg'].lower()}"
+        ) from None
