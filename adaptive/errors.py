@@ -1,9 +1,39 @@
 """Errors that a user can mend: each message names the key, file or flag, its value, and the remedy."""
 
+import difflib
+from collections.abc import Callable, Iterable
+
 # What a process ends with besides 0 and 1; schedulers act on these numbers.
 EXIT_INTERRUPTED = 75  # asked to stop, saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
 EXIT_PEER = 69  # another rank ended or cannot be reached (EX_UNAVAILABLE)
 EXIT_HUNG = 70  # ended by the watchdog (EX_SOFTWARE)
+
+
+def nearest(
+    name: str,
+    known: Iterable[str],
+    otherwise: str = "",
+    most: int = 3,
+    cutoff: float = 0.6,
+    show: Callable[[str], str] = str,
+) -> str:
+    """Return the remedy for a name that does not exist: the known ones most like it, or else ``otherwise``.
+
+    Args:
+        name: as it was given.
+        known: what there is.
+        otherwise: the remedy where nothing is like it.
+        most: names at most.
+        cutoff: how alike they have to be, from 0 to 1 (see difflib).
+        show: spells a known name in the remedy.
+    """
+    close = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(show, close))}?" if close else otherwise
+
+
+def reason_of(error: BaseException | str, longest: int = 300) -> str:
+    """Return what a foreign exception says as one line of limited length; its type's name where it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from adaptive.errors import reason_of
+
 WORKSPACE_SECONDS, SYNC_SECONDS = 60.0, 3600.0
 
 
@@ -96,7 +98,7 @@ def _save(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def remedy(error: str, url: str, project: str) -> str:
     """Return one line of what the client said and what to do about it."""
-    words = " ".join(error.split())[:300]
+    words = reason_of(error)
     if error == "no entity":
         return "the W&B account has no entity of its own; give one by --entity"
     if "not found" in error and project in error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import signal
 import sys
 from typing import NoReturn
+
+from adaptive.errors import AdaptiveError, nearest
 
 COMMANDS = {
     "pack": "turn folders of images into WebDataset shards",
@@ -61,8 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
     if first is not None and first not in COMMANDS:
-        close = difflib.get_close_matches(first, COMMANDS, n=1)
-        remedy = f"did you mean {close[0]}" if close else f"commands: {', '.join(COMMANDS)}"
+        remedy = nearest(first, COMMANDS, f"commands: {', '.join(COMMANDS)}", most=1)
         parser.error(f"unknown command {first!r}; {remedy}")
     if words and words[0] in INTERMIXED:
         intermixed = _parse_intermixed(words[0], words[1:])
@@ -74,8 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
     if not intermixed.command:
         parser.print_help()
         return
-    from adaptive.errors import AdaptiveError
-
     try:
         code = intermixed.run(intermixed)
     except AdaptiveError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from adaptive.config.sections import EXIT_WEIGHTS, Config
-from adaptive.errors import ConfigError
+from adaptive.errors import ConfigError, nearest
 
 # DeepSpeed settings that another section owns: setting them twice would let the two disagree.
 OWNED_ELSEWHERE = {
@@ -69,8 +67,7 @@ def check_consistency(config: Config) -> None:
             raise ConfigError(f"deepspeed.{key} is set by {owner}; remove it from the deepspeed section")
     for key in config.deepspeed:
         if key not in PASSED_THROUGH:
-            close = difflib.get_close_matches(key, PASSED_THROUGH, n=2)
-            remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(PASSED_THROUGH))}"
+            remedy = nearest(key, PASSED_THROUGH, f"known: {', '.join(sorted(PASSED_THROUGH))}", most=2)
             raise ConfigError(f"unknown key deepspeed.{key}; {remedy}")
     zero = config.deepspeed.get("zero_optimization", {})
     if not isinstance(zero, dict):
@@ -92,8 +89,7 @@ def check_exit_weights(config: Config, exits: int | None) -> None:
     for key, weights in named:
         if isinstance(weights, str):
             if weights not in EXIT_WEIGHTS:
-                close = difflib.get_close_matches(weights, EXIT_WEIGHTS, n=1)
-                remedy = f"did you mean {close[0]}? " if close else ""
+                remedy = f"{found} " if (found := nearest(weights, EXIT_WEIGHTS, most=1)) else ""
                 known = ", ".join(EXIT_WEIGHTS)
                 raise ConfigError(f"{key} = {weights!r} is no weighting; {remedy}use {known}, or a list of numbers")
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from adaptive.config.checks import check_consistency
 from adaptive.config.keys import documented_keys, is_section, types_in
 from adaptive.config.sections import Config
-from adaptive.errors import ConfigError
+from adaptive.errors import ConfigError, nearest, reason_of
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -87,7 +86,7 @@ def _parse_yaml(text: str, source: str) -> Any:
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = " ".join(str(problem or error).split())[:300]
+        reason = reason_of(problem or error)
         raise ConfigError(f"{source}: not valid YAML{where}: {reason}") from None
 
 
@@ -184,11 +183,9 @@ def _explain(key: str, faults: list[ErrorDetails]) -> str:
     if first["type"] == "extra_forbidden":
         *parents, name = map(str, first["loc"])
         known = sorted(_keys_at(parents))
-        close = difflib.get_close_matches(name, known, n=3) or [
-            other for other, _ in documented_keys() if other.split(".")[-1] == name
-        ]
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {key}; {remedy}"
+        elsewhere = [other for other, _ in documented_keys() if other.split(".")[-1] == name]
+        otherwise = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else f"known here: {', '.join(known)}"
+        return f"unknown key {key}; {nearest(name, known, otherwise)}"
     if first["type"] == "missing":
         return f"{key} is missing; add it to the file or give {key}=..."
     messages = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for fault in faults)
@@ -208,5 +205,5 @@ def _keys_at(location: list[str]) -> set[str]:
 def _nearest_file(path: Path) -> str:
     folder = path.parent
     names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(str(folder / n) for n in close)}?" if close else ""
+    remedy = nearest(path.name, names, cutoff=0.4, show=lambda name: str(folder / name))
+    return f"; {remedy}" if remedy else ""

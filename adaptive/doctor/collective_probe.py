@@ -13,6 +13,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from adaptive.errors import reason_of
+
 ELEMENTS = 4 * 2**20  # 16 MiB
 
 
@@ -38,7 +40,7 @@ def main() -> None:
         )
         found: dict[str, Any] = measure(torch, dist, place, int(world))
     except Exception as error:
-        found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        found = {"error": f"{type(error).__name__}: {reason_of(error)}"}
     print(json.dumps({"met": time.perf_counter() - began, **found}), flush=True)
     os._exit(0)
 

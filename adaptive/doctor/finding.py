@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from adaptive.errors import AdaptiveError, one_line
+from adaptive.errors import AdaptiveError, one_line, reason_of
 
 Status = Literal["ok", "warning", "error", "skipped"]
 
@@ -111,5 +111,5 @@ def _guarded(check: Check, settings: Settings) -> Finding:
         found, _, remedy = str(raised).rpartition("; ")
         return error(found or remedy, remedy)
     except Exception as raised:
-        reason = f"{type(raised).__name__}: {' '.join(str(raised).split())[:200]}"
+        reason = f"{type(raised).__name__}: {reason_of(raised, 200)}"
         return error(f"could not be checked: {reason}", f"adaptive doctor --only {check.name}")

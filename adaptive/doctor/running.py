@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from rich.console import Console
 from adaptive.doctor.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
 from adaptive.doctor.finding import Check, Finding, Settings, run_check
 from adaptive.doctor.table import print_findings
-from adaptive.errors import UsageError
+from adaptive.errors import UsageError, nearest
 
 
 def all_checks() -> list[Check]:
@@ -31,8 +30,7 @@ def choose(only: str | None, quick: bool, with_data: bool) -> list[Check]:
         raise UsageError(f"--only {only!r} names nothing; there are {', '.join(dict.fromkeys(known))}")
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(dict.fromkeys(known))}"
+            remedy = nearest(name, known, f"there are {', '.join(dict.fromkeys(known))}", most=1)
             raise UsageError(f"--only {name!r} is no check; {remedy}")
     if names:
         checks = [check for check in checks if check.name in names or check.group in names]

@@ -6,6 +6,8 @@ import json
 import time
 from typing import Any
 
+from adaptive.errors import reason_of
+
 
 def main() -> None:
     """Print it."""
@@ -20,7 +22,7 @@ def main() -> None:
         found["torchvision"] = torchvision.__version__
         found["nms"] = kept.tolist()
     except Exception as error:
-        found["torchvision_error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        found["torchvision_error"] = f"{type(error).__name__}: {reason_of(error, 200)}"
     if torch.version.cuda is not None:
         found |= cuda(torch)
     print(json.dumps(found), flush=True)
@@ -31,7 +33,7 @@ def cuda(torch: Any) -> dict[str, Any]:
     try:
         torch.cuda.init()
     except Exception as error:
-        return {"cuda_error": " ".join(str(error).split())[:300], "devices": []}
+        return {"cuda_error": reason_of(error), "devices": []}
     version = ".".join(map(str, torch.cuda.nccl.version()))
     return {
         "nccl": version,
@@ -55,7 +57,7 @@ def device(torch: Any, number: int) -> dict[str, Any]:
         found["ms"] = 100 * (time.perf_counter() - began)
         found["error"] = "" if right else "a product of matrices is wrong"
     except Exception as error:
-        found["error"] = " ".join(str(error).split())[:200]
+        found["error"] = reason_of(error, 200)
     return found
 
 

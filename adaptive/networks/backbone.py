@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import timm
 from timm.models import group_parameters
 from torch import nn
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, nearest, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
         ModelError: timm has no such model, or cannot build it so.
     """
     if not timm.is_model(name.partition(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
+        remedy = nearest(name, timm.list_models(), "timm.list_models() names them all", cutoff=0.5)
         raise ModelError(f"backbone = {name!r}: timm has no such model; {remedy}")
     try:
         if input_size is None or "img_size" in arguments:
@@ -51,7 +49,7 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
     except ModelError as error:
         raise ModelError(f"backbone = {name!r}: {error}") from error
     except Exception as error:  # timm and the hub raise whatever they like
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         if arguments.get("pretrained") and isinstance(error, OSError):
             reason += "; pretrained weights need network access or a filled cache, or give a file with weights="
         raise ModelError(f"backbone = {name!r}: timm cannot build it with {arguments}: {reason}") from error
@@ -128,7 +126,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # the readers of the two formats raise whatever they like
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ModelError(f"weights = {str(path)!r}: cannot be read as tensors only: {reason}") from error
     current = model.state_dict()
     for key in [key for key in state if key in current and key.startswith(classifier_names(model))]:
@@ -138,5 +136,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise ModelError(f"weights = {str(path)!r}: does not fit the backbone: {reason}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from dataclasses import dataclass
 
 import timm
 import torch
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, nearest
 from adaptive.networks.backbone import build_backbone, configuration
 from adaptive.networks.cutting.cut import survey
 from adaptive.networks.multiscale.assemble import is_multi_exit
@@ -87,8 +86,8 @@ def matching(pattern: str) -> list[str]:
         found = fnmatch.filter(timm.list_models(pretrained=tagged), pattern)
     if not found:
         known = [*timm.list_models(), *families()]
-        close = difflib.get_close_matches(pattern.strip(WILDCARDS + "]"), known, n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "adaptive models lists the families"
+        name = pattern.strip(WILDCARDS + "]")
+        remedy = nearest(name, known, "adaptive models lists the families", cutoff=0.5)
         raise ModelError(f"{pattern!r} is no model, no family, and matches none; {remedy}")
     return list(found)
 

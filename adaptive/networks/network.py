@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, reason_of
 from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.equilibrium import branch
@@ -174,7 +174,7 @@ class AdaptiveNetwork(nn.Module):
                         parameters -= _size(exit_.link)
                     costs.append(ExitCost(counter.macs, parameters))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, 200)
             raise ModelError(f"costs: input_size = {size} does not fit this backbone ({reason})") from error
         finally:
             for module, mode in modes:

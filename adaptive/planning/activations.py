@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adaptive.config.sections import Config
-from adaptive.errors import ConfigError
+from adaptive.errors import ConfigError, reason_of
 from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
@@ -194,7 +194,7 @@ def teacher_model(config: Config, num_classes: int) -> nn.Module:
     try:
         return timm.create_model(name, num_classes=num_classes, pretrained=False, **distillation.teacher_options)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise ConfigError(f"distillation.teacher_model = {name!r} cannot be built: {reason}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from adaptive.config.sections import OptimizerConfig, ScheduleConfig
-from adaptive.errors import ConfigError
+from adaptive.errors import ConfigError, nearest
 from adaptive.networks.network import AdaptiveNetwork
 
 # Optimizers whose update of one number depends on that number's own history alone. ZeRO hands an optimizer flat
@@ -63,8 +62,7 @@ def check_optimizer(config: OptimizerConfig, zero_stage: int) -> None:
     name = config.name.lower()
     known = list_optimizers(exclude_filters=["fused*", "bnb*"])
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+        remedy = nearest(name, known, f"known: {', '.join(known)}")
         raise ConfigError(f"optimizer.name = {config.name!r} is no timm optimizer; {remedy}")
     if zero_stage and name not in ELEMENTWISE:
         raise ConfigError(

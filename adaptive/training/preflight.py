@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import platform
@@ -21,7 +20,7 @@ from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, nearest
 from adaptive.files import write_atomically
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
@@ -161,8 +160,7 @@ def check_teacher(config: Config) -> None:
     """Refuse a teacher that timm does not know (raises ConfigError with the nearest names)."""
     name = config.distillation.teacher_model
     if config.distillation.teacher == "model" and name and not timm.is_model(name.partition(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
+        remedy = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise ConfigError(f"distillation.teacher_model = {name!r}: timm has no such model; {remedy}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from adaptive.errors import DataError
+from adaptive.errors import DataError, reason_of
 
 # Only raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -59,7 +59,7 @@ def decode(data: bytes) -> Decoded:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise ImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels: possibly a decompression bomb") from None
         except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
-            raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
+            raise ImageError(reason_of(error)) from None
 
 
 def _decode(data: bytes) -> Decoded:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, decompressed, members
-from adaptive.errors import DataError
+from adaptive.errors import DataError, reason_of
 
 _HEADER = 512
 # One header and the byte before it, by which tarfile tests that a member is complete: more would be read in vain.
@@ -86,9 +86,7 @@ def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> tuple[d
                     if len(contents[name]) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
     except BROKEN as error:
-        raise DataError(
-            f"{path} is cut off, damaged or not a tar ({' '.join(str(error).split())}); download it again"
-        ) from None
+        raise DataError(f"{path} is cut off, damaged or not a tar ({reason_of(error)}); download it again") from None
     return contents, names
 
 

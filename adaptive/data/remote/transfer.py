@@ -19,7 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from tenacity.nap import sleep_using_event
 
 from adaptive.data.faults import CHECKSUM, MISSING, UNREADABLE, BadDataError
-from adaptive.errors import DataError, MachineError
+from adaptive.errors import DataError, MachineError, reason_of
 
 FIRST_PAUSE = 0.5  # seconds; doubled after every failed attempt, plus up to as much again by chance
 LONGEST_PAUSE = 30.0
@@ -117,8 +117,7 @@ class Transfer(ABC):
 
     def reason(self, error: BaseException) -> str:
         """Return why an attempt failed, in one short line."""
-        words = " ".join(str(error).split()) or type(error).__name__
-        return words[:_REASON]
+        return reason_of(error, _REASON)
 
     def fetch(self, name: str, path: Path, limit: int, check: Callable[[Path], None], cancel: threading.Event) -> None:
         """Write a file of at most ``limit`` bytes to ``path``; ``check`` raises Mismatch if it is not the right one.

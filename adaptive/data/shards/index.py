@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
 from adaptive.data.remote.transfer import Transfer
 from adaptive.data.remote.urls import is_remote, open_remote
-from adaptive.errors import DataError
+from adaptive.errors import DataError, nearest
 from adaptive.files import file_sha256, write_atomically
 
 INDEX_NAME = "index.json"
@@ -138,8 +137,7 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
 def check_split(index: DatasetIndex, key: str, name: str) -> None:
     """Refuse a split that the dataset lacks; ``key`` is the configuration key or flag that names it (DataError)."""
     if name not in index.splits:
-        close = difflib.get_close_matches(name, index.splits, n=1)
-        remedy = f"did you mean {close[0]}? " if close else ""
+        remedy = f"{found} " if (found := nearest(name, index.splits, most=1)) else ""
         raise DataError(
             f"{key} = {name!r} is no split of the dataset; {remedy}it has {', '.join(sorted(index.splits))}"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adaptive.errors import ExportError
+from adaptive.errors import ExportError, reason_of
 from adaptive.files import sync_folder
 from adaptive.inference.export.export_manifest import BlockEntry, FileEntry, Format, Manifest, file_entry, require
 from adaptive.inference.export.pieces import Piece, pieces_of, with_plain_attention
@@ -143,7 +143,7 @@ def _one_line(name: str, target: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # the exporters raise whatever they like
-        reason = " ".join(_root(error).split())[:300]
+        reason = reason_of(_root(error))
         raise ExportError(f"{name} cannot be exported to {target}: {reason}; {ELSEWHERE}") from error
 
 
@@ -170,7 +170,7 @@ def _verify(
             try:
                 found = runs[i]([values[name] for name in block.inputs])
             except Exception as error:  # as the runtimes raise whatever they like
-                reason = " ".join(_root(error).split())[:300]
+                reason = reason_of(_root(error))
                 raise ExportError(
                     f"block {i + 1} of {backbone} does not run as {kind} on {len(batch)} images: {reason}; {ELSEWHERE}"
                 ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive.data.images.decode import decode_image
-from adaptive.errors import DataError, ExportError, PolicyError
+from adaptive.errors import DataError, ExportError, PolicyError, reason_of
 from adaptive.inference.export.export_manifest import AGAIN, Manifest, StateTensor, require
 from adaptive.inference.policy import Policy
 
@@ -184,7 +184,7 @@ def _session(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ExportError(
             f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__} ({reason}); {AGAIN}"
         ) from None

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adaptive.errors import ExportError
+from adaptive.errors import ExportError, reason_of
 from adaptive.files import sync_folder
 from adaptive.networks.backbone import build_backbone
 from adaptive.networks.multiscale.assemble import is_multi_exit
@@ -53,7 +53,7 @@ def plain_state(network: AdaptiveNetwork, name: str, options: Mapping[str, Any])
     try:
         plain.model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise ExportError(f"backbone {name!r}: its state does not fit the plain timm model: {reason}") from error
     return state, plain.arguments
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Collection
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, nearest
 from adaptive.networks.cutting.recording import FORWARD_FEATURES, Recording, Span, refs
 
 MOST_CROSSING = 3  # tensors; more would be the inside of a densely connected block
@@ -156,8 +155,7 @@ class Survey:
         for name in names:
             if name not in self.suitable:
                 known = any(name == other for other, _ in self.model.named_modules())
-                close = difflib.get_close_matches(name, self.suitable, n=3, cutoff=0.3)
-                remedy = f"did you mean {' or '.join(close)}?" if close else "give a number of exits instead"
+                remedy = nearest(name, self.suitable, "give a number of exits instead", cutoff=0.3)
                 why = "no exit can branch off after it" if known else "the backbone has no such module"
                 raise ModelError(f"exits: module {name!r}: {why}; {remedy}")
         chosen = [self.suitable[name] for name in names]

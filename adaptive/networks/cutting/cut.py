@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, reason_of
 from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.cutting.branch_points import Place, Survey, backbone_end, spread
@@ -57,7 +57,7 @@ def survey(model: nn.Module, size: int, channels: int = 3) -> Survey:
     try:
         return Survey(model, record(model, sample_images(model, 2, size, channels)))
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error, 200)
         _, height, width = configuration(model).get("input_size", (3, 224, 224))
         raise ModelError(
             f"the backbone does not run on images of {size} x {size} pixels: {reason}; "

@@ -5,7 +5,6 @@ Their classes are imported when one is built: timm may be loaded, and this modul
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from typing import Any
@@ -14,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from adaptive.errors import ModelError
+from adaptive.errors import ModelError, nearest
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
 
 TIMM_ARGUMENTS = ("pretrained_cfg_overlay", "cache_dir")  # of timm.create_model, which reads them itself
@@ -57,8 +56,7 @@ def _check_settings(cls: type[nn.Module], settings: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(cls).parameters if name != "self"]
     for name in settings:
         if name not in known and name not in TIMM_ARGUMENTS:
-            close = difflib.get_close_matches(name, known, n=2)
-            remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+            remedy = nearest(name, known, f"known: {', '.join(known)}", most=2)
             raise ModelError(f"{name} is no setting of {cls.__name__}; {remedy}")
 
 

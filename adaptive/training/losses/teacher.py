@@ -12,7 +12,7 @@ from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from adaptive.config.sections import DistillationConfig
-from adaptive.errors import ConfigError
+from adaptive.errors import ConfigError, reason_of
 
 # (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
 Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor | None]]
@@ -62,7 +62,7 @@ def model_teacher(
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise ConfigError(
             f"distillation.teacher_model = {name!r} cannot teach {num_classes} classes at {image_size} pixels: {reason}"
         ) from error
