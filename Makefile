@@ -3,7 +3,7 @@
 # make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
 # make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
 # make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
-# make backbones   takes a model of every timm class the whole way (those that docs/backbones.md lacks)
+# make backbones   takes a model of every timm class the whole way (those that docs/reference/backbones.md lacks)
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,7 +1,7 @@
 """Take one small model of every timm architecture class the whole way, and write down which of them get there.
 
 Each class is wrapped, trained a step under ZeRO 2 on two ranks, saved, loaded, evaluated, and run stage by stage on a
-shrinking batch; see docs/backbones.md, which this writes.
+shrinking batch; see docs/reference/backbones.md, which this writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.shared.locations import REPOSITORY, RESULTS
 from benchmarks.shared.rank_pair import RankPair
 
 MEASURED = RESULTS / "backbones.jsonl"
-PAGE = REPOSITORY / "docs" / "backbones.md"
+PAGE = REPOSITORY / "docs" / "reference" / "backbones.md"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -91,7 +91,7 @@ class Results:
 
 
 def page(results: Results) -> str:
-    """Write docs/backbones.md."""
+    """Write docs/reference/backbones.md."""
     records = [results.records[key] for key in sorted(results.records)]
     good = [record for record in records if record["failed"] is None]
     lines = [

@@ -202,8 +202,9 @@ def test_every_configuration_key_is_documented() -> None:
 
 
 def test_reference_page_is_up_to_date() -> None:
-    page = REPOSITORY / "docs" / "configuration.md"
-    assert page.read_text() == configuration_reference(), "run: adaptive train --help-config > docs/configuration.md"
+    page = "docs/reference/configuration.md"
+    remedy = f"run: adaptive train --help-config > {page}"
+    assert (REPOSITORY / page).read_text() == configuration_reference(), remedy
 
 
 def test_the_set_of_sections_is_what_was_promised() -> None:

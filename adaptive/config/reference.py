@@ -1,4 +1,4 @@
-"""The configuration's reference, made from the documentation of its fields (docs/configuration.md)."""
+"""The configuration's reference, made from the documentation of its fields (docs/reference/configuration.md)."""
 
 from __future__ import annotations
 

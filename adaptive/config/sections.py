@@ -1,8 +1,8 @@
 """The typed configuration tree: one frozen class per component.
 
-The sentence under every field is its documentation (``adaptive train --help-config`` and docs/configuration.md are made
-from it). Values are checked strictly: a string where a number belongs is an error. Reading files and overrides is
-`adaptive.config.loading`'s.
+The sentence under every field is its documentation (``adaptive train --help-config`` and
+docs/reference/configuration.md are made from it). Values are checked strictly: a string where a number belongs is an
+error. Reading files and overrides is `adaptive.config.loading`'s.
 """
 
 from __future__ import annotations
