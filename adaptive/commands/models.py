@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptive.networks.catalogue import Entry, ExitPlace
+    from adaptive.networks.catalogue import BranchPointEntry, ModelEntry
     from adaptive.networks.network import AdaptiveNetwork
 
 ROWS = 20  # of a list; every row is a model that is built to count its parameters
@@ -75,10 +75,10 @@ def _show_families(as_json: bool) -> None:
 
 
 def _show_list(pattern: str, limit: int, as_json: bool) -> None:
-    from adaptive.networks.catalogue import entry, matching
+    from adaptive.networks.catalogue import matching, model_entry
 
     names = matching(pattern)
-    entries = [entry(name, count=i < limit) for i, name in enumerate(names if as_json else names[:limit])]
+    entries = [model_entry(name, count=i < limit) for i, name in enumerate(names if as_json else names[:limit])]
     if as_json:
         print(json.dumps({"pattern": pattern, "models": [asdict(one) for one in entries]}))
         return
@@ -87,7 +87,7 @@ def _show_list(pattern: str, limit: int, as_json: bool) -> None:
         print(f"{len(names) - limit} more: narrow the pattern, or give --limit {len(names)}")
 
 
-def _print_list(entries: list[Entry]) -> None:
+def _print_list(entries: list[ModelEntry]) -> None:
     from rich.table import Table
 
     from adaptive.reporting.tables import human, print_table
@@ -106,13 +106,13 @@ def _print_list(entries: list[Entry]) -> None:
 
 
 def _show_model(arguments: argparse.Namespace) -> None:
-    from adaptive.networks.catalogue import exit_places
+    from adaptive.networks.catalogue import branch_point_entries
     from adaptive.networks.create import create_model
     from adaptive.networks.multiscale.assemble import is_multi_exit
 
     name, exits = arguments.pattern, _parse_exits(arguments.exits)
     own = is_multi_exit(name)
-    size, places = (arguments.image_size, []) if own else exit_places(name, arguments.image_size)
+    size, points = (arguments.image_size, []) if own else branch_point_entries(name, arguments.image_size)
     network = None
     if own or exits is not None:
         network = create_model(name, arguments.classes or 1000, exits, input_size=size)
@@ -120,11 +120,11 @@ def _show_model(arguments: argparse.Namespace) -> None:
     costs = _exit_rows(network) if network else []
     section = _section(network, name, arguments.classes) if network else ""
     if arguments.json:
-        found = {"name": name, "image_size": size, "places": [asdict(one) for one in places], "exits": costs}
+        found = {"name": name, "image_size": size, "places": [asdict(one) for one in points], "exits": costs}
         print(json.dumps({**found, "section": section}))
         return
     if network is None:
-        _print_places(name, size, places)
+        _print_branch_points(name, size, points)
     else:
         _print_exits(name, size, costs, section)
 
@@ -173,17 +173,17 @@ def _section(network: AdaptiveNetwork, name: str, classes: int | None) -> str:
     return "\n".join([*lines, f"# with data.image_size: {network.input_size}", ""])
 
 
-def _print_places(name: str, size: int, places: list[ExitPlace]) -> None:
+def _print_branch_points(name: str, size: int, points: list[BranchPointEntry]) -> None:
     from rich.table import Table
 
     from adaptive.reporting.tables import human, print_table
 
-    title = f"{name}, {size} pixels: {len(places)} places for early exits"
+    title = f"{name}, {size} pixels: {len(points)} branch points for early exits"
     table = Table(title=title, title_justify="left")
     table.add_column("after", overflow="fold", min_width=6)
     for column in ("MACs", "share", "feature", "tensors"):
         table.add_column(column, justify="right")
-    for one in places:
+    for one in points:
         shape = " x ".join(map(str, one.shape))
         table.add_row(one.name, human(one.macs), f"{100 * one.share:.1f} %", shape, str(one.tensors))
     print_table(table)

@@ -13,14 +13,15 @@ from adaptive.networks.backbone import build_backbone, configuration
 from adaptive.networks.cutting.cut import survey
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
+from adaptive.networks.multiscale.registration import NETWORKS
 
-OWN_FAMILY = "zoo"  # what timm takes our module for
+OWN_FAMILY = NETWORKS.rpartition(".")[2]  # timm names families by modules
 WILDCARDS = "*?["
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of a list of models.
+class ModelEntry:
+    """One model of a list, as ``adaptive models`` shows it.
 
     Attributes:
         name: for ``model.backbone``.
@@ -38,15 +39,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class ExitPlace:
-    """A module after which an early exit can branch off.
+class BranchPointEntry:
+    """A branch point of a list: a module after which an early exit can branch off, and what it costs to get there.
 
     Attributes:
         name: for ``model.exits``.
         macs: multiply-adds of the backbone up to its end, for one image.
         share: of the backbone's multiply-adds, 0 to 1.
         shape: of the feature there, without the batch.
-        tensors: that cross the branching point.
+        tensors: that cross the branch point.
     """
 
     name: str
@@ -92,25 +93,25 @@ def matching(pattern: str) -> list[str]:
     return list(found)
 
 
-def entry(name: str, count: bool = True) -> Entry:
+def model_entry(name: str, count: bool = True) -> ModelEntry:
     """Describe a model in one line; with ``count`` it is built without memory for its weights, to count them."""
     noted = timm.get_pretrained_cfg(name)
     size = noted.input_size[-1] if noted is not None else None
     pretrained = timm.is_model_pretrained(name)
     if not count:
-        return Entry(name, None, size, pretrained)
+        return ModelEntry(name, None, size, pretrained)
     try:
         with torch.device("meta"):
             model = build_backbone(name, num_classes=1000).model
     except ModelError as error:
         note = str(error).partition(": ")[2]
         # Some need real numbers while they are built; that says nothing about training them.
-        return Entry(name, None, size, pretrained, note if "no logits" in note else "")
+        return ModelEntry(name, None, size, pretrained, note if "no logits" in note else "")
     size = size or configuration(model).get("input_size", (3, None, None))[-1]
-    return Entry(name, sum(p.numel() for p in model.parameters()), size, pretrained)
+    return ModelEntry(name, sum(p.numel() for p in model.parameters()), size, pretrained)
 
 
-def exit_places(name: str, input_size: int | None = None) -> tuple[int, list[ExitPlace]]:
+def branch_point_entries(name: str, input_size: int | None = None) -> tuple[int, list[BranchPointEntry]]:
     """Build a timm model and list where early exits can branch off.
 
     Args:
@@ -118,7 +119,7 @@ def exit_places(name: str, input_size: int | None = None) -> tuple[int, list[Exi
         input_size: side of the square image in pixels; by default the model's own.
 
     Returns:
-        The side that was used, and the places from input to output.
+        The side that was used, and the branch points from input to output.
 
     Raises:
         ModelError: no such model, or it does not run on such images.
@@ -128,8 +129,8 @@ def exit_places(name: str, input_size: int | None = None) -> tuple[int, list[Exi
     with torch.random.fork_rng(devices=[]):
         surveyed = survey(plain.model, plain.size, plain.channels)
     total = surveyed.recording.macs // 2  # of a recording with two images
-    places = [
-        ExitPlace(place.name, round(place.share * total), place.share, place.shape, place.crossing)
-        for place in surveyed.places()
+    points = [
+        BranchPointEntry(point.name, round(point.share * total), point.share, point.shape, point.crossing)
+        for point in surveyed.branch_points()
     ]
-    return plain.size, places
+    return plain.size, points

@@ -95,7 +95,7 @@ class _Heads:
 
     def build(self, plain: Backbone, pieces: Cut) -> list[Exit]:
         """One exit behind every block; the last one is the backbone's own end."""
-        features = [describe(place.shape_with_batch, plain.model) for place in pieces.places]
+        features = [describe(point.shape_with_batch, plain.model) for point in pieces.branch_points]
         heads: list[Exit] = [
             EarlyExit(feature, self.num_classes, self.links and i > 0, self.width, self.dropout)
             for i, feature in enumerate(features)
@@ -117,7 +117,7 @@ def _assemble(
     network = AdaptiveNetwork(
         [*pieces.blocks],
         built,
-        exit_names=[place.name for place in pieces.places],
+        exit_names=[point.name for point in pieces.branch_points],
         batch_dims=pieces.batch_dims,
         overwritten=pieces.overwritten,
         names=_names(plain, pieces, built),
@@ -142,7 +142,7 @@ def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> PlainNames:
     state = model.state_dict(keep_vars=True)
     for key, tensor in state.items():
         if len(homes.get(id(tensor), ())) != 1:
-            where = ", ".join(place.name for place in pieces.places)
+            where = ", ".join(point.name for point in pieces.branch_points)
             raise ModelError(
                 f"backbone = {plain.name!r}: cut after {where}, {key} is needed in several blocks; "
                 "name other modules in exits"
@@ -154,7 +154,7 @@ def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> PlainNames:
 
 
 def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor) -> None:
-    """Compare the last exit with the plain model's logits while samples are taken out at the branching points.
+    """Compare the last exit with the plain model's logits while samples are taken out at the branch points.
 
     Args:
         name: of the backbone, for the message.

@@ -1,4 +1,4 @@
-"""Gradient Equilibrium: the fork at a branching point (Li et al., ICCV 2019, arXiv 1908.06294, section 3.1)."""
+"""Gradient Equilibrium: the fork at a branch point (Li et al., ICCV 2019, arXiv 1908.06294, section 3.1)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Fork(torch.autograd.Function):
 def fork(feature: Tensor, remaining: int) -> tuple[Tensor, Tensor]:
     """Split a feature into the one that an exit reads and the one that the next block reads.
 
-    With n = ``remaining`` exits at or behind this branching point (k - i + 1 at exit i of k), the backward pass gives
+    With n = ``remaining`` exits at or behind this branch point (k - i + 1 at exit i of k), the backward pass gives
     ``exit_gradient / n + onward_gradient * (n - 1) / n``, one interpolation, so that every block ends up with the mean
     of the gradients of all exits at or behind it.
 
@@ -46,7 +46,7 @@ def fork(feature: Tensor, remaining: int) -> tuple[Tensor, Tensor]:
 
 
 def branch(state: tuple[Tensor, ...], remaining: int, scope: str) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Fork everything that crosses a branching point.
+    """Fork everything that crosses a branch point.
 
     Args:
         state: the crossing tensors; the exit reads the first one.

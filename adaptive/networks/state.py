@@ -11,14 +11,14 @@ BatchDim = tuple[int, int]  # the batch's dimension in a tensor, and how many en
 
 
 class State(tuple[Tensor, ...]):
-    """The tensors that cross a branching point, and where the batch is in each of them (None: nowhere)."""
+    """The tensors that cross a branch point, and where the batch is in each of them (None: nowhere)."""
 
     batch_dims: tuple[BatchDim | None, ...]
     partial: bool = False  # only what the exit here needs has been computed, and what the rest is made from
 
     @classmethod
     def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...], partial: bool = False) -> State:
-        """Join tensors with the places of their batch dimension."""
+        """Join tensors with where the batch is in each."""
         state = cls(tensors)
         state.batch_dims, state.partial = batch_dims, partial
         return state
@@ -27,7 +27,7 @@ class State(tuple[Tensor, ...]):
         """The state of some samples only.
 
         Args:
-            indices: (M,) positions of the samples to keep.
+            indices: (M,) numbers of the samples to keep.
             batch: N, the number of samples in this state.
         """
         kept = []

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 import adaptive
 import adaptive.config.loading
-from adaptive.networks.cutting.cut import places
+from adaptive.networks.cutting.cut import branch_points
 from tests.helpers.commands import Forks
 
 
@@ -72,7 +72,9 @@ def test_a_name_shows_where_exits_can_branch_off(forks: Forks) -> None:
     assert (ended.code, ended.err) == (0, "")
     found = json.loads(ended.out)
     assert found["image_size"] == 64
-    assert [(one["name"], one["share"], tuple(one["shape"])) for one in found["places"]] == places("test_resnet", 64)
+    assert [(one["name"], one["share"], tuple(one["shape"])) for one in found["places"]] == branch_points(
+        "test_resnet", 64
+    )
     whole = adaptive.create_model("test_resnet", exits=1, input_size=64).costs()[0].macs
     head = 1000 * 160
     assert found["places"][-1]["macs"] / found["places"][-1]["share"] == pytest.approx(whole, abs=head)

@@ -58,7 +58,7 @@ CONFIGURATION = {
 }
 MACHINE_DATA_AND_MODEL = {
     "misspelt_backbone": (["model.backbone=test_resnett"], ["backbone = 'test_resnett'", "did you mean test_resnet"]),
-    "more_exits_than_places": (["model.exits=99"], ["exits = 99", "6 places", "at most 7"]),
+    "more_exits_than_branch_points": (["model.exits=99"], ["exits = 99", "6 branch points", "at most 7"]),
     "unknown_module": (["model.exits=[layer9]"], ["exits", "'layer9'", "did you mean layer4"]),
     "module_named_twice": (["model.exits=[layer2, layer2]"], ["exits", "'layer2'", "name each module once"]),
     "weights_for_named_exits": (

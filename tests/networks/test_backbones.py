@@ -111,7 +111,7 @@ def test_exits_stand_behind_whole_blocks_where_all_blocks_share_small_tensors() 
 
 
 def test_no_exit_is_placed_where_it_saves_nothing() -> None:
-    """CoaT shares weights over its stages and so has few places; its end costs what the last exit costs."""
+    """CoaT shares weights over its stages and so has few branch points; its end costs what the last exit costs."""
     network = create_model("coat_tiny", 10, 4, input_size=64)
     costs = [cost.macs for cost in network.costs()]
     assert costs[-2] < 0.99 * costs[-1]

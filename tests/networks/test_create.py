@@ -9,7 +9,7 @@ import torch
 
 from adaptive import create_model
 from adaptive.errors import ModelError
-from adaptive.networks.cutting.cut import places
+from adaptive.networks.cutting.cut import branch_points
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from adaptive.networks.cutting.cut import places
     [
         ({"name": "resnt18"}, r"backbone = 'resnt18'.*did you mean .*resnet18"),
         ({"name": "test_resnet", "exits": 0}, r"exits = 0"),
-        ({"name": "test_resnet", "exits": 99}, r"exits = 99: this backbone has \d+ places"),
+        ({"name": "test_resnet", "exits": 99}, r"exits = 99: this backbone has \d+ branch points"),
         (
             {"name": "test_resnet", "exits": ["layer9"]},
             r"'layer9': the backbone has no such module; did you mean .*layer",
@@ -67,8 +67,8 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         create_model("test_resnet", 3, 2, input_size=64, weights=file)
 
 
-def test_places_of_a_resnet() -> None:
-    found = places("test_resnet", 64)
+def test_branch_points_of_a_resnet() -> None:
+    found = branch_points("test_resnet", 64)
     names = [name for name, _, _ in found]
     assert {"layer1", "layer2", "layer3"} <= set(names)
     shares = [share for _, share, _ in found]

@@ -19,17 +19,17 @@ NOTHING_SAVED = 0.99  # of the total compute: an exit from there on spares none 
 
 
 @dataclass(frozen=True)
-class Place:
-    """A module after which an exit can branch off.
+class BranchPoint:
+    """A module of the backbone after which an early exit can branch off.
 
     Attributes:
         name: the module.
         share: of the backbone's MACs spent up to its end.
         shape: of its output for one sample, without the batch.
-        position: number of recorded operations up to its end.
+        end: number of recorded operations up to its end.
         crossing: number of input-dependent tensors that are needed later.
         parents: the modules around it.
-        in_place: whether its output is changed in place later on.
+        in_place: whether its output is changed in point later on.
         company: size of the further crossing tensors, each as a share of the feature's and at most 1. A shortcut
             counts in full, a rotary embedding that all blocks read hardly.
     """
@@ -37,7 +37,7 @@ class Place:
     name: str
     share: float
     shape: tuple[int, ...]
-    position: int
+    end: int
     crossing: int
     parents: tuple[str, ...]
     in_place: bool = False
@@ -63,7 +63,7 @@ class Survey:
         self.first_use, self.last_use, self.born, self.dependent = self._dataflow()
         self.stretches = self._parameter_stretches()
         self.end = backbone_end(model, recording)
-        self.suitable = {place.name: place for place in map(self._place, recording.spans) if place is not None}
+        self.suitable = {point.name: point for point in map(self._branch_point, recording.spans) if point is not None}
 
     def _dataflow(self) -> tuple[dict[int, int], dict[int, int], dict[int, int], set[int]]:
         first: dict[int, int] = {}
@@ -94,13 +94,11 @@ class Survey:
                 uses.setdefault(owner, []).append(i)
         return [(min(where), max(where)) for where in uses.values() if len(where) > 1]
 
-    def crossing(self, position: int) -> list[int]:
-        """Input-dependent tensors born before a position and needed behind it."""
-        return [
-            index for index in sorted(self.dependent) if self.born[index] < position <= self.last_use.get(index, -1)
-        ]
+    def crossing(self, end: int) -> list[int]:
+        """Input-dependent tensors that the first ``end`` operations make and later ones need."""
+        return [index for index in sorted(self.dependent) if self.born[index] < end <= self.last_use.get(index, -1)]
 
-    def _place(self, span: Span) -> Place | None:
+    def _branch_point(self, span: Span) -> BranchPoint | None:
         output = span.tensor()
         # One batch-first floating tensor with channels, in front of the backbone's own end.
         if span.name == FORWARD_FEATURES or output is None or not 0 < span.end < self.end:
@@ -116,7 +114,7 @@ class Survey:
         share = span.macs / max(self.recording.macs, 1)
         in_place = output.index in self.recording.changed
         company = self._company(span, [index for index in crossing if index != output.index])
-        return Place(span.name, share, shape[1:], span.end, len(crossing), span.parents, in_place, company)
+        return BranchPoint(span.name, share, shape[1:], span.end, len(crossing), span.parents, in_place, company)
 
     def _company(self, span: Span, others: list[int]) -> float:
         """Size of tensors that cross beside a module's output, each as a share of what its unit gives, at most 1."""
@@ -125,29 +123,29 @@ class Survey:
         size = min(math.prod(self.recording.shapes[unit.index]) for unit in units if unit)
         return sum(min(1.0, math.prod(self.recording.shapes[index]) / max(size, 1)) for index in others)
 
-    def places(self, without: Collection[str] = ()) -> list[Place]:
-        """One place for each distinct amount of compute, in order: the fewest crossing tensors, then the outermost.
+    def branch_points(self, without: Collection[str] = ()) -> list[BranchPoint]:
+        """One for each distinct amount of compute, in order: with the fewest crossing tensors, then the outermost.
 
         Args:
-            without: modules that cannot be opened; places inside them are left out.
+            without: modules that cannot be opened; those inside them are left out.
         """
-        best: dict[float, Place] = {}
-        for place in sorted(self.suitable.values(), key=lambda p: (p.position, -depth(p))):
-            if place.in_place or not 0 < place.share < NOTHING_SAVED:
+        best: dict[float, BranchPoint] = {}
+        for point in sorted(self.suitable.values(), key=lambda p: (p.end, -depth(p))):
+            if point.in_place or not 0 < point.share < NOTHING_SAVED:
                 continue
-            if not {*place.parents, place.name}.isdisjoint(without):
+            if not {*point.parents, point.name}.isdisjoint(without):
                 continue
-            module = self.model.get_submodule(place.name)
+            module = self.model.get_submodule(point.name)
             # Beside an operation inside a residual unit the shortcut crosses too: only a cell's end may have company.
-            if isinstance(module, nn.Identity) or (place.crossing > 1 and next(module.children(), None) is None):
+            if isinstance(module, nn.Identity) or (point.crossing > 1 and next(module.children(), None) is None):
                 continue
-            rival = best.get(place.share)
-            if rival is None or (place.crossing, depth(place)) <= (rival.crossing, depth(rival)):
-                best[place.share] = place
-        return sorted(best.values(), key=lambda p: p.position)
+            rival = best.get(point.share)
+            if rival is None or (point.crossing, depth(point)) <= (rival.crossing, depth(rival)):
+                best[point.share] = point
+        return sorted(best.values(), key=lambda p: p.end)
 
-    def named(self, names: list[str]) -> list[Place]:
-        """The places that a user asked for.
+    def named(self, names: list[str]) -> list[BranchPoint]:
+        """The branch points that a user asked for by name.
 
         Raises:
             ModelError: a name is unknown, unsuitable, given twice or out of order.
@@ -160,7 +158,7 @@ class Survey:
                 raise ModelError(f"exits: module {name!r}: {why}; {remedy}")
         chosen = [self.suitable[name] for name in names]
         for one, other in itertools.pairwise(chosen):
-            if one.position >= other.position:
+            if one.end >= other.end:
                 raise ModelError(
                     f"exits: {other.name!r} does not come after {one.name!r}; "
                     "name each module once, from input to output"
@@ -178,37 +176,36 @@ def backbone_end(model: nn.Module, recording: Recording) -> int:
     return max((i for i, op in calls if op.kind == "call_module" and op.target in weighted), default=0)
 
 
-def depth(place: Place) -> int:
+def depth(point: BranchPoint) -> int:
     """How deeply a module is nested."""
-    return place.name.count(".")
+    return point.name.count(".")
 
 
-def spread(places: list[Place], exits: int) -> list[Place]:
+def spread(points: list[BranchPoint], exits: int) -> list[BranchPoint]:
     """Choose the early exits of a network of ``exits`` exits: near shares 1/k, 2/k, ... of the compute.
 
     The least total distance from these shares, where nesting and further crossing tensors count as distance; found by
-    dynamic programming over the places in order.
+    dynamic programming over the branch points in order.
 
     Raises:
-        ModelError: there are fewer places than early exits.
+        ModelError: there are fewer branch points than early exits.
     """
     early = exits - 1
-    if early > len(places):
+    if early > len(points):
         raise ModelError(
-            f"exits = {exits}: this backbone has {len(places)} places for early exits; "
-            f"ask for at most {len(places) + 1}"
+            f"exits = {exits}: this backbone has {len(points)} branch points; ask for at most {len(points) + 1}"
         )
-    # best[j]: least cost of the exits so far when the last of them is at one of the first j places, and their indices
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(places) + 1)
+    # best[j]: least cost of the exits so far when the last one is at one of the first j points, and their indices
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(points) + 1)
     for number in range(1, exits):
-        row: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())] * (len(places) + 1)
-        for j, place in enumerate(places, start=1):
+        row: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())] * (len(points) + 1)
+        for j, point in enumerate(points, start=1):
             cost, indices = best[j - 1]
-            here = cost + _cost(place, number / exits)
+            here = cost + _cost(point, number / exits)
             row[j] = min(row[j - 1], (here, (*indices, j - 1)), key=lambda entry: entry[0])
         best = row
-    return [places[i] for i in best[-1][1]]
+    return [points[i] for i in best[-1][1]]
 
 
-def _cost(place: Place, share: float) -> float:
-    return abs(place.share - share) + DEPTH_PENALTY * depth(place) + CROSSING_PENALTY * place.company
+def _cost(point: BranchPoint, share: float) -> float:
+    return abs(point.share - share) + DEPTH_PENALTY * depth(point) + CROSSING_PENALTY * point.company

@@ -1,4 +1,4 @@
-"""Cutting a timm model into blocks at the branching points, with its own end as the last exit's head."""
+"""Cutting a timm model into blocks at branch points, with its own end as the last exit's head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from adaptive.errors import ModelError, reason_of
 from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.cutting.block import Block
-from adaptive.networks.cutting.branch_points import Place, Survey, backbone_end, spread
+from adaptive.networks.cutting.branch_points import BranchPoint, Survey, backbone_end, spread
 from adaptive.networks.cutting.graphs import Emitter, TraceError, batch_dim, merge
 from adaptive.networks.cutting.recording import FORWARD_FEATURES, Op, Recording, Ref, record, refs
 from adaptive.networks.state import BatchDim
 
-ATTEMPTS = 8  # choices of places to try before giving up, when a model's own code forbids some
+ATTEMPTS = 8  # choices of branch points to try before giving up, when a model's own code forbids some
 
 
 @dataclass
@@ -28,14 +28,14 @@ class Cut:
     Attributes:
         blocks: k blocks; each maps the tensors that cross its beginning to those that cross its end.
         head: what follows the last block, up to the logits.
-        places: where the k - 1 early exits branch off.
+        branch_points: where the k - 1 early exits branch off.
         batch_dims: per block, where the batch is in each tensor that crosses its end.
         overwritten: per early exit, whether what it reads is changed in place later on, so that a copy is needed.
     """
 
     blocks: list[Block]
     head: Block
-    places: list[Place]
+    branch_points: list[BranchPoint]
     batch_dims: list[tuple[BatchDim | None, ...]]
     overwritten: list[bool]
 
@@ -65,7 +65,7 @@ def survey(model: nn.Module, size: int, channels: int = 3) -> Survey:
         ) from error
 
 
-def places(
+def branch_points(
     model: nn.Module | str, input_size: int | None = None, **backbone: Any
 ) -> list[tuple[str, float, tuple[int, ...]]]:
     """List where exits can branch off: module name, share of the backbone's MACs, feature shape without the batch.
@@ -85,7 +85,7 @@ def places(
         plain = Backbone("", model, input_size or own_size, channels)
     with torch.random.fork_rng(devices=[]):
         surveyed = survey(plain.model, plain.size, plain.channels)
-    return [(place.name, place.share, place.shape) for place in surveyed.places()]
+    return [(point.name, point.share, point.shape) for point in surveyed.branch_points()]
 
 
 def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) -> Cut:
@@ -98,7 +98,7 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
         channels: of the input.
 
     Raises:
-        ModelError: there is no such place, or the model's code cannot be recorded there.
+        ModelError: there is no such branch point, or the model's code cannot be recorded there.
     """
     with torch.random.fork_rng(devices=[]):
         surveyed = survey(model, size, channels)
@@ -110,14 +110,14 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
                 raise ModelError(f"exits = {exits}: cannot cut there; {error}; name other modules") from error
         unopenable: set[str] = set()
         for _ in range(ATTEMPTS):
-            chosen = spread(surveyed.places(unopenable), exits)
+            chosen = spread(surveyed.branch_points(unopenable), exits)
             try:
                 return _cut_at(model, surveyed, chosen, size, channels)
             except TraceError as error:
                 if not error.module or error.module in unopenable:
                     raise ModelError(
                         f"exits = {exits}: cannot cut this backbone; {error}; "
-                        "name modules that adaptive.networks.cutting.cut.places lists, or take another backbone"
+                        "name modules that `adaptive models BACKBONE` lists, or take another backbone"
                     ) from error
                 unopenable.add(error.module)
         raise ModelError(
@@ -125,12 +125,12 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
         )
 
 
-def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, channels: int) -> Cut:
-    opened = {parent for place in places for parent in place.parents}
+def _cut_at(model: nn.Module, surveyed: Survey, points: list[BranchPoint], size: int, channels: int) -> Cut:
+    opened = {parent for point in points for parent in point.parents}
     opened |= set(_parents_of_end(surveyed))
     two, three, training = _recordings(model, opened, size, channels)
     ops = merge(two, three, training)
-    ends = [_end_of(two, place.name) for place in places]
+    ends = [_end_of(two, point.name) for point in points]
     ends.append(backbone_end(model, two))
     if any(a >= b for a, b in itertools.pairwise(ends)):
         raise TraceError("", "an exit lies behind the backbone's own end")
@@ -139,7 +139,7 @@ def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, 
             f"the backbone returns {type(two.result).__name__}, not one tensor of logits; "
             "give the argument that makes timm return logits alone, or take another backbone"
         )
-    taps = [_tap(two, place.name) for place in places]
+    taps = [_tap(two, point.name) for point in points]
     crossings = [_crossing(two, ops, end) for end in ends]
     for tap, crossing in zip(taps, crossings, strict=False):
         crossing.sort(key=lambda index: index != tap)  # stable: the exit's own feature first
@@ -155,7 +155,7 @@ def _cut_at(model: nn.Module, surveyed: Survey, places: list[Place], size: int, 
     blocks = [Block(model, graph) for graph in graphs]
     head = Block(model, graphs[-1], _unreached(model, blocks))
     dims = [tuple(batch_dim(index, two, three) for index in crossing) for crossing in crossings]
-    return Cut(blocks[:-1], head, places, dims, [tap in two.changed for tap in taps])
+    return Cut(blocks[:-1], head, points, dims, [tap in two.changed for tap in taps])
 
 
 def _recordings(model: nn.Module, opened: set[str], size: int, channels: int) -> tuple[Recording, Recording, Recording]:
@@ -194,10 +194,10 @@ def _tap(recording: Recording, name: str) -> int:
     return tensor.index
 
 
-def _crossing(recording: Recording, ops: list[Op], position: int) -> list[int]:
-    """Tensors born before a position and needed behind it, the input-independent ones included."""
-    born = {0} | {index for op in ops[:position] for index in refs(op.output)}
-    needed = {index for op in ops[position:] for index in refs((op.args, op.kwargs))} | refs(recording.result)
+def _crossing(recording: Recording, ops: list[Op], end: int) -> list[int]:
+    """Tensors that the first ``end`` operations make and later ones need, the input-independent ones included."""
+    born = {0} | {index for op in ops[:end] for index in refs(op.output)}
+    needed = {index for op in ops[end:] for index in refs((op.args, op.kwargs))} | refs(recording.result)
     return sorted(born & needed)
 
 

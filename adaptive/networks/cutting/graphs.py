@@ -80,7 +80,7 @@ def _merge_tree(a: Any, b: Any, t: Any, owner: str) -> Any:
         return InputDevice()
     if isinstance(a, Constant):
         if not (isinstance(b, Constant) and a.tensor.shape == b.tensor.shape and torch.equal(a.tensor, b.tensor)):
-            raise TraceError(owner, "a tensor comes from a place that cannot be recorded")
+            raise TraceError(owner, "it reads a tensor that was made outside of what is recorded")
         return a
     if isinstance(a, int) and not isinstance(a, bool) and a != b and a == t:
         return BatchInteger(b - a, a - 2 * (b - a))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-Place = tuple[int, int]  # stage (0: what comes in) and scale
+StageScale = tuple[int, int]  # number of the stage (0: what comes in) and of the scale
 
 
 class Stage(Protocol):
@@ -40,7 +40,7 @@ class LazyPlan:
 
     needed: list[list[int]]
     deferred: list[list[int]]
-    kept: list[Place]
+    kept: list[StageScale]
     outgoing: list[int]
 
     @classmethod
@@ -59,17 +59,17 @@ class LazyPlan:
 
     def to_exit(self, stages: Iterable[Stage], scales: dict[int, Tensor]) -> tuple[Tensor, ...]:
         """Incoming scales -> the kept tensors, the exit's feature first."""
-        made: dict[Place, Tensor] = {(0, scale): tensor for scale, tensor in scales.items()}
+        made: dict[StageScale, Tensor] = {(0, scale): tensor for scale, tensor in scales.items()}
         for number, (stage, wanted) in enumerate(zip(stages, self.needed, strict=True), start=1):
             scales = {scale: stage.make(scale, scales) for scale in wanted}
             made |= {(number, scale): tensor for scale, tensor in scales.items()}
-        return tuple(made[place] for place in self.kept)
+        return tuple(made[key] for key in self.kept)
 
     def complete(self, stages: Iterable[Stage], partial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The kept tensors -> all scales behind the block, coarsest first."""
         made = dict(zip(self.kept, partial, strict=True))
         for number, (stage, wanted) in enumerate(zip(stages, self.deferred, strict=True), start=1):
-            before = {scale: tensor for (place, scale), tensor in made.items() if place == number - 1}
+            before = {scale: tensor for (stage_number, scale), tensor in made.items() if stage_number == number - 1}
             made |= {(number, scale): stage.make(scale, before) for scale in wanted}
         return tuple(made[(len(self.needed), scale)] for scale in self.outgoing)
 

@@ -191,11 +191,11 @@ class MSDNet(MultiExitBackbone):
             first = Stem(stem, in_chans, widths, [2] * (len(factors) - 1)) if number == 0 else None
             stages: list[Layer | Transition] = []
             incoming = before
-            for position in range(done + 1, done + count + 1):
-                scales = list(range(len(factors) - kept[position - 1], len(factors)))
+            for layer in range(done + 1, done + count + 1):
+                scales = list(range(len(factors) - kept[layer - 1], len(factors)))
                 stages.append(_layer(before, scales, channels, growth, factors, inner))
                 channels += growth
-                if _has_transition(position, sum(layers), before, scales, prune) and reduction > 0:
+                if _has_transition(layer, sum(layers), before, scales, prune) and reduction > 0:
                     narrower = math.floor(reduction * channels)
                     check_integers(1, channels_after_transition=narrower)
                     units = [conv(channels * factors[s], narrower * factors[s], 1) for s in scales]
