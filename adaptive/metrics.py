@@ -1,4 +1,4 @@
-"""Sums per exit, kept on the device and counted, never averaged batch by batch."""
+"""Metrics of every exit: loss, top-1, top-5 and agreement with the last exit, as exact sums over all samples."""
 
 from __future__ import annotations
 
@@ -63,15 +63,6 @@ class ExitMeter:
         for row, name in enumerate(ROWS[1:], start=1):
             values[name] = (sums[row] / samples.clamp(min=1) * scale.get(name, 1.0)).tolist()
         return values
-
-
-def exit_records(values: dict[str, list[float]], prefix: str) -> dict[str, float]:
-    """Spell reduced values as record keys: ``train/exit_1/top1`` and so on; ``<prefix>/loss`` sums the exits."""
-    records = {f"{prefix}/loss": sum(values["loss"])}
-    for name in ROWS[1:]:
-        for i, value in enumerate(values[name], start=1):
-            records[f"{prefix}/exit_{i}/{name}"] = value
-    return records
 
 
 class LabelledBatch(Protocol):

@@ -10,7 +10,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.packing.pack import pack
 from adaptive.data.shards.index import ShardInfo, SplitInfo, load_index, write_index
 from adaptive.files import file_sha256
-from adaptive.metrics import ExitMeter, exit_records
+from adaptive.metrics import ExitMeter
 from tests.helpers.ranks import run_ranks
 
 
@@ -52,14 +52,6 @@ def test_fewer_classes_than_five() -> None:
     meter = ExitMeter(1, "cpu")
     meter.add([torch.eye(3)], torch.tensor([1, 1, 1]))
     assert meter.reduce(lambda t: t)["top5"] == [100.0]
-
-
-def test_record_keys_name_exits_from_one() -> None:
-    meter = ExitMeter(2, "cpu")
-    meter.add([torch.eye(3), torch.eye(3)], torch.tensor([0, 1, 2]))
-    records = exit_records(meter.reduce(lambda t: t), "val")
-    assert records["val/exit_1/top1"] == records["val/exit_2/agreement"] == 100.0
-    assert "val/exit_0/top1" not in records
 
 
 @pytest.fixture(scope="module")

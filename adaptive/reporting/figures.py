@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptive.errors import MachineError
 from adaptive.reporting.drawing import COLOURS, MARKERS, STYLE
 from adaptive.reporting.tables import human
-from adaptive.tracking.console import per_exit
+from adaptive.tracking.record_keys import exit_key, per_exit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,9 +72,9 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> P
         exits = sorted({number for split in ("train", "val") for r in records for number in per_exit(r, split, "top1")})
         for index, number in enumerate(exits):
             colour = COLOURS[index] if len(exits) <= len(COLOURS) else _shade(index / (len(exits) - 1))
-            _draw_series(accuracies, records, f"train/exit_{number}/top1", color=colour, alpha=0.4, linewidth=1.1)
+            _draw_series(accuracies, records, exit_key("train", number, "top1"), color=colour, alpha=0.4, linewidth=1.1)
             _draw_series(
-                accuracies, records, f"val/exit_{number}/top1", color=colour, marker="o", markersize=3.5, zorder=3
+                accuracies, records, exit_key("val", number, "top1"), color=colour, marker="o", markersize=3.5, zorder=3
             )
             accuracies.plot([], [], color=colour, label=f"exit {number}")
         accuracies.set(xlabel="step", ylabel="top-1 accuracy (%)", title="Accuracy (validation bold, training pale)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,8 @@ from typing import Any, TextIO, TypeVar
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+
+from adaptive.tracking.record_keys import per_exit
 
 LOGGER = logging.getLogger(__name__)
 Values = Mapping[str, Any]
@@ -140,13 +141,6 @@ class Console:
         begin, first = self._started
         seconds = (time.monotonic() - begin) * max(self.total_steps - step, 0) / (step - first)
         return str(timedelta(seconds=round(seconds)))
-
-
-def per_exit(values: Values, split: str, metric: str) -> dict[int, float]:
-    """Return one metric of every exit from a record, ``{1: ..., 2: ...}``, in the order of the exits."""
-    pattern = re.compile(rf"{split}/exit_(\d+)/{metric}")
-    found = {int(match[1]): values[key] for key in values if (match := pattern.fullmatch(key))}
-    return dict(sorted(found.items()))
 
 
 def _progress(stream: TextIO) -> Progress:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from adaptive.tracking.record_keys import exit_key
+
 Kind = Literal["lines", "scatter", "table chart", "media", "parallel", "comparer"]
-EXIT = "exit_[0-9]+"
 OF_NODES = "(_(min|mean|max))?"  # of more than 8 nodes the records hold these
 
 
@@ -57,6 +58,10 @@ def _lines(title: str, pattern: str, log: bool = False) -> Panel:
     return Panel(title, regex=f"^{pattern}$", log=log)
 
 
+def _per_exit(title: str, group: str, name: str) -> Panel:
+    return _lines(title, exit_key(group, "[0-9]+", name))
+
+
 def _node(title: str, measure: str) -> Panel:
     return _lines(title, f"system/[^/]+/{measure}{OF_NODES}")
 
@@ -65,11 +70,11 @@ SECTIONS = (
     Section(
         "Accuracy of every exit",
         (
-            _lines("validation, top-1 %", f"val/{EXIT}/top1"),
-            _lines("validation, top-5 %", f"val/{EXIT}/top5"),
-            _lines("moving average, top-1 %", f"val_ema/{EXIT}/top1"),
-            _lines("moving average, top-5 %", f"val_ema/{EXIT}/top5"),
-            _lines("training, top-1 %", f"train/{EXIT}/top1"),
+            _per_exit("validation, top-1 %", "val", "top1"),
+            _per_exit("validation, top-5 %", "val", "top5"),
+            _per_exit("moving average, top-1 %", "val_ema", "top1"),
+            _per_exit("moving average, top-5 %", "val_ema", "top5"),
+            _per_exit("training, top-1 %", "train", "top1"),
         ),
     ),
     Section(
@@ -89,7 +94,7 @@ SECTIONS = (
                 chart="wandb/scatter/v0",
                 columns=(("x", "MACs"), ("y", "top-1 %")),
             ),
-            Panel("the first exit", "scatter", keys=("model/exit_1/macs", "val/exit_1/top1")),
+            Panel("the first exit", "scatter", keys=(exit_key("model", 1, "macs"), exit_key("val", 1, "top1"))),
             Panel("as in the report", "media", keys=("report/accuracy_macs",)),
         ),
     ),
@@ -103,7 +108,7 @@ SECTIONS = (
                 chart="wandb/bar/v0",
                 columns=(("label", "exit"), ("value", "leave here")),
             ),
-            _lines("agreement with the last exit, %", f"val/{EXIT}/agreement"),
+            _per_exit("agreement with the last exit, %", "val", "agreement"),
             Panel("as in the report", "media", keys=("report/shares", "report/leavers")),
         ),
     ),
@@ -118,9 +123,9 @@ SECTIONS = (
         "Loss",
         (
             _lines("sum over the exits", "(train|val|val_ema)/loss"),
-            _lines("training, per exit", f"train/{EXIT}/loss"),
-            _lines("validation, per exit", f"val/{EXIT}/loss"),
-            _lines("divergence from the teacher", f"train/{EXIT}/divergence"),
+            _per_exit("training, per exit", "train", "loss"),
+            _per_exit("validation, per exit", "val", "loss"),
+            _per_exit("divergence from the teacher", "train", "divergence"),
         ),
     ),
     Section(
@@ -152,7 +157,7 @@ SECTIONS = (
                 "settings and results",
                 "parallel",
                 settings=("optimizer.lr", "model.equilibrium", "model.collaboration", "distillation.gamma"),
-                keys=("train/images_per_second", "val/exit_1/top1", "val/loss"),
+                keys=("train/images_per_second", exit_key("val", 1, "top1"), "val/loss"),
             ),
             Panel("differences", "comparer"),
         ),

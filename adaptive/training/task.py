@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adaptive.data.images.transforms import Mixer
-from adaptive.metrics import ExitMeter, exit_records
+from adaptive.metrics import ExitMeter
+from adaptive.tracking.record_keys import exit_records
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
 from adaptive.training.losses.objective import ExitObjective
@@ -70,8 +71,9 @@ class ClassificationTask:
         ``train/loss`` is the objective that is minimised; ``train/exit_i/loss`` are the exits' cross entropies.
         """
         values = self.meter.reduce(all_reduce)
-        loss = all_reduce(self.loss_sum.clone()).item() / max(values["samples"][0], 1)
-        return exit_records(values, "train") | {"train/loss": loss}
+        samples = values.pop("samples")[0]
+        loss = all_reduce(self.loss_sum.clone()).item() / max(samples, 1)
+        return {"train/loss": loss} | exit_records(values, "train")
 
     def reset(self) -> None:
         """Start counting again."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from adaptive.tracking.console import Console, per_exit
+from adaptive.tracking.console import Console
 
 TRAIN = {
     "step": 120,
@@ -110,8 +110,3 @@ def test_a_broken_output_is_reported_once_and_harms_nothing(caplog):
         console.close()
     assert len(caplog.records) == 1
     assert "Broken pipe" in caplog.text
-
-
-def test_exits_are_ordered_by_number():
-    assert list(per_exit(TRAIN, "train", "top1").items()) == [(1, 45.1), (2, 52.3), (10, 60.2)]
-    assert per_exit(TRAIN, "val", "top1") == {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import MachineError, StoppedError, TrainingError
-from adaptive.tracking.console import Console, per_exit
+from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.record import Record, read
+from adaptive.tracking.record_keys import per_exit
 from adaptive.training.trainer import Callback, Trainer, Values
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 
+from adaptive.tracking.record_keys import exit_records
 from adaptive.training.trainer import Callback, Trainer
 
 GIB = 2**30
@@ -26,13 +27,9 @@ class TrainingRecords(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """Publish the network's costs, which accuracies are to be read against."""
         self._restart(trainer)
-        costs = trainer.costs
-        values: dict[str, Any] = {}
-        for i, cost in enumerate(costs, start=1):
-            values[f"model/exit_{i}/macs"] = cost.macs
-            values[f"model/exit_{i}/parameters"] = cost.parameters
         if trainer.progress.step == 0:
-            trainer.publish(values)
+            costs = {name: [getattr(cost, name) for cost in trainer.costs] for name in ("macs", "parameters")}
+            trainer.publish(exit_records(costs, "model"))
 
     def on_gradients(self, trainer: Trainer) -> None:
         """Measure gradient norms where the coming step will be recorded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adaptive.config.sections import EvaluateConfig
 from adaptive.metrics import Measurement
+from adaptive.tracking.record_keys import exit_records
 from adaptive.training.trainer import Callback, Trainer
 
 
@@ -34,7 +35,5 @@ class Validation(Callback):
 
 def _records(measurement: Measurement, prefix: str) -> dict[str, float]:
     values: dict[str, float] = {f"{prefix}/loss": sum(measurement.loss), f"{prefix}/images": measurement.samples}
-    for name in ("loss", "top1", "top5", "agreement"):
-        for i, value in enumerate(getattr(measurement, name), start=1):
-            values[f"{prefix}/exit_{i}/{name}"] = value
-    return values
+    names = ("loss", "top1", "top5", "agreement")
+    return values | exit_records({name: getattr(measurement, name) for name in names}, prefix)
