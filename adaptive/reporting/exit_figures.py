@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptive.inference.calibration.reliability import reliability
 from adaptive.reporting.curves import short
 from adaptive.reporting.drawing import COLOURS, GRID, INK, MARKERS, MUTED, PAPER, Drawing, draw
-from adaptive.reporting.numbers import class_shares, confusion, reliability
+from adaptive.reporting.numbers import class_shares, confusion
 from adaptive.reporting.run_report import RunReport
 
 if TYPE_CHECKING:

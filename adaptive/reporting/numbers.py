@@ -1,48 +1,11 @@
-"""Numbers that the report draws: calibration, and who leaves where by class and by mistake."""
+"""Numbers that the report draws: who leaves where, by class and by mistake."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptive.reporting.run_report import RunReport
-
-BINS = 15
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """A reliability diagram: per bin of confidence that holds images, their mean confidence, accuracy and share.
-
-    ``ece`` is the expected calibration error in percent, arXiv 1706.04599: the mean distance of the two, by share.
-    """
-
-    confidence: list[float]
-    accuracy: list[float]
-    share: list[float]
-    ece: float
-
-    def points(self, least: float) -> tuple[list[float], list[float]]:
-        """Confidences and accuracies of the bins that hold at least this share of the images."""
-        kept = [i for i, share in enumerate(self.share) if share >= least]
-        return [self.confidence[i] for i in kept], [self.accuracy[i] for i in kept]
-
-
-def reliability(confidences: NDArray[np.floating], right: NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """Bin answers by confidence, (N,) in [0, 1] and whether each is right (N,), into bins of equal width.
-
-    Bins are closed above, as in the paper; 0 belongs to the first.
-    """
-    places = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    full = counts > 0
-    confidence = np.bincount(places, weights=confidences, minlength=bins)[full] / counts[full]
-    accuracy = np.bincount(places, weights=right, minlength=bins)[full] / counts[full]
-    share = counts[full] / len(right)
-    ece = 100 * float(np.sum(share * np.abs(accuracy - confidence)))
-    return Reliability(confidence.tolist(), accuracy.tolist(), share.tolist(), ece)
 
 
 def class_shares(run: RunReport) -> NDArray[np.float64]:

@@ -26,3 +26,10 @@ def made_up_logits(
     noise = torch.randn(exits, images, classes, generator=generator)
     strength = torch.linspace(0.6, 2.0, exits).view(-1, 1, 1)
     return signal * strength + noise, labels, [float(i + 1) for i in range(exits)]
+
+
+def calibrated_logits(images: int = 3000, classes: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of which the softmax is exactly the probability of the label that is drawn from it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(images, classes, generator=generator)
+    return logits, torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from adaptive.errors import AdaptiveError, MachineError
+from adaptive.inference.calibration.reliability import reliability
 from adaptive.reporting.exit_figures import stem
-from adaptive.reporting.numbers import class_shares, confused_pairs, confusion, reliability
+from adaptive.reporting.numbers import class_shares, confused_pairs, confusion
 from adaptive.reporting.published import REFERENCES, choose, recognise
 from adaptive.reporting.wall import choose as choose_images
 from adaptive.reporting.wall import grown, thumbnail

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -55,41 +54,3 @@ def _derivatives(logits: Tensor, labels: Tensor, inverse: float) -> tuple[float,
         curvature += float((chances * (values - mean).square_()).sum())
         slope += float((mean - values.gather(1, truth.unsqueeze(1))).sum())
     return slope / len(labels), curvature / len(labels)
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """How often answers of a certain confidence are right.
-
-    Attributes:
-        edges: (bins + 1,) of the confidence, equally wide.
-        counts: (bins,) number of answers.
-        confidence: (bins,) their mean confidence, 0 where there is none.
-        accuracy: (bins,) share of right ones, 0 where there is none.
-        ece: expected calibration error, the mean of |accuracy - confidence| over all answers.
-    """
-
-    edges: list[float]
-    counts: list[int]
-    confidence: list[float]
-    accuracy: list[float]
-    ece: float
-
-
-def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> Reliability:
-    """Sort answers into bins (m / M, (m + 1) / M] of confidence and compare each bin's confidence with its accuracy.
-
-    Args:
-        confidences: (N,) in 0..1, N above 0.
-        correct: (N,) bool.
-        bins: M; 15 in the paper (arXiv 1706.04599, equation 3).
-    """
-    values, right = confidences.double(), correct.double()
-    place = ((values * bins).ceil().long() - 1).clamp(0, bins - 1)
-    counts = place.bincount(minlength=bins)
-    filled = counts.clamp(min=1)
-    confidence = place.bincount(weights=values, minlength=bins) / filled
-    accuracy = place.bincount(weights=right, minlength=bins) / filled
-    ece = float(((accuracy - confidence).abs() * counts).sum() / len(values))
-    edges = [i / bins for i in range(bins + 1)]
-    return Reliability(edges, counts.tolist(), confidence.tolist(), accuracy.tolist(), ece)
