@@ -66,7 +66,7 @@ class ExitMeter:
 
 
 class LabelledBatch(Protocol):
-    """Images (N, 3, H, W) and labels (N,), -1 marking padding."""
+    """Images with their labels, as the evaluation's stream hands them out."""
 
     @property
     def images(self) -> Tensor:
@@ -96,7 +96,6 @@ def measure_exits(
     device: torch.device,
     expected: int,
     all_reduce: Callable[[Tensor], Tensor] = lambda values: values,
-    channels_last: bool = False,
 ) -> Measurement:
     """Run every exit over the batches of this rank and sum over ranks.
 
@@ -106,10 +105,8 @@ def measure_exits(
         DataError: the number of images counted differs from ``expected``, or more were bad than may be.
     """
     meter = ExitMeter(exits, device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     for batch in batches:
-        images = batch.images.to(device, non_blocking=True, memory_format=layout)
-        meter.add(forward(images), batch.labels.to(device, non_blocking=True))
+        meter.add(forward(batch.images.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True))
     found = _summary(meter, all_reduce)
     left_out = getattr(batches, "left_out", None)
     if left_out is not None:

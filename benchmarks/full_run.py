@@ -32,6 +32,7 @@ from adaptive.data.reading.stream import TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.distributed.ranks import Ranks, find_ranks
 from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.networks.precision import memory_format
 from adaptive.training.engine.group import init_distributed, leave, resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.exposed import exposed_share
@@ -143,7 +144,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
 def _shards(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     data = DataConfig(path=str(options.data), image_size=options.image_size, workers=options.workers)
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    layout = memory_format(options.channels_last)
     stream = TrainStream(
         load_index(str(options.data)), str(options.data), data.train_split, data, seed=0,
         global_batch=options.batch * ranks.world, micro_batch=options.batch, rank=ranks.rank, world=ranks.world,

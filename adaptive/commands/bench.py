@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    import torch
 
     from adaptive.errors import AdaptiveError
     from adaptive.inference.profile import profile
+    from adaptive.networks.precision import memory_format
 
     for name in ("batch", "rounds"):
         values = getattr(arguments, name)
@@ -51,9 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     policy = _policy(arguments, trained)
     device = choose_device(arguments.device)
     images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
-    network = trained.network.to(device)
-    if trained.config.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    network = trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
     precision = arguments.precision or trained.config.train.precision
     found = [profile(network, policy, images[:batch], arguments.rounds, precision) for batch in arguments.batch]
     if arguments.json:

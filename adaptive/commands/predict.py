@@ -144,6 +144,7 @@ def open_run(arguments: argparse.Namespace) -> Model:
 
     from adaptive.inference.policy import Policy
     from adaptive.inference.runner import DynamicClassifier
+    from adaptive.networks.precision import memory_format
 
     trained = load_run(arguments.model, arguments.checkpoint, arguments.weights)
     own = trained.folder / "policy.json"
@@ -155,9 +156,7 @@ def open_run(arguments: argparse.Namespace) -> Model:
     elif arguments.policy != "none":
         policy = load_policy(arguments.policy or str(own), trained)
     device = choose_device(arguments.device)
-    network = trained.network.to(device)
-    if trained.config.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    network = trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
     classifier = DynamicClassifier(network, policy, trained.config.train.precision)
 
     def answer(tensors: list[Any]) -> tuple[list[int], list[list[float]]]:

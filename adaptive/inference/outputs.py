@@ -11,18 +11,11 @@ from torch import Tensor
 
 from adaptive.errors import DataError
 from adaptive.inference.policy import Decision, Policy
+from adaptive.metrics import LabelledBatch
 
 
-class IdentifiedBatch(Protocol):
-    """Images (N, 3, H, W), labels (N,) and sample ids (N,), -1 marking padding."""
-
-    @property
-    def images(self) -> Tensor:
-        """Images (N, 3, H, W)."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels (N,), -1 for padding."""
+class IdentifiedBatch(LabelledBatch, Protocol):
+    """A labelled batch that also says which samples it holds."""
 
     @property
     def ids(self) -> Tensor:
@@ -98,7 +91,6 @@ def collect(
     batches: Iterable[IdentifiedBatch],
     device: torch.device,
     expected: int,
-    channels_last: bool = False,
 ) -> Outputs:
     """Run every exit over a split, on one rank.
 
@@ -107,17 +99,15 @@ def collect(
         batches: the split, each image once.
         device: where to run.
         expected: number of images in the split; bad ones that the batches' stream left out are not among the outputs.
-        channels_last: memory format of the images.
 
     Raises:
         DataError: the number of images differs from ``expected``.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     kept, labels, ids = torch.empty(0), [], []
     count = 0
     for batch in batches:
         real = batch.labels >= 0
-        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        images = batch.images.to(device, non_blocking=True)
         logits = torch.stack([z.float() for z in forward(images)]).cpu()[:, real]
         if not len(kept):  # one block of memory, filled piece by piece: pieces to be joined would take twice as much
             kept = torch.empty(len(logits), expected, logits.shape[2])

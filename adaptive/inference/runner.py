@@ -13,7 +13,7 @@ from adaptive.errors import PolicyError
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Decision, Policy
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.precision import autocast
+from adaptive.networks.precision import autocast, memory_format
 from adaptive.networks.state import State
 
 
@@ -85,7 +85,7 @@ class DynamicClassifier:
         self.precision = precision
         like = next(network.parameters())
         self.device, self._dtype = like.device, like.dtype
-        self._layout = torch.channels_last if _is_channels_last(network) else torch.contiguous_format
+        self._layout = memory_format(_is_channels_last(network))
         self.fires = [decide_everywhere or self.policy.can_fire(i) for i in range(exits - 1)] + [True]
         self._remembers = self.policy.needs_every_exit and any(self.fires[:-1])
         self._answers = [fires or self._remembers or network.collaboration for fires in self.fires]

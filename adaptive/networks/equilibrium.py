@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from adaptive.errors import ModelError
+
+Equilibrium = Literal["crossing", "tap", False]
+
+
+def equilibrium_scope(equilibrium: bool | str) -> Equilibrium:
+    """Return which tensors Gradient Equilibrium rescales: True stands for the published rule, ``crossing``.
+
+    Raises:
+        ModelError: none of True, False, ``crossing`` and ``tap``.
+    """
+    if equilibrium in (True, "crossing"):
+        return "crossing"
+    if equilibrium == "tap":
+        return "tap"
+    if equilibrium is False:
+        return False
+    raise ModelError(f"equilibrium = {equilibrium!r}: use True, 'crossing', 'tap' or False")
 
 
 class _Fork(torch.autograd.Function):

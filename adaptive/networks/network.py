@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from adaptive.errors import ModelError, reason_of
 from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.cutting.block import Block
-from adaptive.networks.equilibrium import branch
+from adaptive.networks.equilibrium import Equilibrium, branch, equilibrium_scope
 from adaptive.networks.exits import Exit
 from adaptive.networks.plain_names import PlainNames
 from adaptive.networks.state import BatchDim, State
-
-Equilibrium = Literal["crossing", "tap", False]
 
 
 class AdaptiveNetwork(nn.Module):
@@ -63,7 +61,7 @@ class AdaptiveNetwork(nn.Module):
         self.names = names
         self.layer_ids, self.num_layers = names.layer_ids, names.num_layers
         self.input_size, self.channels, self.num_classes = input_size, channels, num_classes
-        self.equilibrium: Equilibrium = _scope(equilibrium)
+        self.equilibrium: Equilibrium = equilibrium_scope(equilibrium)
         self._has_links = self._collaboration = bool(collaboration)
         for exit_ in exits:
             if exit_.link is not None:
@@ -205,12 +203,6 @@ class AdaptiveNetwork(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names, in this network, of the parameters that timm says should not decay."""
         return self.names.no_weight_decay
-
-
-def _scope(equilibrium: bool | str) -> Equilibrium:
-    if equilibrium not in (True, False, "crossing", "tap"):
-        raise ModelError(f"equilibrium = {equilibrium!r}: use True, 'crossing', 'tap' or False")
-    return "crossing" if equilibrium is True else equilibrium  # type: ignore[return-value]
 
 
 def _size(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Lower precision by autocast: weights stay as they are, convolutions and linear layers run in the given type."""
+"""How a network computes: its precision (by autocast, the weights stay float32) and the memory format of its images."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context for ``fp32`` (off), ``bf16`` or ``fp16``."""
     dtype = PRECISION_DTYPES.get(precision, torch.bfloat16)
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return the memory format of images and convolution weights, (N, C, H, W) with C innermost or outermost."""
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -26,7 +26,7 @@ from adaptive.config.sections import Config
 from adaptive.errors import ConfigError, reason_of
 from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.precision import autocast
+from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.batch import BatchSizes
 from adaptive.training.learner import build_task
 from adaptive.training.losses.teacher import NetworkTeacher, Teacher, last_exit, next_exit
@@ -154,7 +154,7 @@ def _trace(config: Config, plan: PhasePlan, network: AdaptiveNetwork, batch: int
             BatchSizes(batch, batch, 1, 1), fake.num_classes, plan.weights_from(0, 1, config.train.seed),
         )  # fmt: skip
         size = config.data.image_size
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        layout = memory_format(config.train.channels_last)
         images = torch.empty(batch, fake.channels, size, size).contiguous(memory_format=layout)
         labels = torch.zeros(batch, dtype=torch.long)
         set_modes(fake, plan)

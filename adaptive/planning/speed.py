@@ -11,6 +11,7 @@ import torch
 from adaptive.config.sections import Config
 from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import memory_format
 from adaptive.training.batch import BatchSizes
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import build_learner, build_task
@@ -36,7 +37,7 @@ def measure_images_per_second(
     set_modes(learner.network, plan)
     meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, config.train.seed)
     task = build_task(config, plan, learner.engine, teacher, meter, batch, network.num_classes, weights)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    layout = memory_format(config.train.channels_last)
     size = config.data.image_size
     taken: list[float] = []
     began = time.perf_counter()

@@ -10,7 +10,8 @@ from torch import nn
 from adaptive.config.sections import Config, PhaseConfig
 from adaptive.errors import ConfigError
 from adaptive.networks.collaboration import Link
-from adaptive.networks.network import AdaptiveNetwork, Equilibrium
+from adaptive.networks.equilibrium import Equilibrium, equilibrium_scope
+from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.losses.exit_weights import StepWeights, resolve_exit_weights
 
 
@@ -45,10 +46,9 @@ def plan_phase(config: Config, phase: PhaseConfig, exits: int) -> PhasePlan:
     """
     alone = phase.learn == "backbone"
     model = config.model
-    scope: Equilibrium = "crossing" if model.equilibrium is True else model.equilibrium
-    equilibrium: Equilibrium = False if alone else scope
+    equilibrium = False if alone else model.equilibrium
     if phase.equilibrium is not None:
-        equilibrium = (scope or "crossing") if phase.equilibrium else False
+        equilibrium = phase.equilibrium and (model.equilibrium or True)
     collaboration = model.collaboration and not alone
     if phase.collaboration is not None:
         collaboration = phase.collaboration
@@ -64,7 +64,7 @@ def plan_phase(config: Config, phase: PhaseConfig, exits: int) -> PhasePlan:
         epochs=phase.epochs or config.train.epochs,
         learn=phase.learn,
         lr=phase.lr or config.optimizer.lr,
-        equilibrium=equilibrium,
+        equilibrium=equilibrium_scope(equilibrium),
         collaboration=collaboration,
         gamma=config.distillation.gamma if phase.distillation else 0.0,
         exit_weights=resolve_exit_weights(weights, exits),

@@ -16,7 +16,7 @@ from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import StoppedError, TrainingError
 from adaptive.metrics import ExitMeter, Measurement, measure_exits
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.precision import autocast
+from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.active_phase import ActivePhase
 from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoints.saver import Saver
@@ -102,7 +102,7 @@ class Trainer:
         self.all_reduce: Callable[[Tensor], Tensor] = all_reduce
         self._active: ActivePhase | None = None
         data, train = config.data, config.train
-        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        layout = memory_format(train.channels_last)
         self.stream = TrainStream(
             index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
             micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
@@ -257,9 +257,7 @@ class Trainer:
     def _measure(self, forward: Callable[[Tensor], list[Tensor]]) -> Measurement:
         stream = self.validation_stream
         batches = self.supervisor.watched(stream)
-        return measure_exits(
-            forward, batches, self.exits, self.device, stream.total, all_reduce, self.config.train.channels_last
-        )
+        return measure_exits(forward, batches, self.exits, self.device, stream.total, all_reduce)
 
     def _notify(self, moment: str) -> None:
         for callback in self.callbacks:

@@ -77,8 +77,10 @@ def _adapt(network: AdaptiveNetwork, config: Config, steps: int, batch: int) -> 
 def split_outputs(network: AdaptiveNetwork, config: Config, split: str, images: int) -> tuple[Outputs, Tensor]:
     """What every exit answers to the first ``images`` images of a split, and the first 64 of these."""
     index = load_index(config.data.path, config.data)
-    stream = EvaluationStream(index, config.data.path, split, config.data, batch=64, rank=0, world=1, workers=0)
+    stream = EvaluationStream(
+        index, config.data.path, split, config.data, batch=64, rank=0, world=1, workers=0, layout=torch.channels_last
+    )
     batches = list(islice(iter(stream), -(-images // 64)))
     real = sum(int((batch.labels >= 0).sum()) for batch in batches)
     device = next(network.parameters()).device
-    return collect(network, batches, device, real, channels_last=True), batches[0].images
+    return collect(network, batches, device, real), batches[0].images
