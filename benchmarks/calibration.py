@@ -29,8 +29,8 @@ from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError
 from adaptive.files import write_atomically
 from adaptive.inference.calibration.calibrate import curve
-from adaptive.inference.calibration.geometric import Scored
 from adaptive.inference.calibration.search import search
+from adaptive.inference.calibration.thresholds import Scored
 from adaptive.inference.outputs import Outputs, collect, simulate
 from benchmarks.calibration_page import draw, markdown
 from benchmarks.shared import results

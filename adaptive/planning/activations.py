@@ -120,11 +120,6 @@ class Activations:
         later = np.append(np.maximum.accumulate(live[::-1])[::-1][1:], -1.0)
         return live[live > later], gradients[live > later]
 
-    @property
-    def per_image(self) -> float:
-        """Bytes kept per further image."""
-        return (self.large.kept - self.small.kept) / (self.large.batch - self.small.batch)
-
     def _line(self, small: Any, large: Any, batch: int) -> Any:
         return small + (large - small) * ((batch - self.small.batch) / (self.large.batch - self.small.batch))
 

@@ -33,7 +33,8 @@ from adaptive.data.shards.index import DatasetIndex, load_index
 from adaptive.distributed.ranks import find_ranks
 from adaptive.errors import AdaptiveError
 from adaptive.files import write_atomically
-from adaptive.inference.calibration.geometric import Scored, apply_thresholds, sweep
+from adaptive.inference.calibration.geometric import sweep
+from adaptive.inference.calibration.thresholds import Scored, apply_thresholds
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.engine.group import leave

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adaptive.inference.calibration.geometric import Scored
+from adaptive.inference.calibration.thresholds import Scored
 
 
 def made_up(exits: int, images: int, seed: int = 0) -> Scored:

@@ -17,6 +17,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.decode import decode_image
+from adaptive.data.images.eval_crop import EvalCrop
 from adaptive.data.images.pixels import Window, cut, decode_window, to_pixels
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
@@ -74,16 +75,9 @@ def eval_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.
     ``crop: resize`` scales the shorter side to image_size / eval_crop and keeps the centre; ``pad`` scales it to
     image_size, ``none`` scales both sides, as each does in training. Without ``normalize`` it ends at uint8 pixels.
     """
-    return create_transform(
-        data.image_size,
-        is_training=False,
-        interpolation="bicubic" if data.interpolation == "random" else data.interpolation,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        crop_pct=data.eval_crop if data.crop == "resize" else 1.0,
-        crop_mode="squash" if data.crop == "none" else "center",
-        normalize=normalize,
-    )
+    if not normalize:
+        return transforms.Compose([EvalCrop.of(data), transforms.PILToTensor()])
+    return transforms.Compose([EvalCrop.of(data), transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
 
 
 class Mixer:

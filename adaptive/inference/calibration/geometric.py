@@ -1,8 +1,8 @@
-"""Thresholds on the exits' scores, from held-out images: the classic geometric calibration of the budgeted batch.
+"""The classic, geometric calibration of MSDNet's budgeted batch classification.
 
-An image leaves at the first exit whose threshold its score reaches. The calibration (Huang et al., ICLR 2018,
-arXiv 1703.09844, and the code of arXiv 1908.06294) lets a share of the images proportional to q^i leave at exit i; one
-number q, small for early and large for late exits, spans a curve of accuracy against average cost.
+It lets a share of the images proportional to q^i leave at exit i (Huang et al., ICLR 2018, arXiv 1703.09844, and the
+code of arXiv 1908.06294); one number q, small for early and large for late exits, spans a curve of accuracy against
+average cost.
 """
 
 from __future__ import annotations
@@ -14,60 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive.errors import PolicyError
+from adaptive.inference.calibration.thresholds import (
+    SLACK,
+    Choice,
+    Outcome,
+    Scored,
+    apply_thresholds,
+    check_budget,
+    check_costs,
+)
 from adaptive.inference.policy import EVERYBODY, NOBODY
 
 CLASSIC_SWEEP = tuple(p / 20 for p in range(1, 41))  # the values of q in the authors' code
-SLACK = 1e-9  # relative: costs and budgets closer than this are the same
 _EXTREME = 1e9  # a ratio at which all images leave at one end, in single precision
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What k exits answered to N images.
-
-    Attributes:
-        scores: (k, N) float32, how sure each was.
-        correct: (k, N) bool, whether it was right.
-    """
-
-    scores: Tensor
-    correct: Tensor
-
-    @classmethod
-    def of(cls, probabilities: Tensor, labels: Tensor) -> Scored:
-        """From softmax outputs (k, N, C) and labels (N,); the score is the highest probability."""
-        confidence, answer = probabilities.max(dim=-1)
-        return cls(confidence, answer == labels)
-
-    def subset(self, images: Tensor) -> Scored:
-        """Return the same for some images, given by their numbers (n,)."""
-        return Scored(self.scores[:, images], self.correct[:, images])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What thresholds bring on a set of images.
-
-    Attributes:
-        leaves: (N,) int64, number of the exit, from 0, at which each image leaves.
-        counts: how many leave at each exit.
-        top1: accuracy in percent, each image counted where it leaves.
-        cost: mean cost of an image, in the unit of the exits' costs.
-    """
-
-    leaves: Tensor
-    counts: list[int]
-    top1: float
-    cost: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Thresholds, one per exit, and what they bring on the images they were chosen on."""
-
-    thresholds: list[float]
-    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -122,27 +81,6 @@ def geometric_thresholds(scores: Tensor, q: float) -> Tensor:
     return thresholds
 
 
-def apply_thresholds(thresholds: Tensor, scored: Scored, costs: Sequence[float]) -> Outcome:
-    """Let every image leave at the first exit whose threshold (k,) its score reaches.
-
-    Args:
-        thresholds: of any calibration; the last one has to let everybody leave.
-        scored: the answers of the k exits to the images.
-        costs: of one image up to each exit, for example MACs.
-    """
-    reached = scored.scores >= thresholds.to(scored.scores).unsqueeze(1)
-    if not bool(reached[-1].all()):
-        raise ValueError(f"the last threshold is {float(thresholds[-1])}: some images would never leave")
-    leaves = torch.full((reached.shape[1],), len(reached) - 1)
-    for i in reversed(range(len(reached) - 1)):  # argmax over so few rows takes ten times as long
-        leaves.masked_fill_(reached[i], i)
-    counts = leaves.bincount(minlength=len(costs)).tolist()
-    right = scored.correct.gather(0, leaves.unsqueeze(0)).sum().item()
-    total = sum(counts)
-    cost = sum(count * float(price) for count, price in zip(counts, costs, strict=True)) / total
-    return Outcome(leaves, counts, 100 * right / total, cost)
-
-
 def at_ratio(scored: Scored, costs: Sequence[float], q: float) -> GeometricPoint:
     """Choose thresholds for one q on held-out images, and say what they bring there."""
     thresholds = geometric_thresholds(scored.scores, q)
@@ -175,7 +113,12 @@ class GeometricCurve:
         return Choice(thresholds, apply_thresholds(torch.tensor(thresholds), self.scored, self.costs))
 
     def at(self, budget: float) -> Choice:
-        """Return the row whose mean cost is the budget, or else the q with the highest mean cost within it.
+        """Choose the classic calibration's thresholds for a mean cost of an image, in the unit of the costs.
+
+        A budget that is the mean cost of a row of the classic sweep on these images (within 1e-9, relative) gives
+        exactly that row. Between rows, and below q = 1/20 and above 2, q is bisected for the highest mean cost within
+        the budget (to 1e-4 of the range of costs); at the very ends everybody leaves at the first exit, or nobody
+        before the last.
 
         Raises:
             PolicyError: the budget is cheaper than the first exit or dearer than the last.
@@ -209,44 +152,3 @@ class GeometricCurve:
 
 def _cost(choice: Choice) -> float:
     return choice.outcome.cost
-
-
-def geometric_for_budget(scored: Scored, costs: Sequence[float], budget: float) -> Choice:
-    """Choose the classic calibration's thresholds for an average cost.
-
-    A budget that is the mean cost of a row of the classic sweep on these images (within 1e-9, relative) gives exactly
-    that row. Between rows, and below q = 1/20 and above 2, q is bisected for the highest mean cost within the budget
-    (to 1e-4 of the range of costs); at the very ends everybody leaves at the first exit, or nobody before the last.
-
-    Args:
-        scored: the answers of k exits to N held-out images.
-        costs: of one image up to each exit, strictly rising.
-        budget: mean cost of an image, in the unit of ``costs``.
-
-    Raises:
-        PolicyError: the costs are not positive and strictly rising, or the budget lies outside of them.
-    """
-    return GeometricCurve(scored, costs).at(budget)
-
-
-def check_costs(costs: Sequence[float], exits: int) -> None:
-    """Refuse costs that are not one positive, strictly rising number per exit (PolicyError)."""
-    if len(costs) != exits:
-        raise PolicyError(f"costs: {len(costs)} for {exits} exits; give the cost of an image up to every exit")
-    for i, cost in enumerate(costs):
-        if not (math.isfinite(cost) and cost > (costs[i - 1] if i else 0)):
-            shown = ", ".join(f"{c:g}" for c in costs)
-            raise PolicyError(
-                f"costs: {shown}: exit {i + 1}'s has to be a finite number above "
-                f"{'the one before it' if i else '0'}; give the cumulative cost of an image up to every exit"
-            )
-
-
-def check_budget(budget: float, costs: Sequence[float], unit: str = "") -> None:
-    """Refuse a mean cost below the first exit's or above the last one's (PolicyError)."""
-    if not costs[0] * (1 - SLACK) <= budget <= costs[-1] * (1 + SLACK):
-        name = f" {unit}" if unit else ""
-        raise PolicyError(
-            f"budget {budget:g}{name}: the mean cost of an image lies between {costs[0]:g} (all leave at exit 1) and "
-            f"{costs[-1]:g}{name} (all reach exit {len(costs)}); give a budget in this range"
-        )

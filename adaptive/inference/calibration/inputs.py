@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import PolicyError
-from adaptive.inference.calibration.geometric import check_costs
+from adaptive.inference.calibration.thresholds import check_costs
 
 
 def check_name(key: str, value: str, known: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaptive.inference.calibration.geometric import Choice, Scored, apply_thresholds
 from adaptive.inference.calibration.search import search
+from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.policy import EVERYBODY, NOBODY
 
 CANDIDATES = 40

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from adaptive.errors import PolicyError
-from adaptive.inference.calibration.geometric import Choice, GeometricCurve, Scored, apply_thresholds
+from adaptive.inference.calibration.geometric import GeometricCurve
 from adaptive.inference.calibration.moves import Accuracy, Budget, Goal, Problem
 from adaptive.inference.calibration.smoothing import expected_correctness
+from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 
 EXACT = 256  # so many images or fewer are all candidates
 _GRID = 48

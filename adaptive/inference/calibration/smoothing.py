@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptive.inference.calibration.geometric import Scored
+from adaptive.inference.calibration.thresholds import Scored
 
 _RIDGE = 1.0
 _STEPS = 12

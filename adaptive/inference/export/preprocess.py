@@ -5,7 +5,6 @@ It gives what `adaptive.data.images.transforms.eval_transform` gives, without to
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from adaptive.config.sections import DataConfig
+from adaptive.data.images.eval_crop import EvalCrop
 
 Side = Annotated[int, Field(ge=1)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -38,29 +38,12 @@ class Preprocess(BaseModel):
     @classmethod
     def of(cls, data: DataConfig) -> Preprocess:
         """Describe ``eval_transform(data)``."""
-        share = data.eval_crop if data.crop == "resize" else 1.0
-        return cls(
-            resize="squash" if data.crop == "none" else "shorter",
-            size=math.floor(data.image_size / share),
-            interpolation="bicubic" if data.interpolation == "random" else data.interpolation,
-            crop=data.image_size,
-            mean=data.mean,
-            std=data.std,
-        )
+        return cls(**EvalCrop.of(data)._asdict(), mean=data.mean, std=data.std)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Image of any size, converted to RGB -> float32 (3, crop, crop)."""
-        method = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-        resized = image.convert("RGB").resize(self._resized(*image.size), method)
-        # Python's round, half to even, is torchvision's choice of the middle.
-        left, top = (round((side - self.crop) / 2) for side in resized.size)
-        pixels = np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
+        crop = EvalCrop(self.resize, self.size, self.interpolation, self.crop)
+        pixels = np.asarray(crop(image.convert("RGB")))
         values = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
         mean, std = (np.asarray(part, np.float32)[:, None, None] for part in (self.mean, self.std))
         return (values - mean) / std
-
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        if self.resize == "squash":
-            return self.size, self.size
-        longer = int(self.size * max(width, height) / min(width, height))
-        return (self.size, longer) if width <= height else (longer, self.size)

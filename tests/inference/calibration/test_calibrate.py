@@ -8,7 +8,8 @@ import torch
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.calibrate import METHODS, Target, calibrate, curve, fit
-from adaptive.inference.calibration.geometric import Scored, geometric_for_budget
+from adaptive.inference.calibration.geometric import GeometricCurve
+from adaptive.inference.calibration.thresholds import Scored
 from adaptive.inference.outputs import Outputs, scores, simulate
 from adaptive.inference.policy import Policy
 from tests.inference.answers import made_up_logits
@@ -193,7 +194,7 @@ def test_geometric_is_for_a_budget_only() -> None:
         curve(logits, labels, costs, [])
 
 
-def test_geometric_of_fit_is_geometric_for_budget() -> None:
+def test_geometric_method_is_the_geometric_curve() -> None:
     logits, labels, costs = made_up_logits(3, 300)
-    expected = geometric_for_budget(Scored.of(logits.softmax(-1), labels), costs, 2.1)
+    expected = GeometricCurve(Scored.of(logits.softmax(-1), labels), costs).at(2.1)
     assert calibrate(logits.softmax(-1), labels, costs, 2.1, method="geometric").thresholds == expected.thresholds

@@ -12,13 +12,12 @@ import torch
 from adaptive.inference.calibration.calibrate import calibrate
 from adaptive.inference.calibration.geometric import (
     CLASSIC_SWEEP,
-    Scored,
-    apply_thresholds,
     at_ratio,
     geometric_shares,
     geometric_thresholds,
     sweep,
 )
+from adaptive.inference.calibration.thresholds import Scored, apply_thresholds
 from adaptive.inference.policy import NOBODY
 from tests.networks.reference import FOLDER
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from adaptive.inference.calibration.geometric import Scored, apply_thresholds
 from adaptive.inference.calibration.risk import control, fixed_sequence, losses, p_value
 from adaptive.inference.calibration.search import search
+from adaptive.inference.calibration.thresholds import Scored, apply_thresholds
 from tests.inference.answers import made_up
 
 COSTS = [1.0, 2.0, 3.0, 4.0]

@@ -9,16 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive.errors import PolicyError
-from adaptive.inference.calibration.geometric import (
-    Choice,
-    GeometricCurve,
-    Scored,
-    apply_thresholds,
-    geometric_for_budget,
-    geometric_shares,
-    sweep,
-)
+from adaptive.inference.calibration.geometric import GeometricCurve, geometric_shares, sweep
 from adaptive.inference.calibration.search import cheapest, search
+from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.policy import EVERYBODY, NOBODY
 from tests.inference.answers import made_up
 
@@ -158,7 +151,7 @@ def test_a_sample_of_many_images_starts_a_search_of_all() -> None:
     scored, costs = made_up(4, 9000, 1), [1.0, 2.0, 3.0, 4.0]
     budgets = [1.5, 2.5]
     for budget, found in zip(budgets, search(scored, costs, budgets), strict=True):
-        geometric = geometric_for_budget(scored, costs, budget)
+        geometric = GeometricCurve(scored, costs).at(budget)
         assert found.outcome.top1 > geometric.outcome.top1 + 0.2
         assert found.outcome.cost <= budget * (1 + 1e-8)
 
@@ -182,16 +175,16 @@ def test_smoothing_keeps_more_of_its_promise() -> None:
     assert (kept[True] >= 0).mean() >= (kept[False] >= 0).mean()
 
 
-def test_geometric_for_budget_is_a_row_or_just_within_the_budget() -> None:
+def test_geometric_calibration_is_a_row_or_just_within_the_budget() -> None:
     scored, costs = made_up(4, 1000, 4), [1.0, 2.0, 3.0, 4.0]
     rows = sweep(scored, costs)
     for row in rows[::7]:
-        assert geometric_for_budget(scored, costs, row.expected.cost).thresholds == row.thresholds.tolist()
+        assert GeometricCurve(scored, costs).at(row.expected.cost).thresholds == row.thresholds.tolist()
     for budget in (1.001, 1.01, 1.9, 2.2, 3.0, 3.6, 3.99):
-        assert budget * 0.995 < geometric_for_budget(scored, costs, budget).outcome.cost <= budget
-    assert geometric_for_budget(scored, costs, 1.0).outcome.counts == [1000, 0, 0, 0]
-    assert geometric_for_budget(scored, costs, 4.0).outcome.counts == [0, 0, 0, 1000]
-    assert geometric_for_budget(scored, costs, 4.0 * (1 + 1e-10)).outcome.cost == 4.0
+        assert budget * 0.995 < GeometricCurve(scored, costs).at(budget).outcome.cost <= budget
+    assert GeometricCurve(scored, costs).at(1.0).outcome.counts == [1000, 0, 0, 0]
+    assert GeometricCurve(scored, costs).at(4.0).outcome.counts == [0, 0, 0, 1000]
+    assert GeometricCurve(scored, costs).at(4.0 * (1 + 1e-10)).outcome.cost == 4.0
 
 
 def test_shares_of_a_huge_ratio_do_not_overflow() -> None:
@@ -199,7 +192,7 @@ def test_shares_of_a_huge_ratio_do_not_overflow() -> None:
     assert bool(geometric_shares(1e9, 10).isfinite().all())
 
 
-@pytest.mark.parametrize("function", [lambda s, c, b: search(s, c, [b]), geometric_for_budget])
+@pytest.mark.parametrize("function", [lambda s, c, b: search(s, c, [b]), lambda s, c, b: GeometricCurve(s, c).at(b)])
 @pytest.mark.parametrize(
     ("costs", "budget", "message"),
     [
