@@ -30,7 +30,7 @@ TIMING_BATCH = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    from adaptive.inference.kinds import KINDS
+    from adaptive.inference.policy_kinds import KINDS
 
     parser.add_argument("run_folder", metavar="RUN", help="run folder that `adaptive train` wrote")
     wanted = parser.add_mutually_exclusive_group(required=True)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from adaptive.errors import PolicyError
 from adaptive.files import write_atomically
-from adaptive.inference.kinds import Kind
+from adaptive.inference.frozen_model import FrozenModel
+from adaptive.inference.policy_kinds import Kind
 
 Array = Any  # a torch tensor or a numpy array
 
@@ -25,11 +26,7 @@ EVERYBODY = -1e8
 FEATURES = ("confidence", "margin", "certainty", "agreement", "previous confidence", "highest confidence before")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Gate(_Frozen):
+class Gate(FrozenModel):
     """One exit's gate: a layer of H rectified units on the features of `features`, and a sigmoid on their sum."""
 
     weight: list[list[float]]
@@ -48,7 +45,7 @@ class Gate(_Frozen):
         return self
 
 
-class NetworkIdentity(_Frozen):
+class NetworkIdentity(FrozenModel):
     """The network that a policy was calibrated for."""
 
     backbone: str
@@ -56,7 +53,7 @@ class NetworkIdentity(_Frozen):
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Calibration(_Frozen):
+class Calibration(FrozenModel):
     """How thresholds were chosen, and what they brought on the images they were chosen on."""
 
     method: str
@@ -97,7 +94,7 @@ class Decision(NamedTuple):
     memory: Array | None
 
 
-class Policy(_Frozen):
+class Policy(FrozenModel):
     """Thresholds on the score of every exit; the last one lets everybody leave.
 
     ``confidence`` is the highest probability, ``margin`` its distance to the second highest, ``entropy`` is
@@ -110,9 +107,9 @@ class Policy(_Frozen):
     kind: Kind = "confidence"
     thresholds: Annotated[list[float], Field(min_length=1)]
     """One per exit, first exit first."""
-    temperatures: list[Annotated[float, Field(gt=0)]] = []
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
     """What the logits of each exit are divided by; without any, 1."""
-    gates: list[Gate] = []
+    gates: list[Gate] = Field(default_factory=list)
     """For kind gate: one for every exit but the last."""
     network: NetworkIdentity | None = None
     calibration: Calibration | None = None

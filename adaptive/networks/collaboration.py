@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 
-class Link(nn.Module):
+class CollaborationLink(nn.Module):
     """Logits of the previous exit -> what they add to the next exit's logits. No gradient flows back through it.
 
     The paper concatenates the link's output (Linear, BatchNorm1d, ReLU) to the next exit's feature before its linear

@@ -22,8 +22,8 @@ from adaptive.networks.cutting.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
 from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.plain_names import PlainNames
 from adaptive.networks.state import State
+from adaptive.networks.timm_names import TimmNames
 
 TOLERANCE = 1e-5  # of the largest logit
 DEFAULT_EXITS = 4  # of a timm model
@@ -131,7 +131,7 @@ def _assemble(
     return network.train()
 
 
-def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> PlainNames:
+def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> TimmNames:
     """Match names, and make sure that every tensor has exactly one home (raises ModelError)."""
     model: Any = plain.model
     parts = [*pieces.blocks, *heads]
@@ -150,7 +150,7 @@ def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> PlainNames:
     holder = nn.ModuleDict({"blocks": nn.ModuleList(pieces.blocks), "exits": nn.ModuleList(heads)})
     no_decay = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     own = holder.state_dict(keep_vars=True)
-    return PlainNames(own, state, classifier_names(model), layer_groups(model), no_decay)
+    return TimmNames(own, state, classifier_names(model), layer_groups(model), no_decay)
 
 
 def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from adaptive.networks.collaboration import Link, init_as_concatenated
+from adaptive.networks.collaboration import CollaborationLink, init_as_concatenated
 
 Layout = Literal["NCHW", "NHWC", "NLC", "NCL", "NC"]
 CHANNEL_DIM: dict[Layout, int] = {"NCHW": 1, "NHWC": 3, "NLC": 2, "NCL": 1, "NC": 1}
@@ -78,7 +78,7 @@ class Exit(nn.Module):
         link: adds what the previous exit's prediction tells to this one's logits; None where no exit feeds this one.
     """
 
-    link: Link | None
+    link: CollaborationLink | None
 
     def forward(self, feature: Tensor, *others: Tensor, previous_logits: Tensor | None = None) -> Tensor:
         """The exit's feature, what else crosses the cut, and the previous logits (N, C) or None -> logits (N, C).
@@ -124,7 +124,7 @@ class EarlyExit(Exit):
         self.norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(width, num_classes)
-        self.link = Link(num_classes, width) if link else None
+        self.link = CollaborationLink(num_classes, width) if link else None
         init_as_concatenated(self.classifier, 2 * width if link else width)
 
     def own_logits(self, feature: Tensor, *others: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class LastExit(Exit):
         super().__init__()
         self.head = head
         self.classifier_names = classifier
-        self.link = Link(num_classes, link_width, start_at_zero=True) if link_width else None
+        self.link = CollaborationLink(num_classes, link_width, start_at_zero=True) if link_width else None
 
     def own_logits(self, *state: Tensor) -> Tensor:
         """The state behind the last block -> (N, C)."""

@@ -15,8 +15,9 @@ from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.equilibrium import Equilibrium, branch, equilibrium_scope
 from adaptive.networks.exits import Exit
-from adaptive.networks.plain_names import PlainNames
+from adaptive.networks.multiscale.lazy_evaluation import LazyBlock
 from adaptive.networks.state import BatchDim, State
+from adaptive.networks.timm_names import TimmNames
 
 
 class AdaptiveNetwork(nn.Module):
@@ -43,7 +44,7 @@ class AdaptiveNetwork(nn.Module):
         exit_names: list[str],
         batch_dims: list[tuple[BatchDim | None, ...]],
         overwritten: list[bool],
-        names: PlainNames,
+        names: TimmNames,
         input_size: int,
         channels: int,
         num_classes: int,
@@ -67,7 +68,7 @@ class AdaptiveNetwork(nn.Module):
             if exit_.link is not None:
                 exit_.link.attached = collaboration == "attached"
         self.checkpointing = False
-        self.register_load_state_dict_pre_hook(_accept_plain_names)
+        self.register_load_state_dict_pre_hook(_accept_timm_names)
 
     @property
     def collaboration(self) -> bool:
@@ -121,11 +122,10 @@ class AdaptiveNetwork(nn.Module):
         With ``lazy`` only what exit i needs is computed; the rest of the block follows when the next one is run with
         the state that is left by then. It saves something in networks of several scales (MSDNet).
         """
-        block: Any = self.blocks[i]
+        block = self.blocks[i]
         if isinstance(state, State) and state.partial:
-            before: Any = self.blocks[i - 1]
-            state = before.complete(*state)
-        if lazy and hasattr(block, "to_exit"):
+            state = cast(LazyBlock, self.blocks[i - 1]).complete(*state)
+        if lazy and isinstance(block, LazyBlock):
             kept = block.to_exit(*state)
             return State.of(kept, ((0, 1),) * len(kept), partial=True)
         return State.of(tuple(self._advance(i, tuple(state))), self.batch_dims[i])
@@ -186,7 +186,7 @@ class AdaptiveNetwork(nn.Module):
 
     def direct_parameters(self, i: int) -> list[nn.Parameter]:
         """Parameters that block i's graph reads by itself from inside its (never called) containers."""
-        block: Any = self.blocks[i]
+        block = self.blocks[i]
         return block.direct_parameters() if isinstance(block, Block) else []
 
     def block_parameters(self, i: int) -> Iterator[nn.Parameter]:
@@ -233,6 +233,6 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
-def _accept_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _accept_timm_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(module, AdaptiveNetwork)
     module.names.rename(module, state, prefix)

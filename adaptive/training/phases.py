@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptive.config.sections import Config, PhaseConfig
 from adaptive.errors import ConfigError
-from adaptive.networks.collaboration import Link
+from adaptive.networks.collaboration import CollaborationLink
 from adaptive.networks.equilibrium import Equilibrium, equilibrium_scope
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.losses.exit_weights import StepWeights, resolve_exit_weights
@@ -95,7 +95,7 @@ def classifiers(network: AdaptiveNetwork, plan: PhasePlan) -> list[nn.Module]:
     """Return what learns of the exits where the phase learns classifiers alone: last linear layers, and links."""
     if plan.learn != "classifiers":
         return []
-    return [m for m in network.classifiers() if plan.collaboration or not isinstance(m, Link)]
+    return [m for m in network.classifiers() if plan.collaboration or not isinstance(m, CollaborationLink)]
 
 
 def reset_classifiers(network: AdaptiveNetwork, seed: int) -> None:

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from adaptive.errors import PolicyError
-from adaptive.inference.kinds import KINDS, Kind
 from adaptive.inference.outputs import scores, simulate
 from adaptive.inference.policy import EVERYBODY, FEATURES, NOBODY, Gate, Policy
+from adaptive.inference.policy_kinds import KINDS, Kind
 
 EXITS, IMAGES, CLASSES = 4, 50, 7
 

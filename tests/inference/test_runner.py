@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from adaptive import create_model
 from adaptive.errors import PolicyError
-from adaptive.inference.kinds import KINDS, Kind
 from adaptive.inference.outputs import Predictions, scores, simulate
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
+from adaptive.inference.policy_kinds import KINDS, Kind
 from adaptive.inference.runner import DynamicClassifier
 from adaptive.networks.network import AdaptiveNetwork
 from tests.inference.test_policy import gates

@@ -6,7 +6,7 @@ from torch import nn
 
 from adaptive import create_model
 from adaptive.errors import ModelError
-from adaptive.networks.collaboration import Link
+from adaptive.networks.collaboration import CollaborationLink
 from tests.networks.conftest import build, images
 
 
@@ -22,7 +22,7 @@ def test_no_gradient_flows_back(family: str, late: int) -> None:
 
 
 def test_is_a_linear_layer_on_the_concatenation() -> None:
-    link, classifier = Link(5, 8).eval(), nn.Linear(8, 5)
+    link, classifier = CollaborationLink(5, 8).eval(), nn.Linear(8, 5)
     feature, previous = torch.randn(3, 8), torch.randn(3, 5)
     whole = nn.Linear(16, 5)
     whole.weight.data = torch.cat([classifier.weight, link.projection.weight], dim=1).detach()

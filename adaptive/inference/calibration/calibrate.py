@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import PolicyError
-from adaptive.inference.calibration.gate import fit_gates
+from adaptive.inference.calibration.gates import fit_gates
 from adaptive.inference.calibration.geometric import GeometricCurve
-from adaptive.inference.calibration.inputs import check_name, check_outputs, check_probabilities
+from adaptive.inference.calibration.input_checks import check_name, check_outputs, check_probabilities
 from adaptive.inference.calibration.risk import control
 from adaptive.inference.calibration.search import cheapest, search
 from adaptive.inference.calibration.temperature import fit_temperatures
 from adaptive.inference.calibration.thresholds import Choice, Scored, check_budget
-from adaptive.inference.kinds import KINDS, Kind
 from adaptive.inference.outputs import ExitProbabilities, decisions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Calibration, Gate, Policy
+from adaptive.inference.policy_kinds import KINDS, Kind
 
 METHODS = ("search", "geometric", "maximum")
 

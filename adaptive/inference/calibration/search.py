@@ -1,4 +1,4 @@
-"""The search over all thresholds for the best held-out accuracy within an average cost, or the least cost for one.
+"""The search over all exits' thresholds: best held-out accuracy within an average cost, or least cost for an accuracy.
 
 The classic calibration is one curve through a (k-1)-dimensional space of thresholds; the search starts on it and takes
 improvements only. One threshold alone can hardly move along a budget: letting more images leave at one exit has to pay
@@ -17,7 +17,7 @@ import torch
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.geometric import GeometricCurve
-from adaptive.inference.calibration.moves import Accuracy, Budget, Goal, Problem
+from adaptive.inference.calibration.search_moves import Goal, LeastCost, MostRight, Problem
 from adaptive.inference.calibration.smoothing import expected_correctness
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 
@@ -90,9 +90,9 @@ def cheapest(scored: Scored, costs: Sequence[float], top1: float) -> Choice:
             f"mean cost of {best.cost:g}; ask for at most that"
         )
     problem = Problem(scored.scores.numpy(), scored.correct.numpy(), np.asarray(costs, dtype=np.float64))
-    goal = Accuracy(wanted)
+    goal = LeastCost(wanted)
     within.sort(key=lambda choice: choice.outcome.cost)
-    ends = [_refine(problem, goal, problem.positions(choice.thresholds), problem.images) for choice in within[:2]]
+    ends = [_refine(problem, goal, problem.cutoffs(choice.thresholds), problem.images) for choice in within[:2]]
     thresholds = problem.thresholds(goal.best(problem, ends))
     return Choice(thresholds, apply_thresholds(torch.tensor(thresholds), scored, costs))
 
@@ -113,44 +113,42 @@ class _Space:
         self.every = Problem(scores, right, prices)
         self.sample = self.every if step == 1 else Problem(scores[:, ::step], right[:, ::step], prices)
         self.rows = rows
-        self.outcomes = [self.every.outcome(self.every.positions(row)) for row in rows]
+        self.outcomes = [self.every.outcome(self.every.cutoffs(row)) for row in rows]
 
     def best(self, budget: float, geometric: list[float], previous: list[list[float]]) -> list[float]:
         """Return thresholds (k,) for a budget, not below the geometric ones nor any row within the budget."""
-        goal = Budget.of(self.every, budget)
+        goal = MostRight.of(self.every, budget)
         row = self.rows[int(np.argmax([float(goal.key(*outcome)) for outcome in self.outcomes]))]
         starts = [geometric, *previous, row]
-        coarse_goal = Budget.of(self.sample, budget)
-        ends = [
-            _exchange(self.sample, coarse_goal, self.sample.positions(start), self.sample.images) for start in starts
-        ]
+        coarse_goal = MostRight.of(self.sample, budget)
+        ends = [_exchange(self.sample, coarse_goal, self.sample.cutoffs(start), self.sample.images) for start in starts]
         coarse = self.sample.thresholds(coarse_goal.best(self.sample, ends))
-        positions = self.every.positions(coarse)
+        cutoffs = self.every.cutoffs(coarse)
         if self.sample is self.every:
-            found = _refine(self.every, goal, positions, self.every.images)
+            found = _refine(self.every, goal, cutoffs, self.every.images)
         else:  # once through what the sample cannot tell apart
-            found = _exchange(self.every, goal, positions, 2 * self.every.images // _GRID, sweeps=1)
-        return self.every.thresholds(goal.best(self.every, [*map(self.every.positions, starts), found]))
+            found = _exchange(self.every, goal, cutoffs, 2 * self.every.images // _GRID, sweeps=1)
+        return self.every.thresholds(goal.best(self.every, [*map(self.every.cutoffs, starts), found]))
 
 
-def _refine(problem: Problem, goal: Goal, positions: np.ndarray, window: int) -> np.ndarray:
-    """Improve positions with ever finer candidates, down to single images."""
+def _refine(problem: Problem, goal: Goal, cutoffs: np.ndarray, window: int) -> np.ndarray:
+    """Improve cutoffs with ever finer candidates, down to single images."""
     while True:
-        positions = _exchange(problem, goal, positions, window)
+        cutoffs = _exchange(problem, goal, cutoffs, window)
         if window <= _GRID // 2 or problem.images <= EXACT:
-            return positions
+            return cutoffs
         window = max(_GRID // 2, 4 * window // _GRID)
 
 
-def _exchange(problem: Problem, goal: Goal, positions: np.ndarray, window: int, sweeps: int = _SWEEPS) -> np.ndarray:
+def _exchange(problem: Problem, goal: Goal, cutoffs: np.ndarray, window: int, sweeps: int = _SWEEPS) -> np.ndarray:
     """Move pairs of thresholds on a grid within a window around them, then single ones, until nothing improves."""
     grid = EXACT if problem.images <= EXACT else _GRID
     for _ in range(sweeps):
-        before = positions
+        before = cutoffs
         for i in range(problem.exits - 2):
-            positions = problem.move_pairs(goal, positions, i, grid, window)
+            cutoffs = problem.move_pairs(goal, cutoffs, i, grid, window)
         for i in range(problem.exits - 1):
-            positions = problem.move_one(goal, positions, i)
-        if (positions == before).all():
+            cutoffs = problem.move_one(goal, cutoffs, i)
+        if (cutoffs == before).all():
             break
-    return positions
+    return cutoffs

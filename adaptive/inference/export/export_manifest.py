@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from adaptive.errors import ExportError
 from adaptive.files import file_sha256, write_atomically
 from adaptive.inference.export.preprocess import Preprocess
+from adaptive.inference.frozen_model import FrozenModel
 from adaptive.inference.policy import Policy
 
 MANIFEST = "manifest.json"
@@ -25,11 +26,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 AGAIN = "export again: adaptive export RUN DEST"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileEntry(_Frozen):
+class FileEntry(FrozenModel):
     """A file: its name inside the folder, what reads it, size in bytes and checksum."""
 
     name: FileName
@@ -38,7 +35,7 @@ class FileEntry(_Frozen):
     sha256: Sha256
 
 
-class StateTensor(_Frozen):
+class StateTensor(FrozenModel):
     """A tensor that crosses from one block to the next.
 
     ``batch`` is (dimension, multiple): the batch lies in that dimension, ``multiple`` entries (windows, patches) in a
@@ -49,7 +46,7 @@ class StateTensor(_Frozen):
     batch: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None
 
 
-class BlockEntry(_Frozen):
+class BlockEntry(FrozenModel):
     """A block with its exit: its files, and the names of what goes in and comes out.
 
     A block's outputs have the names under which the next block takes them.
@@ -78,7 +75,7 @@ class BlockEntry(_Frozen):
         return [*(tensor.name for tensor in self.next_state), self.logits]
 
 
-class Manifest(_Frozen):
+class Manifest(FrozenModel):
     """What an export folder holds."""
 
     version: Literal[1] = 1

@@ -16,7 +16,7 @@ from adaptive.networks.state import BatchDim, State
 EXAMPLES = 3  # images that a graph is recorded with
 
 
-class _Part(nn.Module):
+class _BlockWithExit(nn.Module):
     """Block i and exit i as one module, in the way `AdaptiveNetwork.run_block` and ``run_exit`` join them."""
 
     def __init__(self, network: AdaptiveNetwork, i: int) -> None:
@@ -39,7 +39,7 @@ class Piece:
     """A part of a network with examples of its inputs; ``number`` counts from 1."""
 
     number: int
-    part: _Part
+    part: _BlockWithExit
     state: State
     previous_logits: Tensor | None
     behind: tuple[BatchDim | None, ...]
@@ -78,7 +78,7 @@ def pieces_of(network: AdaptiveNetwork) -> list[Piece]:
     for i in range(last + 1):
         reads = network.collaboration and network.exits[i].link is not None
         behind = network.batch_dims[i] if i < last else ()
-        pieces.append(Piece(i + 1, _Part(network, i).eval(), state, logits if reads else None, behind))
+        pieces.append(Piece(i + 1, _BlockWithExit(network, i).eval(), state, logits if reads else None, behind))
         state = network.run_block(i, state)
         logits = network.run_exit(i, state, logits)
     return pieces

@@ -10,19 +10,18 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.eval_crop import EvalCrop
+from adaptive.inference.frozen_model import FrozenModel
 
 Side = Annotated[int, Field(ge=1)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-class Preprocess(BaseModel):
+class Preprocess(FrozenModel):
     """RGB image -> normalised array: resize, keep the centre, scale to 0..1, subtract the mean, divide by std."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     resize: Literal["shorter", "squash"]
     """``shorter`` brings the shorter side to `size` and keeps the shape, ``squash`` brings both sides to it."""

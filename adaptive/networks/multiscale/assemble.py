@@ -9,7 +9,7 @@ from adaptive.networks.backbone import Backbone, classifier_names, layer_groups
 from adaptive.networks.multiscale.layers import MultiExitBackbone
 from adaptive.networks.multiscale.presets import settings_of
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.plain_names import PlainNames
+from adaptive.networks.timm_names import TimmNames
 
 
 def is_multi_exit(name: str) -> bool:
@@ -58,7 +58,7 @@ def assemble(
         exit_names=[f"blocks.{i}" for i in range(last)],
         batch_dims=[model.batch_dims(i) for i in range(last + 1)],
         overwritten=[False] * last,
-        names=PlainNames(own, state, classifier_names(model), layer_groups(model), set()),
+        names=TimmNames(own, state, classifier_names(model), layer_groups(model), set()),
         input_size=plain.size,
         channels=plain.channels,
         num_classes=num_classes,

@@ -10,7 +10,7 @@ from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
 from adaptive.errors import ModelError
-from adaptive.networks.collaboration import Link, init_as_concatenated
+from adaptive.networks.collaboration import CollaborationLink, init_as_concatenated
 from adaptive.networks.exits import Exit
 
 CIFAR_HEAD_WIDTH = 128  # of the classifiers' convolutions; with the ImageNet stem they are as wide as their input
@@ -110,7 +110,7 @@ class ConvExit(Exit):
     def add_link(self) -> None:
         """Let a previous exit feed this one: the linear layer becomes one part of that on the concatenation."""
         width, classes = self.classifier.in_features, self.classifier.out_features
-        self.link = Link(classes, width)
+        self.link = CollaborationLink(classes, width)
         init_as_concatenated(self.classifier, 2 * width)
         nn.init.zeros_(self.classifier.bias)
 

@@ -19,7 +19,7 @@ from adaptive.networks.multiscale.layers import (
     check_integers,
     conv,
 )
-from adaptive.networks.multiscale.lazy import LazyPlan, Stage
+from adaptive.networks.multiscale.lazy_evaluation import LazyBlock, LazyPlan, Stage
 
 
 class DenseUnit(nn.Module):
@@ -85,7 +85,7 @@ class Transition(nn.Module):
         return self.units[scale - self.scales[0]](before[scale])
 
 
-class MSDBlock(nn.Module):
+class MSDBlock(LazyBlock):
     """Everything between two exits: the stem (first block only), layers and transitions.
 
     The state in front of it and behind it is one tensor per scale, coarsest first, for the coarsest is what exits read.

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NETWORKS = "adaptive.networks.multiscale.timm_models"
+NETWORKS = "adaptive.networks.multiscale.timm_entrypoints"
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):

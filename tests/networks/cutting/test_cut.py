@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
+from itertools import groupby
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptive.errors import ModelError
+from adaptive.networks import cutting
 from adaptive.networks.cutting.cut import Cut, cut
 
 
@@ -108,3 +115,15 @@ def test_recording_leaves_buffers_and_methods_alone() -> None:
     assert nn.Module.__call__ is call
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
+
+
+def test_the_example_that_explains_cutting() -> None:
+    """The page on top of the package: its model, cut as it says, gives the code that it shows."""
+    lines = str(inspect.getdoc(cutting)).splitlines(keepends=True)
+    parts = ["".join(part) for code, part in groupby(lines, lambda line: line[:4].isspace() or line == "\n") if code]
+    model, methods = (textwrap.dedent(part).strip() for part in parts if "def " in part)
+    names: dict[str, Any] = {"nn": nn}
+    exec(model, names)
+    found = cut(names["Plain"](), ["first.conv"], 8)
+    sources = [re.sub(r";.*", "", block._source).strip() for block in [*found.blocks, found.head]]
+    assert "\n\n".join(sources) == methods

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from adaptive.errors import ModelError
 
 
-class PlainNames:
+class TimmNames:
     """Which name of the plain model stands for which of the network's.
 
     A module that a model holds under several names has several entries in a state_dict, on both sides.

@@ -10,13 +10,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 StageScale = tuple[int, int]  # number of the stage (0: what comes in) and of the scale
 
 
+class LazyBlock(nn.Module):
+    """A block that can compute what its exit needs first, and the rest when the next block is run."""
+
+    def to_exit(self, *state: Tensor) -> tuple[Tensor, ...]:
+        """Compute what this block's exit needs; returns its feature and what ``complete`` will need."""
+        raise NotImplementedError
+
+    def complete(self, *partial: Tensor) -> tuple[Tensor, ...]:
+        """What ``to_exit`` returned -> the state that ``forward`` gives."""
+        raise NotImplementedError
+
+
 class Stage(Protocol):
-    """A stage of a block."""
+    """A step of all scales at once (a dense layer or a transition), of which single scales can be computed."""
 
     scales: list[int]
 

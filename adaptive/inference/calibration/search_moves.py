@@ -1,10 +1,9 @@
-"""Moves of the search: all thresholds of one exit, or of two, at once, with the others held."""
+"""One step of the threshold search: try all thresholds of one exit, or of two at once, with the others held."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -14,34 +13,28 @@ _SAME = 1e-9  # differences of keys that rounding makes
 _SAMPLE = 1024  # of the images, for quantiles
 
 
-class Goal(Protocol):
-    """What is to be maximised."""
+class Goal:
+    """What the search maximises."""
 
     def key(self, right: np.ndarray, cost: np.ndarray) -> np.ndarray:
         """Rank outcomes by the number of right images and their total relative cost; -inf where not allowed."""
-
-    def best(self, problem: Problem, positions: list[np.ndarray]) -> np.ndarray:
-        """Return the first of the best."""
-
-
-class _Goal:
-    def key(self, right: np.ndarray, cost: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
-    def best(self, problem: Problem, positions: list[np.ndarray]) -> np.ndarray:
-        keys = [float(self.key(*problem.outcome(p))) for p in positions]
-        return positions[int(np.argmax(keys))]
+    def best(self, problem: Problem, cutoffs: list[np.ndarray]) -> np.ndarray:
+        """Return the first of the best."""
+        keys = [float(self.key(*problem.outcome(c))) for c in cutoffs]
+        return cutoffs[int(np.argmax(keys))]
 
 
 @dataclass(frozen=True)
-class Budget(_Goal):
+class MostRight(Goal):
     """Most images right within a total relative cost, then least cost."""
 
     limit: float
     images: int
 
     @classmethod
-    def of(cls, problem: Problem, budget: float) -> Budget:
+    def of(cls, problem: Problem, budget: float) -> MostRight:
         """For a mean cost of an image."""
         return cls(budget / problem.full * problem.images * (1 + _SAME), problem.images)
 
@@ -51,7 +44,7 @@ class Budget(_Goal):
 
 
 @dataclass(frozen=True)
-class Accuracy(_Goal):
+class LeastCost(Goal):
     """Least total relative cost with at least a number of images right."""
 
     wanted: int
@@ -62,10 +55,10 @@ class Accuracy(_Goal):
 
 
 class Problem:
-    """N images by the rank of their scores at each of k exits.
+    """The images, costs and candidate thresholds that the search works on: N images, ranked at each of k exits.
 
-    A threshold is a position: an image leaves at exit i if the rank of its score among the distinct scores there, from
-    0 for the least sure, reaches it. Costs are relative to the last exit's.
+    A threshold is written as a cutoff, a rank: an image leaves at exit i if the rank of its score among the distinct
+    scores there, from 0 for the least sure, reaches the cutoff. Costs are relative to the last exit's.
     """
 
     def __init__(self, scores: np.ndarray, right: np.ndarray, costs: np.ndarray) -> None:
@@ -79,18 +72,18 @@ class Problem:
             values, self.ranks[i] = np.unique(scores[i], return_inverse=True)
             self.values.append(values)
 
-    def positions(self, thresholds: Sequence[float]) -> np.ndarray:
-        """Thresholds (k,) on the scores, of single precision -> positions (k-1,)."""
+    def cutoffs(self, thresholds: Sequence[float]) -> np.ndarray:
+        """Thresholds (k,) on the scores, of single precision -> cutoffs (k-1,)."""
         single = np.asarray(thresholds[:-1], dtype=np.float32)
         return np.array([np.searchsorted(v, t) for v, t in zip(self.values, single, strict=True)], dtype=int)
 
-    def thresholds(self, positions: np.ndarray) -> list[float]:
-        """Positions (k-1,) -> thresholds (k,) of single precision, midway between images that get there."""
+    def thresholds(self, cutoffs: np.ndarray) -> list[float]:
+        """Cutoffs (k-1,) -> thresholds (k,) of single precision, midway between images that get there."""
         found = np.full(self.exits, EVERYBODY, dtype=np.float32)
         here = np.ones(self.images, dtype=bool)
-        for i, position in enumerate(positions):
+        for i, cutoff in enumerate(cutoffs):
             there = np.flatnonzero(here)
-            leaves = self.ranks[i, there] >= position
+            leaves = self.ranks[i, there] >= cutoff
             if not leaves.any():
                 found[i] = NOBODY
             elif not leaves.all():
@@ -101,40 +94,40 @@ class Problem:
             here[there[leaves]] = False
         return found.tolist()
 
-    def outcome(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def outcome(self, cutoffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of images right and the total relative cost."""
-        right, cost = self._taken(np.arange(self.images), self._leaves(positions)[0])
+        right, cost = self._taken(np.arange(self.images), self._leaves(cutoffs)[0])
         return right.sum(), cost.sum()
 
-    def _leaves(self, positions: np.ndarray) -> list[np.ndarray]:
+    def _leaves(self, cutoffs: np.ndarray) -> list[np.ndarray]:
         """For every exit: where each image leaves, (N,) int8, if it gets there."""
         found = [np.full(self.images, self.exits - 1, dtype=np.int8)]
         for i in range(self.exits - 2, -1, -1):
-            found.append(np.where(self.ranks[i] >= positions[i], np.int8(i), found[-1]))
+            found.append(np.where(self.ranks[i] >= cutoffs[i], np.int8(i), found[-1]))
         return found[::-1]
 
     def _taken(self, images: np.ndarray, exits: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """Whether each image is right at its exit, and its cost there."""
         return self.right[images * self.exits + exits], self.costs[exits]
 
-    def _here(self, positions: np.ndarray, i: int) -> np.ndarray:
+    def _here(self, cutoffs: np.ndarray, i: int) -> np.ndarray:
         """Numbers of the images that get to exit i."""
         gone = np.zeros(self.images, dtype=bool)
         for j in range(i):
-            gone |= self.ranks[j] >= positions[j]
+            gone |= self.ranks[j] >= cutoffs[j]
         return np.flatnonzero(~gone)
 
-    def move_one(self, goal: Goal, positions: np.ndarray, i: int) -> np.ndarray:
-        """Return the positions with exit i's at its best, among all."""
-        here, leaves = self._here(positions, i), self._leaves(positions)
+    def move_one(self, goal: Goal, cutoffs: np.ndarray, i: int) -> np.ndarray:
+        """Return the cutoffs with exit i's at its best, among all."""
+        here, leaves = self._here(cutoffs, i), self._leaves(cutoffs)
         ranks, bins = self.ranks[i, here], len(self.values[i]) + 1
         settled = self._settled(here, leaves, i)
         totals = []
         for base, own, stay in zip(settled, self._taken(here, i), self._taken(here, leaves[i + 1][here]), strict=True):
             totals.append(base + stay.sum() + _from_above(np.bincount(ranks, own - stay, bins)))
         keys = goal.key(*totals)
-        best, now = int(np.argmax(keys)), min(int(positions[i]), bins - 1)
-        return _moved(positions, (i, best)) if keys[best] > keys[now] + _SAME else positions
+        best, now = int(np.argmax(keys)), min(int(cutoffs[i]), bins - 1)
+        return _moved(cutoffs, (i, best)) if keys[best] > keys[now] + _SAME else cutoffs
 
     def _settled(self, here: np.ndarray, leaves: list[np.ndarray], i: int) -> tuple[float, float]:
         """Right and cost of the images that leave before exit i."""
@@ -142,20 +135,20 @@ class Problem:
         rest = self._taken(here, leaves[i][here])
         return float(every[0].sum() - rest[0].sum()), float(every[1].sum() - rest[1].sum())
 
-    def move_pairs(self, goal: Goal, positions: np.ndarray, i: int, grid: int, window: int) -> np.ndarray:
-        """Return the positions after moving exit i's with that of each later exit, on a grid within a window."""
-        here, leaves = self._here(positions, i), self._leaves(positions)
+    def move_pairs(self, goal: Goal, cutoffs: np.ndarray, i: int, grid: int, window: int) -> np.ndarray:
+        """Return the cutoffs after moving exit i's with that of each later exit, on a grid within a window."""
+        here, leaves = self._here(cutoffs, i), self._leaves(cutoffs)
         settled = self._settled(here, leaves, i)
         for j in range(i + 1, self.exits - 1):
-            found = self._move_pair(goal, positions, (i, j), here, leaves, settled, (grid, window))
-            if found is not positions:
-                positions, leaves = found, self._leaves(found)
-        return positions
+            found = self._move_pair(goal, cutoffs, (i, j), here, leaves, settled, (grid, window))
+            if found is not cutoffs:
+                cutoffs, leaves = found, self._leaves(found)
+        return cutoffs
 
     def _move_pair(
         self,
         goal: Goal,
-        positions: np.ndarray,
+        cutoffs: np.ndarray,
         pair: tuple[int, int],
         here: np.ndarray,
         leaves: list[np.ndarray],
@@ -173,7 +166,7 @@ class Problem:
         reach = np.flatnonzero(~between)
         at_j = here[reach]
         first, second = self.ranks[i, here], self.ranks[j, at_j]
-        tries = [_candidates(r, int(positions[e]), *resolution, self.images) for r, e in ((first, i), (second, j))]
+        tries = [_candidates(r, int(cutoffs[e]), *resolution, self.images) for r, e in ((first, i), (second, j))]
         bins_i, bins_j = (_bins(r, t, self.images) for r, t in zip((first, second), tries, strict=True))
         sizes = len(tries[0]) + 1, len(tries[1]) + 1
         cells = bins_i[reach] * sizes[1] + bins_j
@@ -187,35 +180,35 @@ class Problem:
             gain_j = _from_above(gain_j.cumsum(axis=0), axis=1)[:-1, 1:]
             totals.append(base + stay.sum() + gain_i[:, None] + gain_j)
         keys = goal.key(*totals)
-        now = keys[tuple(np.searchsorted(t, positions[e]) for t, e in zip(tries, pair, strict=True))]
+        now = keys[tuple(np.searchsorted(t, cutoffs[e]) for t, e in zip(tries, pair, strict=True))]
         best = np.unravel_index(int(np.argmax(keys)), keys.shape)
         if keys[best] <= now + _SAME:
-            return positions
-        return _moved(positions, (i, int(tries[0][best[0]])), (j, int(tries[1][best[1]])))
+            return cutoffs
+        return _moved(cutoffs, (i, int(tries[0][best[0]])), (j, int(tries[1][best[1]])))
 
 
-def _moved(positions: np.ndarray, *moves: tuple[int, int]) -> np.ndarray:
-    found = positions.copy()
-    for exit_number, position in moves:
-        found[exit_number] = position
+def _moved(cutoffs: np.ndarray, *moves: tuple[int, int]) -> np.ndarray:
+    found = cutoffs.copy()
+    for exit_number, cutoff in moves:
+        found[exit_number] = cutoff
     return found
 
 
 def _from_above(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Sum from each place to the end."""
+    """Sum from each entry to the end."""
     return np.flip(np.flip(values, axis).cumsum(axis), axis)
 
 
-def _candidates(ranks: np.ndarray, position: int, grid: int, window: int, images: int) -> np.ndarray:
-    """Positions to try, rising: everybody, nobody, the present one, and up to ``grid`` quantiles of ranks near it."""
-    if window < images:  # finer than the present grid, around the present place
-        ranks = ranks[np.abs(ranks - position) <= window]
+def _candidates(ranks: np.ndarray, cutoff: int, grid: int, window: int, images: int) -> np.ndarray:
+    """Cutoffs to try, rising: everybody, nobody, the present one, and up to ``grid`` quantiles of ranks near it."""
+    if window < images:  # finer than the present grid, around the present one
+        ranks = ranks[np.abs(ranks - cutoff) <= window]
     if len(ranks) > max(_SAMPLE, grid):
         ranks = ranks[:: len(ranks) // _SAMPLE]
     distinct = _distinct(ranks)
     if len(distinct) > grid:
         distinct = distinct[np.linspace(0, len(distinct) - 1, grid).round().astype(int)]
-    return _distinct(np.append(distinct, [0, position, images]))
+    return _distinct(np.append(distinct, [0, cutoff, images]))
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:

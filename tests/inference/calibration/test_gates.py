@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.calibration.gate import exit_distribution, fit_gates, gate_inputs
+from adaptive.inference.calibration.gates import exit_distribution, fit_gates, gate_inputs
 from adaptive.inference.outputs import scores, simulate
 from adaptive.inference.policy import FEATURES, Policy
 from tests.inference.answers import made_up_logits
