@@ -1,4 +1,4 @@
-"""A finished run: its folder becomes a trained network with its configuration, classes and transforms."""
+"""`load`: reads a run folder as a trained network with its configuration, classes and transforms."""
 
 from __future__ import annotations
 

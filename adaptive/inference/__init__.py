@@ -1,1 +1,1 @@
-"""Measuring every exit, choosing thresholds, and running only as deep as an image needs."""
+"""Inference with early exits: outputs of every exit, calibration, policies, the dynamic runner, export."""

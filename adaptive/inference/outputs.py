@@ -1,4 +1,4 @@
-"""What every exit answers to the images of a split, kept for calibration, curves and reports."""
+"""Logits of every exit for every image of a split, kept for calibration and reports; policies simulated on them."""
 
 from __future__ import annotations
 

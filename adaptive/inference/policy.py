@@ -1,4 +1,4 @@
-"""Policies: who leaves at an exit, given the outputs so far.
+"""Policies: which images leave at an exit, given the outputs so far.
 
 A policy turns what the exits answered so far into one score per image and exit, the higher the surer; an image leaves
 at the first exit whose threshold its score reaches. The same code runs on torch tensors (the dynamic runner), on numpy
@@ -27,7 +27,10 @@ FEATURES = ("confidence", "margin", "certainty", "agreement", "previous confiden
 
 
 class Gate(FrozenModel):
-    """One exit's gate: a layer of H rectified units on the features of `features`, and a sigmoid on their sum."""
+    """A learned gate: a small network that scores the answers of one exit.
+
+    A layer of H rectified units on the features of `features`, and a sigmoid on their weighted sum.
+    """
 
     weight: list[list[float]]
     """(H, features)."""

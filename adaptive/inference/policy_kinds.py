@@ -1,4 +1,4 @@
-"""Names of the policies' scores, for command lines that import nothing heavy."""
+"""The kinds of policies by name, apart from `Policy` so that command lines import nothing heavy."""
 
 from __future__ import annotations
 

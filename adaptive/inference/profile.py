@@ -1,4 +1,4 @@
-"""Where the time goes: every block's own time, what a policy's run takes, and what its decisions cost.
+"""Inference times: every block's own, that of a run with a policy, and what the policy's decisions cost.
 
 Times are medians of rounds on one machine; each round measures everything once, so that what is compared was measured
 side by side.
@@ -100,7 +100,7 @@ class InferenceProfile:
 
 
 class _Clock:
-    """An observer that takes the time since the last thing that was done, per part."""
+    """An observer that takes the time of every part of a run."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

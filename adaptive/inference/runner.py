@@ -1,4 +1,4 @@
-"""The dynamic runner: a batch goes block by block, whoever is sure leaves, and the rest goes on."""
+"""The dynamic runner: runs a batch block by block, and only those images further that the policy keeps in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HasNetwork(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what was done; the profiler is one."""
+    """Called after every part of a run, as by the profiler's clock."""
 
     def __call__(self, part: str, i: int, samples: int) -> None:
         """``part`` ("block", "exit", "decision" or "compaction") number i, from 0, was done for so many images."""
@@ -41,7 +41,7 @@ class Finished(NamedTuple):
 
 @dataclass
 class _Group:
-    """Images on their way: where they are, and what goes on with them."""
+    """Images that are still in: their state, numbers in the batch, previous logits and the policy's memory."""
 
     state: State
     positions: Tensor
@@ -55,9 +55,9 @@ class _Group:
 class DynamicClassifier:
     """Runs a network only as deep as each image needs.
 
-    Blocks are run for the images that are still in, and never for nobody; nothing but the decision, who stays, goes to
-    the host. Where a policy can let nobody leave, no decision is made, and with a policy that never fires what runs is
-    the plain forward pass.
+    Blocks are run for the images that are still in, and not at all where none is; nothing but the decision, which
+    images stay, goes to the host. Where a policy can let nobody leave, no decision is made, and with a policy that
+    never fires what runs is the plain forward pass.
 
     Args:
         network: put into eval mode; its device, type and memory format are kept. What `adaptive.load` returns will do.

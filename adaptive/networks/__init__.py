@@ -1,1 +1,1 @@
-"""Networks that can stop early: backbone, exits, collaboration, equilibrium, cost."""
+"""Early-exit networks: backbone, exits, Gradient Equilibrium (GE), collaboration between exits (ISC), cost."""

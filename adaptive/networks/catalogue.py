@@ -1,4 +1,4 @@
-"""What can be trained: timm's models by name and family, without building more of them than were asked for."""
+"""The backbones that can be trained, as ``adaptive models`` lists them: timm's by name and family, and our own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inline Subnetwork Collaboration: an exit also reads the previous exit's prediction (arXiv 1908.06294)."""
+"""Inline Subnetwork Collaboration (ISC): an exit also reads the previous exit's prediction (arXiv 1908.06294)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class CollaborationLink(nn.Module):
-    """Logits of the previous exit -> what they add to the next exit's logits. No gradient flows back through it.
+    """The ISC link: logits of the previous exit -> what they add to the next exit's logits. No gradient flows back.
 
     The paper concatenates the link's output (Linear, BatchNorm1d, ReLU) to the next exit's feature before its linear
     classifier. A linear layer on a concatenation is the sum of two linear layers, so the link ends in a bias-free
@@ -40,7 +40,7 @@ class CollaborationLink(nn.Module):
 
 
 class Projection(nn.Linear):
-    """The part of a linear layer on a concatenation that reads the link."""
+    """The link's last layer: that part of a linear layer on a concatenation that reads the link's output."""
 
     def __init__(self, width: int, num_classes: int, start_at_zero: bool) -> None:
         self.start_at_zero = start_at_zero

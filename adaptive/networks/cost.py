@@ -1,4 +1,4 @@
-"""Cost: multiply-adds and parameters up to an exit."""
+"""Cost of an exit: multiply-adds (MACs) and parameters up to it, counted while the network runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINEAR_OPS = {
 
 @dataclass(frozen=True)
 class ExitCost:
-    """What has been spent when an exit has answered, for one image.
+    """Cumulative cost of one image up to and including an exit.
 
     Attributes:
         macs: multiply-adds of convolutions and linear layers (attention's products of activations are not counted),

@@ -1,4 +1,4 @@
-"""The factory: a timm name -> an adaptive network."""
+"""`create_model`: an early-exit network from the name of a timm model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def create_model(
 
 @dataclass(frozen=True)
 class _Heads:
-    """How exits are built."""
+    """How the exits of a timm model are built."""
 
     num_classes: int
     links: bool

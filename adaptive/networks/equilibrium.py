@@ -1,4 +1,4 @@
-"""Gradient Equilibrium: the fork at a branch point (Li et al., ICCV 2019, arXiv 1908.06294, section 3.1)."""
+"""Gradient Equilibrium (GE): a fork at every branch point (Li et al., ICCV 2019, arXiv 1908.06294, section 3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exits: a head that fits the feature's layout, with the collaboration link that feeds it."""
+"""Exits: the classifiers behind the blocks, for features of any layout, with the ISC link from the exit before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANNEL_DIM: dict[Layout, int] = {"NCHW": 1, "NHWC": 3, "NLC": 2, "NCL": 1, "NC"
 
 @dataclass(frozen=True)
 class Feature:
-    """What an exit reads: its layout, its width (channels), and how many leading tokens are not patches."""
+    """The tensor that an exit reads: layout, width (channels), and how many leading tokens are not patches."""
 
     layout: Layout
     width: int
@@ -24,7 +24,7 @@ class Feature:
 
 
 def describe(shape: tuple[int, ...], model: nn.Module) -> Feature:
-    """Find the layout of a feature of a timm model.
+    """Find layout and width of a feature of a timm model.
 
     Feature maps of a square image are square, which settles NCHW against NHWC unless the width equals the side; then
     the channel counts that timm declares decide (feature_info, num_features), and last the model's output_fmt.
@@ -104,7 +104,7 @@ class Exit(nn.Module):
 
 
 class EarlyExit(Exit):
-    """Pool, normalise, drop, classify; plus what the previous exit's prediction adds.
+    """The exit behind a block inside the backbone: pooling, LayerNorm, dropout, linear classifier; and the ISC link.
 
     Args:
         feature: layout and width D of what the exit reads.
@@ -150,7 +150,7 @@ class EarlyExit(Exit):
 
 
 class LastExit(Exit):
-    """The backbone's own end, unchanged, plus what the previous exit's prediction adds.
+    """The last exit: the backbone's own end, unchanged; and the ISC link.
 
     Args:
         head: the part of the backbone behind the last block.

@@ -1,4 +1,4 @@
-"""A network's fingerprint: what a policy or an export is checked against."""
+"""A network's fingerprint: a checksum of its weights, by which a policy or an export knows its network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that a configuration describes: to be trained, or to take up the weights of a checkpoint."""
+"""Builds the network that a configuration describes: to be trained, or to load a checkpoint's weights into."""
 
 from __future__ import annotations
 

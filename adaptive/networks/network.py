@@ -1,4 +1,4 @@
-"""The network: k blocks, k exits, and how they are run."""
+"""`AdaptiveNetwork`: k blocks and k exits, run to the end at once or block by block."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _size(module: nn.Module) -> int:
 
 
 class _Recomputing:
-    """Contexts for torch.utils.checkpoint: the second pass over a block must not count for BatchNorm's statistics."""
+    """Contexts for torch.utils.checkpoint, so that recomputing a block does not update BatchNorm's statistics again."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -221,7 +221,7 @@ class _Recomputing:
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Let every BatchNorm count into copies, which are forgotten."""
+    """Let every BatchNorm of a block update copies of its statistics, which are thrown away."""
     norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:

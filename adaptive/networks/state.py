@@ -1,4 +1,4 @@
-"""The state between two blocks: the tensors that cross a cut, and where the batch is in each of them."""
+"""The state between two blocks: all tensors that the later blocks need, so that samples can leave in between."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BatchDim = tuple[int, int]  # the batch's dimension in a tensor, and how many en
 
 
 class State(tuple[Tensor, ...]):
-    """The tensors that cross a branch point, and where the batch is in each of them (None: nowhere)."""
+    """The tensors that cross a branch point, the exit's feature first, and where the batch is in each (None: not)."""
 
     batch_dims: tuple[BatchDim | None, ...]
     partial: bool = False  # only what the exit here needs has been computed, and what the rest is made from
 
     @classmethod
     def of(cls, tensors: tuple[Tensor, ...], batch_dims: tuple[BatchDim | None, ...], partial: bool = False) -> State:
-        """Join tensors with where the batch is in each."""
+        """Make a state of tensors and where the batch is in each."""
         state = cls(tensors)
         state.batch_dims, state.partial = batch_dims, partial
         return state

@@ -1,4 +1,4 @@
-"""The plain timm model's names for what a cut network holds."""
+"""Names of parameters and buffers: those of the plain timm model, and those of the network that was made of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adaptive.errors import ModelError
 
 
 class TimmNames:
-    """Which name of the plain model stands for which of the network's.
+    """Translates names of the plain timm model into those of the network, and back.
 
     A module that a model holds under several names has several entries in a state_dict, on both sides.
 
@@ -44,7 +44,7 @@ class TimmNames:
         self.no_weight_decay = {name for plain_name in no_weight_decay for name in self.own.get(plain_name, ())}
 
     def rename(self, network: nn.Module, state: dict[str, Any], prefix: str) -> None:
-        """Rename a plain model's state, in place; if it is complete, add the network's own values for what it lacks.
+        """Rename a plain model's state_dict, in place; a complete one also gets the network's values for what it lacks.
 
         Raises:
             ModelError: the classifier has another number of classes.

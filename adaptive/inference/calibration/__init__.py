@@ -1,1 +1,1 @@
-"""Choosing thresholds and temperatures on held-out images: which image leaves at which exit."""
+"""Calibration on held-out images: thresholds, learned gates, temperatures, and risk control."""

@@ -1,4 +1,4 @@
-"""What a user asks of a policy, as text: ``0.5``, ``120M``, ``3.5ms``, ``95%``."""
+"""The value of ``--budget``: cost or accuracy that a policy shall keep, as ``0.5``, ``120M``, ``3.5ms`` or ``95%``."""
 
 from __future__ import annotations
 

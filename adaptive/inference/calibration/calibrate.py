@@ -1,4 +1,4 @@
-"""Calibration: from what every exit answered to held-out images to a policy that keeps a promise."""
+"""`calibrate`: fits a policy on held-out images for a mean cost, an accuracy, or a bounded loss of accuracy."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def curve(
 
 @dataclass(frozen=True)
 class _Parts:
-    """Numbers of the images that serve the fit of temperatures and gates, the choice of thresholds, and the test."""
+    """Which images serve the fit of temperatures and gates, the choice of thresholds, and the test."""
 
     fitting: Tensor
     choosing: Tensor
@@ -202,7 +202,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A policy that lacks its thresholds only, and the scores of all held-out images."""
+    """A policy with all but its thresholds (kind, temperatures, gates), and its scores of all held-out images."""
 
     template: Policy
     scored: Scored

@@ -1,4 +1,4 @@
-"""What calibration refuses: shapes that do not fit, labels out of range, what are no probabilities."""
+"""Checks of what calibration is given: shapes, labels, finite numbers, probabilities, costs."""
 
 from __future__ import annotations
 

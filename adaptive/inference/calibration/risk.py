@@ -23,7 +23,7 @@ _BOLDEST = 0.75  # share of the capital that one image may cost
 def control(
     family: Scored, tested: Scored, costs: Sequence[float], epsilon: float, delta: float, seed: int = 0
 ) -> Choice:
-    """Return the cheapest thresholds that are shown to lose at most epsilon of the full network's accuracy.
+    """Return the cheapest thresholds that, by a test, lose at most epsilon of the full network's accuracy.
 
     The search on ``family`` fixes forty candidates, evenly spaced in cost; `fixed_sequence` tests them on ``tested``.
     Over the draw of ``tested`` the chosen thresholds lose more than epsilon with a probability of at most delta.

@@ -160,6 +160,18 @@ class Problem:
         Three kinds of images get to exit i. Those that some exit between i and j lets go, unless i does: their gain
         from leaving at i is a histogram over i's candidates. The others leave at i, else at j, else later: one more
         histogram for i, and one over both for the gain from leaving at j of those that stay at i.
+
+        An example, the number right of three images at two early exits and the end:
+
+            image   rank at i   rank at j   right at i, j, end
+            a           0           2            0  1  1
+            b           1           1            0  0  1
+            c           2           0            1  1  1
+
+        All three leave at the end: 3 right. Leaving at i changes that by -1, -1 and 0; summed from the surest down, a
+        cutoff of 0, 1, 2 or 3 at i brings -2, -1, 0 or 0. Leaving at j changes it by 0, -1 and 0 for those that stay at
+        i: with the cutoff 2 at i, a and b stay, and a cutoff of 0, 1, 2 or 3 at j brings -1, -1, 0 or 0. So the pair
+        (2, 2) keeps 3 right, and lets c leave at i and a at j; costs are added up the same way.
         """
         i, j = pair
         between = leaves[i + 1][here] < j

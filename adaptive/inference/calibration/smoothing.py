@@ -1,4 +1,4 @@
-"""How probably each exit is right about an image, given how sure all exits are: less noisy than whether it was."""
+"""Smoothed correctness for the threshold search: how probably an exit is right, given how sure all exits are."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SLACK = 1e-9  # relative: costs and budgets closer than this are the same
 
 @dataclass(frozen=True)
 class Scored:
-    """What k exits answered to N images.
+    """Scores and correctness of k exits on N images.
 
     Attributes:
         scores: (k, N) float32, how sure each was.

@@ -1,1 +1,1 @@
-"""A network as ONNX and torch.export files, one per block, and the runner that needs no torch."""
+"""Export: a network as ONNX and torch.export files, one per block, and the runner of the former without torch."""

@@ -1,4 +1,4 @@
-"""Export: one file per block and format, and a manifest, in a folder that is published by one rename."""
+"""`export`: writes one file per block and format and a manifest, into a folder that is published by one rename."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""manifest.json: what an export folder holds, and whether its files are those that were written; no torch here."""
+"""The manifest of an export (manifest.json): its content, and checks of the files against it; no torch here."""
 
 from __future__ import annotations
 

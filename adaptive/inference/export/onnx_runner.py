@@ -21,7 +21,7 @@ class ArrayPredictions(NamedTuple):
     """What N images get when each leaves where the policy says.
 
     Attributes:
-        labels: (N,) int64, positions in ``classes``.
+        labels: (N,) int64, indices into ``classes``.
         confidences: (N,) float32, probability of the label, at the exit's temperature.
         exits: (N,) int64, where the image left, from 1 to k.
     """
@@ -34,8 +34,8 @@ class ArrayPredictions(NamedTuple):
 class OnnxClassifier:
     """An exported network with its policy.
 
-    Blocks are run for the images that are still in, and never for nobody; where the policy can let nobody leave, no
-    decision is made.
+    Blocks are run for the images that are still in, and not at all where none is; where the policy can let nobody
+    leave, no decision is made.
 
     Args:
         folder: what ``adaptive export`` wrote; the manifest and every ONNX file are checked first.
@@ -158,7 +158,7 @@ def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Ar
     Args:
         values: tensors by name, of ``batch`` images.
         tensors: which of them, and where the batch is in each.
-        kept: (M,) positions of the images to keep.
+        kept: (M,) indices of the images to keep.
         batch: N.
     """
     selected = {}

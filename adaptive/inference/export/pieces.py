@@ -1,4 +1,4 @@
-"""A network as pieces that can be recorded one by one: block i with exit i."""
+"""Takes a network apart for export: block i with exit i as one module, with examples of its inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _BlockWithExit(nn.Module):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a network with examples of its inputs; ``number`` counts from 1."""
+    """A block with its exit, and examples of its inputs; ``number`` counts from 1."""
 
     number: int
     part: _BlockWithExit

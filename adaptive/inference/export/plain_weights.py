@@ -1,4 +1,4 @@
-"""A trained network's weights as one safetensors file: the backbone alone, as timm names it, or everything."""
+"""Writes a trained network's weights as one safetensors file: the backbone's under timm's names, or all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test-time transform as a description that travels with an exported network, run by Pillow and numpy alone.
+"""The test-time transform of an exported network, which its manifest describes, run by Pillow and numpy alone.
 
 It gives what `adaptive.data.images.transforms.eval_transform` gives, without torch, torchvision and timm.
 """

@@ -1,4 +1,7 @@
-"""Where exits can branch off: modules behind which everything depends on what crosses, and how to choose among them."""
+"""Branch points: the modules of a backbone after which an early exit can branch off, and how to choose among them.
+
+Behind a branch point everything is computed from the few tensors that cross it: those made before and needed later.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class BranchPoint:
         crossing: number of input-dependent tensors that are needed later.
         parents: the modules around it.
         in_place: whether its output is changed in point later on.
-        company: size of the further crossing tensors, each as a share of the feature's and at most 1. A shortcut
+        company: size of the other crossing tensors, each as a share of the feature's and at most 1. A shortcut
             counts in full, a rotary embedding that all blocks read hardly.
     """
 
@@ -50,7 +53,7 @@ class BranchPoint:
 
 
 class Survey:
-    """What a recording of everything says about where a model can be cut.
+    """All branch points of a model, found in a recording of everything that it does.
 
     Args:
         model: the recorded model.

@@ -1,4 +1,4 @@
-"""Cutting a timm model into blocks at branch points, with its own end as the last exit's head."""
+"""Cuts a timm model into blocks at branch points, with its own end as the last exit's head."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def survey(model: nn.Module, size: int, channels: int = 3) -> Survey:
 def branch_points(
     model: nn.Module | str, input_size: int | None = None, **backbone: Any
 ) -> list[tuple[str, float, tuple[int, ...]]]:
-    """List where exits can branch off: module name, share of the backbone's MACs, feature shape without the batch.
+    """List a model's branch points: module name, share of the backbone's MACs, feature shape without the batch.
 
     Args:
         model: a timm model on the CPU, or a timm name.

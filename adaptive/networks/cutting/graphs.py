@@ -1,4 +1,7 @@
-"""From recordings to graphs: what differs between two runs tells what a constant depends on."""
+"""Recorded operations -> torch.fx graphs that run at any batch size, in training and in evaluation.
+
+A constant that differs between two recordings depends on what differed between them: batch size, mode, or precision.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from adaptive.networks.state import BatchDim
 
 
 class TraceError(Exception):
-    """The model's own code, in the named module, cannot be written down as a graph."""
+    """The model's own code, in the named module, cannot be written as a graph."""
 
     def __init__(self, module: str, reason: str) -> None:
         super().__init__(f"{module or 'the top level'}: {reason}")
@@ -96,7 +99,7 @@ def _merge_tree(a: Any, b: Any, t: Any, owner: str) -> Any:
 
 
 def choose(training: bool, in_training: Any, in_evaluation: Any) -> Any:
-    """The constant for the mode."""
+    """Return the constant for the mode; graphs call it."""
     return in_training if training else in_evaluation
 
 

@@ -1,7 +1,6 @@
-"""Recording: run a model for real and write down what it does, module by module or operation by operation.
+"""Records a forward pass: runs a model for real and notes what it does, module by module or operation by operation.
 
-A module that is not opened is one entry of the record, whatever it does inside; an opened module is run through, and
-the tensor operations of its own forward are written down one by one.
+A module that is not opened is one operation, whatever it does inside; of an opened one every tensor operation is noted.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ REFLECTED = {
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of the record: the output of an operation, or the input (0)."""
+    """A tensor of the recording, by number: 0 is the input, the others are outputs of operations."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that came from nowhere: made outside of what is recorded."""
+    """A tensor that is neither the input, nor a parameter or buffer, nor the output of a recorded operation."""
 
     tensor: Tensor = field(compare=False)
 
 
 @dataclass
 class Op:
-    """One entry: kind and target as in torch.fx, arguments and outputs with a Ref in place of every tensor."""
+    """One operation: kind and target as in torch.fx, arguments and outputs with a Ref in place of every tensor."""
 
     kind: str
     target: Any
@@ -58,7 +57,7 @@ class Op:
 
 @dataclass
 class Span:
-    """One call of a module: the entries start..end, what it returned, the modules around it, the MACs at its end."""
+    """One call of a module: its operations start..end, what it returned, the modules around it, the MACs at its end."""
 
     name: str
     start: int

@@ -1,4 +1,4 @@
-"""Networks that bring exits of their own (MSDNet, RANet) as adaptive networks."""
+"""Builds the adaptive network of an MSDNet or RANet, which bring exits of their own and need no cutting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MSDNet and RANet are built of: convolution units, the two stems, and their classifier as an exit."""
+"""Layers that MSDNet and RANet share: convolution units, the two stems, the classifier as an exit; their base class."""
 
 from __future__ import annotations
 

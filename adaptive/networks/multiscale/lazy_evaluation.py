@@ -1,4 +1,4 @@
-"""Lazy evaluation: what an exit needs of a block with several scales, and what can wait until the next exit is asked.
+"""Lazy evaluation: a block of several scales computes what its exit needs, the rest when an image goes on.
 
 MSDNet's classifiers read the coarsest scale only, so the finer scales of the last layers before an exit serve the
 exits behind it alone (arXiv 1703.09844, section 4.2, "lazy evaluation").

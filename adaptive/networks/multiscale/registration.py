@@ -1,4 +1,4 @@
-"""Makes this project's networks known to timm as soon as timm is there, without loading it before it is needed."""
+"""Registers this project's networks with timm as soon as timm is imported, without importing it for that."""
 
 from __future__ import annotations
 

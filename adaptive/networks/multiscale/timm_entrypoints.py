@@ -1,4 +1,4 @@
-"""The networks of this project under timm's names: ``msdnet``, ``ranet`` and the published configurations.
+"""timm's entry points of this project's networks: ``msdnet``, ``ranet`` and the published configurations.
 
 Their classes are imported when one is built: timm may be loaded, and this module with it, from inside their own import.
 """

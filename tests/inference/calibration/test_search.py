@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.geometric import GeometricCurve, geometric_shares, sweep
 from adaptive.inference.calibration.search import cheapest, search
+from adaptive.inference.calibration.search_moves import LeastCost, Problem
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.policy import EVERYBODY, NOBODY
 from tests.inference.answers import made_up
@@ -214,3 +215,13 @@ def test_one_exit_has_no_choice() -> None:
     found = search(made_up(1, 20), [2.0], [2.0])[0]
     assert found.thresholds == [EVERYBODY]
     assert found.outcome.counts == [20]
+
+
+def test_the_example_of_a_pair_that_moves() -> None:
+    """The example in the documentation of Problem's move of a pair."""
+    scores = np.array([[0, 1, 2], [2, 1, 0], [0, 0, 0]], dtype=np.float32)
+    right = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    problem = Problem(scores, right, np.array([1.0, 2.0, 4.0]))
+    totals = [[int(problem.outcome(np.array([i, j]))[0]) for j in range(4)] for i in range(4)]
+    assert totals == [[1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert problem.move_pairs(LeastCost(3), np.array([3, 3]), 0, 256, 3).tolist() == [2, 2]
