@@ -64,7 +64,7 @@ class ExitProbabilities(Sequence[Tensor]):
 
 
 class Predictions(NamedTuple):
-    """What N images get when each leaves where a policy says.
+    """Answers to N images, each of which left at the exit that a policy chose.
 
     Attributes:
         labels: (N,) int64.
@@ -145,7 +145,7 @@ def simulate(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> Predic
 
 
 def decisions(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> list[Decision]:
-    """Return what a policy makes of all N images at every exit, from probabilities k x (N, C)."""
+    """Return a policy's decisions on all N images at every exit, from probabilities k x (N, C)."""
     memory, found = None, []
     for i, values in enumerate(probabilities):
         found.append(policy.decide(i, values, memory))

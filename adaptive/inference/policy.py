@@ -80,7 +80,7 @@ class Calibration(FrozenModel):
 
 
 class Decision(NamedTuple):
-    """What a policy makes of n images at one exit.
+    """A policy's decision on n images at one exit.
 
     Attributes:
         labels: (n,) the likeliest class.

@@ -26,7 +26,7 @@ METHODS = ("search", "geometric", "maximum")
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of a policy; one of the three.
+    """What a policy has to keep: a mean cost, an accuracy, or a bound on the loss of accuracy; one of the three.
 
     Attributes:
         budget: highest mean cost of an image, in the unit of the costs.

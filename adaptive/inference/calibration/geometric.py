@@ -31,7 +31,7 @@ _EXTREME = 1e9  # a ratio at which all images leave at one end, in single precis
 
 @dataclass(frozen=True)
 class GeometricPoint:
-    """Thresholds chosen for one q, the shares they aim at, and what they bring on the images they were chosen on."""
+    """Thresholds chosen for one q, the shares they aim at, and their outcome on the images they were chosen on."""
 
     q: float
     shares: Tensor
@@ -82,7 +82,7 @@ def geometric_thresholds(scores: Tensor, q: float) -> Tensor:
 
 
 def at_ratio(scored: Scored, costs: Sequence[float], q: float) -> GeometricPoint:
-    """Choose thresholds for one q on held-out images, and say what they bring there."""
+    """Choose thresholds for one q on held-out images, and their outcome there."""
     thresholds = geometric_thresholds(scored.scores, q)
     shares = geometric_shares(q, len(thresholds))
     return GeometricPoint(q, shares, thresholds, apply_thresholds(thresholds, scored, costs))
@@ -94,7 +94,7 @@ def sweep(scored: Scored, costs: Sequence[float], qs: Sequence[float] = CLASSIC_
 
 
 class GeometricCurve:
-    """The classic sweep, and what lies between and beyond its forty rows.
+    """Accuracy against cost of the geometric calibration: the classic sweep's forty rows, and any budget between them.
 
     Raises:
         PolicyError: the costs are not positive and strictly rising.

@@ -105,7 +105,7 @@ def _better(choice: Choice, other: Choice, scored: Scored) -> bool:
 
 
 class _Space:
-    """All images, a sample of them for the coarse part of the search, and the classic rows as starts."""
+    """Where the search looks: all images, a sample of them for its coarse part, the classic rows as starts."""
 
     def __init__(self, scores: np.ndarray, right: np.ndarray, costs: Sequence[float], rows: list[list[float]]) -> None:
         prices = np.asarray(costs, dtype=np.float64)

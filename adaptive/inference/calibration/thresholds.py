@@ -1,4 +1,4 @@
-"""Thresholds on the exits' scores and what they bring: an image leaves at the first exit whose threshold it reaches."""
+"""Thresholds on the exits' scores, and their outcome: an image leaves at the first exit whose threshold it reaches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What thresholds bring on a set of images.
+    """Accuracy and cost of thresholds on a set of images, and where each image leaves.
 
     Attributes:
         leaves: (N,) int64, number of the exit, from 0, at which each image leaves.
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Choice:
-    """Thresholds, one per exit, and what they bring on the images they were chosen on."""
+    """Thresholds, one per exit, and their outcome on the images they were chosen on."""
 
     thresholds: list[float]
     outcome: Outcome

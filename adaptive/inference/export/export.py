@@ -148,7 +148,7 @@ def _one_line(name: str, target: str) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> str:
-    """What began it: the exporters wrap an error in pages of advice."""
+    """The first cause of an error: the exporters wrap an error in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 class ArrayPredictions(NamedTuple):
-    """What N images get when each leaves where the policy says.
+    """Answers to N images, each of which left at the exit that the policy chose.
 
     Attributes:
         labels: (N,) int64, indices into ``classes``.
@@ -153,7 +153,7 @@ class OnnxClassifier:
 
 
 def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Array, batch: int) -> dict[str, Array]:
-    """Keep some images of a state.
+    """Select some images of the tensors that cross from one block to the next.
 
     Args:
         values: tensors by name, of ``batch`` images.

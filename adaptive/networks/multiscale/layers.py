@@ -128,8 +128,9 @@ class ConvExit(Exit):
 
 
 class BottleneckUnit(nn.Sequential):
-    """1x1 convolution to the inner width, 3x3 convolution (convolution, BatchNorm, ReLU each); without ``factor``
-    the 3x3 convolution alone.
+    """A 1x1 convolution to the inner width and a 3x3 convolution, with BatchNorm and ReLU each.
+
+    Without ``factor`` it is the 3x3 convolution alone.
 
     Args:
         in_channels: of the input.

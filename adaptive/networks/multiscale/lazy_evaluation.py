@@ -41,7 +41,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class LazyPlan:
-    """Which scale of which stage is computed when.
+    """Which scales of a block's stages are computed for its exit, and which are deferred.
 
     Attributes:
         needed: per stage, the scales that the exit depends on.

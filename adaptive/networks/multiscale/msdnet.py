@@ -48,7 +48,7 @@ class DenseUnit(nn.Module):
 
 
 class Layer(nn.Module):
-    """A step of all kept scales.
+    """A layer of the network: one dense unit for each scale that is kept.
 
     Args:
         scales: numbers of the scales that it gives (0 is the finest of the network).

@@ -46,5 +46,5 @@ RANETS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(name: str) -> dict[str, Any] | None:
-    """Settings of a name, or None if it is not one of these networks."""
+    """Return the settings of a network by its name, or None if it is not one of these networks."""
     return MSDNETS.get(name, RANETS.get(name))

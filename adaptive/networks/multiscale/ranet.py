@@ -15,7 +15,7 @@ from adaptive.networks.multiscale.ranet_layers import DenseBlock, FusionLayer, P
 
 @dataclass(frozen=True)
 class Layout:
-    """What the state behind a block holds besides the exit's feature.
+    """Layout of the state behind a block: the tensors that it holds besides the exit's feature.
 
     Attributes:
         bases: number of stem features, for the sub-networks to come.
