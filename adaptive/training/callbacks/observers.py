@@ -28,7 +28,7 @@ class RecordObserver(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what an interrupted run recorded beyond the step it is continued from."""
-        self.record.trim(trainer.progress.step if trainer.resumed else -1, validated=not trainer.unclosed)
+        self.record.trim(trainer.progress.step if trainer.resumed else -1, validated=not trainer.epoch_end_pending)
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
         """Write one line, after those that wait."""

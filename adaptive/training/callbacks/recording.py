@@ -26,9 +26,8 @@ class TrainingRecords(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """Publish the network's costs, which accuracies are to be read against."""
         self._restart(trainer)
-        costs = trainer.costs
         values: dict[str, Any] = {}
-        for i, cost in enumerate(costs, start=1):
+        for i, cost in enumerate(trainer.prepared.costs, start=1):
             values[f"model/exit_{i}/macs"] = cost.macs
             values[f"model/exit_{i}/parameters"] = cost.parameters
         if trainer.progress.step == 0:
@@ -51,7 +50,7 @@ class TrainingRecords(Callback):
         self._since += time.perf_counter() - trainer.step_ended
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
-        values: dict[str, Any] = trainer.active.task.report(trainer.all_reduce)
+        values: dict[str, Any] = trainer.active.task.report()
         seconds = trainer.step_ended - self._since if self._steps else 0.0
         groups = trainer.active.optimizer.param_groups
         values |= self._norms
