@@ -17,7 +17,7 @@ from adaptive.training.learner import Learner, build_learner, build_task
 from adaptive.training.optimizer import build_scheduler
 from adaptive.training.phases import PhasePlan, set_modes
 from adaptive.training.prepared import Prepared
-from adaptive.training.progress import Progress
+from adaptive.training.run_progress import Progress
 from adaptive.training.spikes import SpikeGuard
 from adaptive.training.task import ClassificationTask
 

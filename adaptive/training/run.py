@@ -1,4 +1,4 @@
-"""From a configuration to a trained run folder: check, build, train."""
+"""A whole run, from a configuration to a trained run folder: check, build, train."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from adaptive.training import preflight
 from adaptive.training.batch import batch_sizes
 from adaptive.training.callbacks.checkpointing import Checkpointing
 from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
-from adaptive.training.callbacks.recording import TrainingRecords
 from adaptive.training.callbacks.sample_log import SampleLog
 from adaptive.training.callbacks.system import SystemRecords
+from adaptive.training.callbacks.training_records import TrainingRecords
 from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.prepared import Prepared
 from adaptive.training.supervision.causes import explained
-from adaptive.training.supervision.machine import Machine
+from adaptive.training.supervision.machine_load import MachineLoad
 from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
 from adaptive.training.supervision.supervisor import Supervisor
@@ -95,7 +95,7 @@ def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapp
 def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: Mapping[str, Any]) -> Path:
     config, ranks, folder = prepared.config, prepared.ranks, prepared.folder
     init_distributed(collective_timeout(config))
-    machine = Machine(prepared.device, whole=ranks.local_rank == 0)
+    machine = MachineLoad(prepared.device, whole=ranks.local_rank == 0)
     if ranks.world > 1:
         peers = Peers(ranks.rank, ranks.world, config.train.peer_timeout, supervisor.progress, machine.sample)
         supervisor.watch_peers(peers)

@@ -20,7 +20,7 @@ from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import all_reduce
 from adaptive.training.phases import set_modes
 from adaptive.training.prepared import Prepared
-from adaptive.training.progress import Progress
+from adaptive.training.run_progress import Progress
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 
 Values = Mapping[str, Any]
@@ -54,7 +54,7 @@ class Callback:
         """Take published values: record keys such as ``train/exit_1/top1``."""
 
     def on_message(self, trainer: Trainer, text: str) -> None:
-        """Take a line for the reader."""
+        """Take a line for the user."""
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Act when the run ends, by itself or by an error."""
@@ -165,7 +165,7 @@ class Trainer:
             callback.on_values(self, complete)
 
     def message(self, text: str) -> None:
-        """Show the reader a line."""
+        """Show the user a line."""
         for callback in self.callbacks:
             callback.on_message(self, text)
 

@@ -1,4 +1,4 @@
-"""Saving: every n epochs, every n steps, when validation is best, and at the end."""
+"""When a run saves a checkpoint: every n epochs, every n steps, when validation is best, and at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from adaptive.training.trainer import Callback, Trainer
 
 
 class Checkpointing(Callback):
-    """Decides when a checkpoint is due; `Trainer.save` takes and writes it."""
+    """Decides when a checkpoint is due, and has `Trainer.save` take it."""
 
     def __init__(self, config: CheckpointConfig):
         self.config = config

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, gathered from the ranks and given back to them; every rank takes part."""
+"""A snapshot of training: gathered from all ranks for a checkpoint, and restored from one; every rank takes part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, checksummed, published by one rename.
+"""Checkpoints on disk, whole or not there at all: written aside, checksummed, published by one rename.
 
 A checkpoint is a folder ``step-00001234`` of safetensors files and ``state.json``, listed with sizes and SHA-256 in
 ``manifest.json``, which is written last. It holds plain tensors and JSON only; nothing in it is ever unpickled.

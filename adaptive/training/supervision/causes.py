@@ -1,4 +1,4 @@
-"""What went wrong on this machine or on another rank, said in one line with the numbers and a remedy."""
+"""Turns torch's errors for lack of memory and for a lost rank into one line with numbers and a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watches over a run on behalf of all ranks: requests to stop, the watchdog, the other ranks, bad data."""
+"""What watches over a run on behalf of all ranks: stop signals, the watchdog, heartbeats, the bound on bad samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ class StopAskedError(Exception):
 
 
 class Supervisor:
-    """One per process. Without signals and watchdog (in tests, say) nothing is asked and nothing watched.
+    """Connects a run with its stop signals, its watchdog and the other ranks; one per process.
+
+    Without signals and watchdog (in tests, say) nothing is asked and nothing watched.
 
     Args:
         signals: listens for requests to stop.
@@ -34,7 +36,7 @@ class Supervisor:
         self._agreement = Agreement()
 
     def end(self, failed: bool = False, words: str = "") -> None:
-        """The work is done: no late signal, and no slow exit, turns it into a failure.
+        """End the watch: no late signal, and no slow exit, turns finished work into a failure.
 
         Where it has ``failed`` signals are what they were: launchers end the other ranks by them. ``words`` say why,
         for the other ranks.
@@ -67,7 +69,7 @@ class Supervisor:
         return self.peers.account() if self.peers is not None else ""
 
     def first_step_done(self) -> None:
-        """From now on there is something to save before the process leaves."""
+        """Note that from now on there is something to save before the process leaves."""
         if self.signals is not None:
             self.signals.immediate = False
 

@@ -1,4 +1,4 @@
-"""Training records every n steps: losses and accuracies per exit, gradient norms per block, speed, memory."""
+"""The training record of every n-th step: losses and accuracies per exit, gradient norms per block, speed, memory."""
 
 from __future__ import annotations
 
