@@ -60,8 +60,8 @@ def global_batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(CLASSES, (BATCH,), generator=generator)
 
 
-class Running:
-    """One rank of a small run: engine, task, and the pieces of the global batch that belong here."""
+class SmallRun:
+    """One rank of a small training run: engine, task, and the pieces of the global batch that belong here."""
 
     def __init__(self, tree: Config, network: Any = None):
         from adaptive.training.batch import batch_sizes
