@@ -103,7 +103,7 @@ def find_launcher(environment: Environment) -> str:
 
 
 def one_of_several(environment: Environment) -> bool:
-    """Tell whether a launcher started this process as one of several; a batch script is one, whatever its tasks."""
+    """Tell whether a launcher started this process as one of several; a batch script is not one of its tasks."""
     sizes = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     return any(environment.get(name, "1") != "1" for name in sizes)
 

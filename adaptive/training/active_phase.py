@@ -35,7 +35,7 @@ class ActivePhase:
 
     @classmethod
     def start(cls, prepared: Prepared, progress: Progress, checkpoint: Checkpoint | None = None) -> ActivePhase:
-        """Build the phase that ``progress`` is in; a ``checkpoint`` that was saved inside it is continued."""
+        """Build the phase that ``progress`` is in; with a ``checkpoint`` saved inside it, continue from there."""
         config, plan, steps = prepared.config, prepared.plans[progress.phase], prepared.steps_per_epoch
         state: dict[str, Any] = {}
         tensors: dict[str, dict[str, Tensor]] = {}

@@ -24,7 +24,7 @@ PEER_GONE = re.compile(
 
 
 def explained(error: BaseException, setup: Setup, account: Callable[[], str] = str) -> MachineError | None:
-    """Return the error that a user can act on, or None where ``error`` is neither memory nor a lost peer.
+    """Return the error that a user can act on, or None where ``error`` is neither lack of memory nor a lost rank.
 
     ``account`` is asked who has gone.
     """
