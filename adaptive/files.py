@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a crash or a power loss."""
+"""Atomic writes that survive a crash or a power loss, checksums, and the folder that holds the code."""
 
 from __future__ import annotations
 

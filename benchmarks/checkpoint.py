@@ -126,16 +126,14 @@ def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> 
     from adaptive.training.checkpoints.store import CheckpointStore
     from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
+    from adaptive.training.supervision.supervisor import Supervisor
     from adaptive.training.trainer import Trainer
 
     prepared = prepare(_config(settings, stage, Path(folder)), Ranks(rank, rank, WORLD))
     init_distributed()
     probe = Probe(settings)
     store = CheckpointStore(Path(folder) / "run" / "checkpoints")
-    trainer = Trainer(
-        prepared.config, prepared.index, prepared.network, prepared.batch, prepared.device, rank, store, [probe]
-    )
-    trainer.run()
+    Trainer(prepared, store, [probe], Supervisor()).run()
     if rank == 0:
         seen = probe.seen | {
             "parameters": sum(p.numel() for p in prepared.network.parameters()),

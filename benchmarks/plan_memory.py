@@ -62,11 +62,11 @@ def build(config: Config, world: int) -> Any:
     """Build what a rank trains, as a run does: a template, a copy of it in the phase's learner, and the task."""
     import copy
 
-    from adaptive.metrics import ExitMeter
     from adaptive.training.batch import batch_sizes
     from adaptive.training.engine.group import resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
+    from adaptive.training.prepared import Setup
 
     device = resolve_device(config.train.device, int(os.environ["LOCAL_RANK"]))
     batch = batch_sizes(config.train, world)
@@ -79,11 +79,10 @@ def build(config: Config, world: int) -> Any:
         **config.model.options,
     )
     plan = plan_phase(config, config.resolved_phases()[0], len(template.exits))
-    learner, teacher = build_learner(config, plan, copy.deepcopy(template), batch, device)
+    setup = Setup(config, batch, device)
+    learner = build_learner(setup, plan, copy.deepcopy(template))
     set_modes(learner.network, plan)
-    meter = ExitMeter(len(template.exits), device)
-    weights = plan.weights_from(0, 1, 0)
-    task = build_task(config, plan, learner.engine, teacher, meter, batch, 1000, weights)
+    task = build_task(setup, plan, learner, plan.weights_from(0, 1, 0))
     return template, learner, task, device, batch
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive.runs import TrainedRun
-    from adaptive.training.checkpoints.inventory import Entry
+    from adaptive.training.checkpoints.inventory import InventoryEntry
 
 EXPORTING = """\
 --export writes the backbone alone, as timm names its weights: early exits and ISC links are left out. Its outputs are
@@ -69,7 +69,7 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_dict(entry: Entry) -> dict[str, Any]:
+def _as_dict(entry: InventoryEntry) -> dict[str, Any]:
     checkpoint = entry.checkpoint
     return {
         "path": str(checkpoint.path),
@@ -87,7 +87,7 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _print(entries: list[Entry], phases: list[str]) -> None:
+def _print(entries: list[InventoryEntry], phases: list[str]) -> None:
     from rich.table import Table
 
     from adaptive.reporting.tables import print_table

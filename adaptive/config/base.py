@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: the base class, and numbers within bounds."""
+"""The base class of the configuration's sections, and types of numbers within bounds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 
 
-class Section(BaseModel):
-    """Base of all sections: frozen, strict, no unknown keys, documented by the strings under the fields."""
+class ConfigSection(BaseModel):
+    """Base class of all sections: frozen, strict, no unknown keys, documented by the strings under the fields."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False

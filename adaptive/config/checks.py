@@ -20,7 +20,7 @@ OWNED_ELSEWHERE = {
 
 
 # The rest of DeepSpeed's settings that mean something for this kind of training. It ignores what it does not know,
-# so a slip of the pen would go unnoticed.
+# so a misspelt key would go unnoticed.
 PASSED_THROUGH = {
     "zero_optimization",
     "zero_force_ds_cpu_optimizer",
@@ -41,7 +41,7 @@ PASSED_THROUGH = {
 
 
 def check_consistency(config: Config) -> None:
-    """Cross-field rules that need neither the dataset nor the network (raises ConfigError)."""
+    """Check the rules between keys that need neither the dataset nor the network (raises ConfigError)."""
     train, data, distillation = config.train, config.data, config.distillation
     if data.crop_scale[0] > data.crop_scale[1]:
         raise ConfigError(f"data.crop_scale = {data.crop_scale}: the lower end comes first")

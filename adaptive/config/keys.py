@@ -1,4 +1,4 @@
-"""Every configuration key with its field: what documentation, checks and nearest names are made from."""
+"""All configuration keys with their types, defaults and documentation, read from the sections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from adaptive.config.base import Section
+from adaptive.config.base import ConfigSection
 from adaptive.config.sections import Config
 
 
@@ -31,4 +31,4 @@ def types_in(annotation: Any) -> Iterator[Any]:
 
 def is_section(annotation: Any) -> bool:
     """Tell whether a type is one of the sections."""
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+    return isinstance(annotation, type) and issubclass(annotation, ConfigSection)

@@ -1,4 +1,4 @@
-"""Configurations from YAML and dotted overrides, with errors that name key, value and remedy."""
+"""Loads configurations from YAML and dotted overrides, with errors that name key, value and remedy."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _run_name(path: Path) -> Path:
 
 
 def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file and what it extends; ``extending`` are the files on the way here, the first one first."""
+    """Read a file and what it extends; ``extending`` are the files that extend this one, the outermost first."""
     by = f" (extended by {extending[-1]})" if extending else ""
     if not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist{by}{_nearest_file(path)}")
@@ -141,14 +141,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node = _child(node, name, key)
     value = _parse_yaml(text, f"override {override!r}") if text else ""
     if isinstance(node, list):
-        node[_position(node, last, key)] = value
+        node[_list_index(node, last, key)] = value
     else:
         node[last] = value
 
 
 def _child(node: Any, name: str, key: str) -> Any:
     if isinstance(node, list):
-        return node[_position(node, name, key)]
+        return node[_list_index(node, name, key)]
     if node.get(name) is None:
         node[name] = {}
     child = node[name]
@@ -157,9 +157,9 @@ def _child(node: Any, name: str, key: str) -> Any:
     return child
 
 
-def _position(node: list[Any], name: str, key: str) -> int:
+def _list_index(node: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"override {key}: {name!r} is no position in a list of {len(node)}; use 0..{len(node) - 1}")
+        raise ConfigError(f"override {key}: {name!r} is no index of a list of {len(node)}; use 0..{len(node) - 1}")
     return int(name)
 
 

@@ -14,7 +14,7 @@ from adaptive.config.sections import Config
 
 HEAD = """# Configuration
 
-A run is one YAML file; every key can also be given on the command line as `section.key=value`, lists by position
+A run is one YAML file; every key can also be given on the command line as `section.key=value`, lists by index
 (`phases.0.epochs=5`). A file that says `extends: FILE`, or a list of files (relative to itself), holds only what
 differs from them: sections are merged key by key, values and lists replaced. Unknown keys, wrong types and values out
 of range are refused before anything starts.

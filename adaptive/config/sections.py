@@ -1,4 +1,4 @@
-"""The typed configuration tree: one frozen class per component.
+"""The configuration's keys: one frozen, typed class per section.
 
 The sentence under every field is its documentation (``adaptive train --help-config`` and
 docs/reference/configuration.md are made from it). Values are checked strictly: a string where a number belongs is an
@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from adaptive.config.base import Count, NotNegative, Positive, PositiveCount, Section, Share
+from adaptive.config.base import ConfigSection, Count, NotNegative, Positive, PositiveCount, Share
 
-# Weightings of the exits that have a name; adaptive.training.losses.exit_weights says what they are.
+# Named weightings of the exits' losses; adaptive.training.losses.exit_weights says what they are.
 EXIT_WEIGHTS = ("equal", "linear_up", "linear_down")
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """Backbone, exits, and what connects them."""
 
     backbone: str
@@ -30,7 +30,7 @@ class ModelConfig(Section):
     num_classes: PositiveCount | None = None
     """Number of classes; by default the dataset's."""
     equilibrium: bool | Literal["crossing", "tap"] = True
-    """Gradient Equilibrium: true or crossing rescales every tensor that crosses a branching point, tap only the one
+    """Gradient Equilibrium: true or crossing rescales every tensor that crosses a branch point, tap only the one
     that the exit reads (the authors' released code), false leaves plain summed gradients."""
     collaboration: bool | Literal["attached"] = True
     """Inline Subnetwork Collaboration: each exit also reads the previous exit's prediction, without gradient; attached
@@ -50,7 +50,7 @@ class ModelConfig(Section):
     for example {growth: 16}."""
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """Where the shards lie and how images become tensors."""
 
     path: Annotated[str, Field(min_length=1)]
@@ -117,7 +117,7 @@ class DataConfig(Section):
     """Share of the label's mass spread over all classes."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """Any optimizer that timm can build."""
 
     name: str = "sgd"
@@ -139,7 +139,7 @@ class OptimizerConfig(Section):
     """Further arguments of the optimizer, for example {betas: [0.9, 0.95], eps: 1.0e-6}."""
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(ConfigSection):
     """Learning rate over the applied steps of one phase (timm's schedulers)."""
 
     name: Literal["cosine", "step", "multistep", "poly", "tanh", "constant"] = "cosine"
@@ -158,7 +158,7 @@ class ScheduleConfig(Section):
     """Where multistep decays, as shares of the phase."""
 
 
-class DistillationConfig(Section):
+class DistillationConfig(ConfigSection):
     """Distillation among the exits (one-for-all: the last exit teaches the earlier ones) or from another network."""
 
     gamma: Share = 0.0
@@ -178,7 +178,7 @@ class DistillationConfig(Section):
     """batchmean sums KL over classes; mean also divides by their number (only to reproduce the released code)."""
 
 
-class PhaseConfig(Section):
+class PhaseConfig(ConfigSection):
     """One stage of training, with an optimizer and a schedule of its own."""
 
     name: str = "train"
@@ -205,7 +205,7 @@ class PhaseConfig(Section):
     """Epochs at the phase's start in which the last exit learns alone; by default train.last_only_epochs."""
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """The run: length, batch, precision, device, folder."""
 
     run_folder: str | None = None
@@ -264,11 +264,11 @@ class TrainConfig(Section):
     save_timeout: NotNegative = 1800.0
     """Seconds for saving a checkpoint before the watchdog ends a hanging process; 0 is off."""
     peer_timeout: NotNegative = 120.0
-    """Seconds without a sign of life from a rank (its node is down, the network cut, the process killed or stopped)
-    before all others end and name it; 0 is off."""
+    """Seconds without a heartbeat from a rank (its node is down, the network cut, the process killed or stopped) before
+    all others end and name it; 0 is off."""
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ConfigSection):
     """Validation during training, and what counts as best."""
 
     every_epochs: PositiveCount = 1
@@ -279,7 +279,7 @@ class EvaluateConfig(Section):
     """The best checkpoint has the highest validation top-1 of the last exit, or mean over the exits."""
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(ConfigSection):
     """When to save, and what to keep."""
 
     every_epochs: PositiveCount = 1
@@ -298,7 +298,7 @@ class CheckpointConfig(Section):
     on. A run whose last save fails stops too."""
 
 
-class TrackingConfig(Section):
+class TrackingConfig(ConfigSection):
     """Records, console and W&B."""
 
     every_steps: PositiveCount = 50
@@ -332,7 +332,7 @@ class TrackingConfig(Section):
     """Seconds to wait for W&B to start before going on without it."""
 
 
-class Config(Section):
+class Config(ConfigSection):
     """A complete run."""
 
     model: ModelConfig

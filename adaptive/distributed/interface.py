@@ -70,7 +70,7 @@ def _ways_out(master: str, nodes: str) -> list[str]:
         ) from None
     others = [name for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", nodes) if name]
     others = [host for name in others for host in _two_hosts(name)]
-    towards = [*masters, *others, "192.0.2.1"]  # the last: an address of nobody's, for the default route
+    towards = [*masters, *others, "192.0.2.1"]  # the last is nobody's (RFC 5737): for the default route
     own = [_own_address(address) for address in towards]
     return [address for address in own if address and not ipaddress.ip_address(address).is_loopback]
 
@@ -88,9 +88,9 @@ def _two_hosts(name: str) -> list[str]:
 def _own_address(towards: str) -> str | None:
     """Return the address that this host would send from; nothing is sent."""
     try:
-        family, kind, _, _, where = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(where)
+            probe.connect(address)
             return str(probe.getsockname()[0])
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Which launcher started this process, and where it stands among the ranks.
+"""Which launcher started this process, and which of the ranks it is.
 
 deepspeed, torchrun, srun and mpirun each tell it in variables of their own. They are brought into the one form that the
 process group reads (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). What contradicts itself
@@ -31,7 +31,7 @@ FIRST_PORT, PORTS = 20000, 12000  # below 32768, from where systems hand out por
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together.
+    """The rank of this process, and how many processes train together.
 
     Attributes:
         rank: its number among all.
@@ -103,7 +103,7 @@ def find_launcher(environment: Environment) -> str:
 
 
 def one_of_several(environment: Environment) -> bool:
-    """Whether a launcher has started this process among others; in a batch script Slurm only speaks of tasks."""
+    """Tell whether a launcher started this process as one of several; a batch script is not one of its tasks."""
     sizes = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     return any(environment.get(name, "1") != "1" for name in sizes)
 

@@ -24,13 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from adaptive.config.sections import Config
 from adaptive.errors import ConfigError, reason_of
-from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.batch import BatchSizes
-from adaptive.training.learner import build_task
+from adaptive.training.learner import Learner, build_task
 from adaptive.training.losses.teacher import NetworkTeacher, Teacher, last_exit, next_exit
 from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
+from adaptive.training.prepared import Setup
 
 Bytes = NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -144,10 +144,9 @@ def _trace(config: Config, plan: PhasePlan, network: AdaptiveNetwork, batch: int
     fake.checkpointing = config.train.checkpointing
     with torch.random.fork_rng(devices=[]), mode:
         engine = _Forward(fake, autocast(config.train.precision, CPU))
-        task = build_task(
-            config, _without_surgery(plan), engine, teacher, ExitMeter(len(fake.exits), CPU),  # type: ignore[arg-type]
-            BatchSizes(batch, batch, 1, 1), fake.num_classes, plan.weights_from(0, 1, config.train.seed),
-        )  # fmt: skip
+        setup = Setup(config, BatchSizes(batch, batch, 1, 1), CPU)
+        learner = Learner(engine, fake, teacher=teacher)  # type: ignore[arg-type]
+        task = build_task(setup, _without_surgery(plan), learner, plan.weights_from(0, 1, config.train.seed))
         size = config.data.image_size
         layout = memory_format(config.train.channels_last)
         images = torch.empty(batch, fake.channels, size, size).contiguous(memory_format=layout)

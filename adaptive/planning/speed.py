@@ -9,13 +9,13 @@ import time
 import torch
 
 from adaptive.config.sections import Config
-from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import memory_format
 from adaptive.training.batch import BatchSizes
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.phases import plan_phase, set_modes
+from adaptive.training.prepared import Setup
 
 SECONDS = 5.0
 WARMUP, LEAST = 2, 3  # steps
@@ -32,11 +32,10 @@ def measure_images_per_second(
     init_distributed()
     phase = max(config.resolved_phases(), key=lambda phase: phase.epochs or 0)
     plan = plan_phase(config, phase, len(network.exits))
-    batch = BatchSizes(micro_batch, micro_batch, 1, 1)
-    learner, teacher = build_learner(config, plan, copy.deepcopy(network), batch, device)
+    setup = Setup(config, BatchSizes(micro_batch, micro_batch, 1, 1), device)
+    learner = build_learner(setup, plan, copy.deepcopy(network))
     set_modes(learner.network, plan)
-    meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, config.train.seed)
-    task = build_task(config, plan, learner.engine, teacher, meter, batch, network.num_classes, weights)
+    task = build_task(setup, plan, learner, plan.weights_from(0, 1, config.train.seed))
     layout = memory_format(config.train.channels_last)
     size = config.data.image_size
     taken: list[float] = []

@@ -1,1 +1,1 @@
-"""Training: task, objective, engine, loop, checkpoint and the callbacks that watch."""
+"""Training: the loop over steps, losses, the engine, checkpoints, callbacks and supervision."""

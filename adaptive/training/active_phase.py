@@ -1,23 +1,30 @@
-"""One phase of a run while it trains: its plan, network, engine, schedule and task."""
+"""The phase that a run is in: its network under the engine, learning rate schedule, task and spike guard."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
 
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.checkpoints.snapshot import restore
+from adaptive.training.checkpoints.store import Checkpoint
 from adaptive.training.engine.engine import Engine
-from adaptive.training.learner import Learner
-from adaptive.training.phases import PhasePlan
+from adaptive.training.learner import Learner, build_learner, build_task
+from adaptive.training.optimizer import build_scheduler
+from adaptive.training.phases import PhasePlan, set_modes
+from adaptive.training.prepared import Prepared
+from adaptive.training.run_progress import Progress
 from adaptive.training.spikes import SpikeGuard
 from adaptive.training.task import ClassificationTask
 
 
 @dataclass
 class ActivePhase:
-    """All that exists while one phase trains."""
+    """All that exists while one phase trains; ``last_step`` counts over the whole run."""
 
     plan: PhasePlan
     learner: Learner
@@ -25,6 +32,32 @@ class ActivePhase:
     task: ClassificationTask
     last_step: int
     spikes: SpikeGuard | None = None
+
+    @classmethod
+    def start(cls, prepared: Prepared, progress: Progress, checkpoint: Checkpoint | None = None) -> ActivePhase:
+        """Build the phase that ``progress`` is in; with a ``checkpoint`` saved inside it, continue from there."""
+        config, plan, steps = prepared.config, prepared.plans[progress.phase], prepared.steps_per_epoch
+        state: dict[str, Any] = {}
+        tensors: dict[str, dict[str, Tensor]] = {}
+        if checkpoint:
+            state = checkpoint.state()
+            tensors = {name: checkpoint.tensors(name) for name in ("optimizer", "ema", "teacher", "statistics")}
+        learner = build_learner(
+            prepared, plan, copy.deepcopy(prepared.network), tensors.get("teacher"),
+            reset_seed=None if checkpoint else config.train.seed + progress.phase,
+        )  # fmt: skip
+        scheduler = build_scheduler(learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, steps)
+        if checkpoint:
+            restore(learner, tensors, state)
+        scheduler.step_update(progress.phase_applied)
+        first_step = progress.step - progress.phase_step
+        task = build_task(prepared, plan, learner, plan.weights_from(first_step, steps, config.train.seed))
+        last_step = min(prepared.total_steps, first_step + prepared.phase_steps(progress.phase))
+        spikes = SpikeGuard(config.train.spike_sigma) if config.train.spike_sigma else None
+        if spikes and "spikes" in state:
+            spikes.load_state(state["spikes"])
+        set_modes(learner.network, plan)
+        return cls(plan, learner, scheduler, task, last_step, spikes)
 
     @property
     def engine(self) -> Engine:

@@ -1,4 +1,4 @@
-"""Building what a phase trains with: engine, moving average, teacher, objective."""
+"""What a phase trains with, built from the configuration: engine, moving average, teacher, losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from adaptive.data.images.transforms import Mixer
 from adaptive.metrics import ExitMeter
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
-from adaptive.training.batch import BatchSizes
 from adaptive.training.ema import ExponentialAverage
 from adaptive.training.engine.engine import Engine
 from adaptive.training.engine.group import all_reduce
@@ -33,6 +32,7 @@ from adaptive.training.losses.teacher import (
 )
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
 from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
+from adaptive.training.prepared import Setup
 from adaptive.training.task import ClassificationTask
 
 COLLECTIVE_TIMEOUT = 1800.0
@@ -44,40 +44,52 @@ def collective_timeout(config: Config) -> float:
     return max(COLLECTIVE_TIMEOUT, 60 + max(train.startup_timeout, train.step_timeout, train.save_timeout))
 
 
+@dataclass
+class Learner:
+    """A network as one phase trains it: under its engine, with its moving average and its teacher.
+
+    ``frozen`` is the network of a frozen teacher, which checkpoints have to keep.
+    """
+
+    engine: Engine
+    network: AdaptiveNetwork
+    average: ExponentialAverage | None = None
+    teacher: Teacher | None = None
+    frozen: nn.Module | None = None
+
+
 def build_learner(
-    config: Config,
+    setup: Setup,
     plan: PhasePlan,
     network: AdaptiveNetwork,
-    batch: BatchSizes,
-    device: torch.device,
     frozen_weights: dict[str, Tensor] | None = None,
     reset_seed: int | None = None,
-) -> tuple[Learner, Teacher | None]:
-    """Prepare a network for a phase and put it under the engine; returns it with the phase's teacher.
+) -> Learner:
+    """Prepare a network for a phase and put it under the engine.
 
     ``frozen_weights`` are a frozen teacher's, from the checkpoint of a run that is continued inside the phase; without
     them the network as it is now becomes the frozen teacher. ``reset_seed`` is given where a phase begins: the seed of
     its fresh classifiers, if it wants some.
     """
-    train = config.train
+    config, train = setup.config, setup.config.train
     prepare_phase(network, plan)
-    network = arrange(network, config, device)
+    network = arrange(network, config, setup.device)
     before = copy.deepcopy(network) if plan.reset and plan.gamma else network  # what a frozen teacher is a copy of
     if plan.reset and reset_seed is not None:
         reset_classifiers(network, reset_seed)
     average = ExponentialAverage(network, train.ema_decay) if train.ema_decay else None
-    teacher = _build_teacher(config, plan, before, average, device, frozen_weights)
+    teacher = _build_teacher(setup, plan, before, average, frozen_weights)
     if train.compile:
         network.compile()
     optimizer = build_optimizer(network, config.optimizer, plan.lr)
-    engine = Engine(network, optimizer, deepspeed_config(config, batch), collective_timeout(config))
+    engine = Engine(network, optimizer, deepspeed_config(config, setup.batch), collective_timeout(config))
     if train.channels_last and train.zero_stage == 0:
         # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have
         # to stay as they are; there the images' layout alone makes convolutions run channels-last.
         network.to(memory_format=torch.channels_last)
     keeps_frozen = plan.gamma > 0 and config.distillation.teacher == "frozen"
     frozen = teacher.network if keeps_frozen and isinstance(teacher, NetworkTeacher) else None
-    return Learner(engine, network, average, frozen), teacher
+    return Learner(engine, network, average, teacher, frozen)
 
 
 def arrange(network: AdaptiveNetwork, config: Config, device: torch.device) -> AdaptiveNetwork:
@@ -89,40 +101,33 @@ def arrange(network: AdaptiveNetwork, config: Config, device: torch.device) -> A
     return network
 
 
-def build_task(
-    config: Config,
-    plan: PhasePlan,
-    engine: Engine,
-    teacher: Teacher | None,
-    meter: ExitMeter,
-    batch: BatchSizes,
-    num_classes: int,
-    weights: StepWeights,
-) -> ClassificationTask:
-    """Bind the engine's forward pass to the phase's objective, the exits' weights by step, and mixing."""
-    seed = config.train.seed
+def build_task(setup: Setup, plan: PhasePlan, learner: Learner, weights: StepWeights) -> ClassificationTask:
+    """Bind the engine's forward pass to the phase's objective, the exits' weights by step, mixing and counting."""
+    config, seed, engine = setup.config, setup.config.train.seed, learner.engine
     distillation = config.distillation
+    exits = len(plan.exit_weights)
     objective = ExitObjective(
-        len(plan.exit_weights),
+        exits,
         plan.exit_weights,
         plan.gamma,
         distillation.temperature,
         distillation.reduction,
         teach_last=distillation.teacher == "model",
     )
-    mixer = Mixer(config.data, num_classes, batch.micro_batch)
+    mixer = Mixer(config.data, learner.network.num_classes, setup.batch.micro_batch)
+    meter = ExitMeter(exits, setup.device)
     if not plan.surgery:
-        return ClassificationTask(engine, objective, teacher, mixer, meter, seed, weights)
+        return ClassificationTask(engine, objective, learner.teacher, mixer, meter, seed, weights)
     surgery = GradientSurgery(
         [p for p in engine.network.parameters() if p.requires_grad],
         engine.surrogate,
         all_reduce,
         lambda: engine.loss_scale,
-        accumulation=batch.accumulation,
-        world=batch.world,
+        accumulation=setup.batch.accumulation,
+        world=setup.batch.world,
         seed=seed,
     )
-    return ClassificationTask(engine.unhooked, objective, teacher, mixer, meter, seed, weights, surgery)
+    return ClassificationTask(engine.unhooked, objective, learner.teacher, mixer, meter, seed, weights, surgery)
 
 
 def warn_about_scale_invariance(config: Config) -> str | None:
@@ -138,15 +143,15 @@ def warn_about_scale_invariance(config: Config) -> str | None:
 
 
 def _build_teacher(
-    config: Config,
+    setup: Setup,
     plan: PhasePlan,
     network: AdaptiveNetwork,
     average: ExponentialAverage | None,
-    device: torch.device,
     frozen_weights: dict[str, Tensor] | None,
 ) -> Teacher | None:
     if plan.gamma == 0:
         return None
+    config, device = setup.config, setup.device
     context = autocast(config.train.precision, device)
     kind = config.distillation.teacher
     if kind in ("last", "next"):
@@ -160,13 +165,3 @@ def _build_teacher(
             teacher.network.load_state_dict(frozen_weights)
         return teacher
     return model_teacher(config.distillation, network.num_classes, config.data.image_size, device, context)
-
-
-@dataclass
-class Learner:
-    """What changes while a phase learns: the engine with its network, the moving average, the frozen teacher."""
-
-    engine: Engine
-    network: AdaptiveNetwork
-    average: ExponentialAverage | None
-    frozen: nn.Module | None

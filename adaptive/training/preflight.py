@@ -88,7 +88,6 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
             f"model.num_classes = {wanted}, but the dataset {data.path} has {len(index.classes)} classes; "
             "remove model.num_classes to take the dataset's"
         )
-    check_optimizer(config.optimizer, config.train.zero_stage)
     return index
 
 
@@ -169,6 +168,7 @@ def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, netwo
 
     That is augmentation, mixing, phases, optimizer and schedule; each raises ConfigError.
     """
+    check_optimizer(config.optimizer, config.train.zero_stage)
     check_deepspeed_section(config, batch)
     check_teacher(config)
     train_transform(config.data)

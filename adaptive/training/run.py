@@ -1,13 +1,12 @@
-"""From a configuration to a trained run folder: check, build, train."""
+"""A whole run, from a configuration to a trained run folder: check, build, train."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,26 @@ import torch
 import torch.distributed as dist
 
 from adaptive.config.sections import Config
-from adaptive.data.shards.index import DatasetIndex
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.networks.from_config import build_network
-from adaptive.networks.network import AdaptiveNetwork
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
 from adaptive.tracking.record import Record
 from adaptive.training import preflight
-from adaptive.training.batch import BatchSizes, batch_sizes
+from adaptive.training.batch import batch_sizes
 from adaptive.training.callbacks.checkpointing import Checkpointing
 from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
-from adaptive.training.callbacks.recording import TrainingRecords
 from adaptive.training.callbacks.sample_log import SampleLog
 from adaptive.training.callbacks.system import SystemRecords
+from adaptive.training.callbacks.training_records import TrainingRecords
 from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
+from adaptive.training.prepared import Prepared
 from adaptive.training.supervision.causes import explained
-from adaptive.training.supervision.machine import Machine
+from adaptive.training.supervision.machine_load import MachineLoad
 from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
 from adaptive.training.supervision.supervisor import Supervisor
@@ -46,25 +44,12 @@ from adaptive.training.trainer import Callback, Trainer
 VERSIONS_OF = ("torch", "deepspeed", "timm", "webdataset", "wandb")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that can be checked and built before the ranks meet."""
-
-    config: Config
-    ranks: Ranks
-    folder: Path
-    device: torch.device
-    batch: BatchSizes
-    index: DatasetIndex
-    network: AdaptiveNetwork
-
-
 def supervise(config: Config, ranks: Ranks) -> Supervisor:
     """Begin to listen for signals and to watch for hangs; call first of all, in the main thread."""
     train = config.train
     limits = {"startup": train.startup_timeout, "step": train.step_timeout, "save": train.save_timeout}
     watchdog = Watchdog(Path(str(train.run_folder)), ranks.rank, limits).start("startup")
-    return Supervisor(StopSignals().listen(), watchdog)
+    return Supervisor(StopSignals().listen(), watchdog, config.data.max_bad)
 
 
 def prepare(config: Config, ranks: Ranks) -> Prepared:
@@ -84,7 +69,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     preflight.check_training(config, batch, index, network)
-    return Prepared(config, ranks, folder, device, batch, index, network)
+    return Prepared(config, batch, device, ranks, folder, index, network)
 
 
 def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapping[str, Any] | None = None) -> Path:
@@ -96,12 +81,12 @@ def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapp
         StoppedError: a signal asked the run to stop, and it has saved.
         MachineError: memory ran out, another rank ended, or another process trains in the run folder.
     """
-    supervisor = supervisor or Supervisor()
+    supervisor = supervisor or Supervisor(max_bad=prepared.config.data.max_bad)
     try:
         with ExitStack() as held:
             return _train(prepared, supervisor, held, origin or {})
     except (RuntimeError, MemoryError) as error:
-        known = explained(error, prepared.config, prepared.batch, prepared.device, supervisor.account)
+        known = explained(error, prepared, supervisor.account)
         if known is None:
             raise
         raise known from error
@@ -110,9 +95,10 @@ def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapp
 def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: Mapping[str, Any]) -> Path:
     config, ranks, folder = prepared.config, prepared.ranks, prepared.folder
     init_distributed(collective_timeout(config))
-    machine = Machine(prepared.device, whole=ranks.local_rank == 0)
+    machine = MachineLoad(prepared.device, whole=ranks.local_rank == 0)
     if ranks.world > 1:
-        supervisor.watch_peers(Peers(ranks.rank, ranks.world, config.train.peer_timeout, machine.sample))
+        peers = Peers(ranks.rank, ranks.world, config.train.peer_timeout, supervisor.progress, machine.sample)
+        supervisor.watch_peers(peers)
     store = CheckpointStore(folder / "checkpoints")
 
     def resume_point() -> tuple[Checkpoint | None, list[str]]:
@@ -120,7 +106,12 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         return preflight.find_resume_point(config, prepared.index, store)
 
     checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
-    callbacks: list[Callback] = [
+    callbacks: list[Callback] = []
+    if ranks.rank == 0:
+        preflight.write_config(config, folder)
+        # Observers first: the record cuts back what an interrupted run wrote before anybody publishes.
+        callbacks += _observers(prepared, origin)
+    callbacks += [
         TrainingRecords(config.tracking.every_steps, config.tracking.gradient_norms),
         Validation(config.evaluate),
         Checkpointing(config.checkpoint),
@@ -129,34 +120,17 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         callbacks.append(SystemRecords(config.tracking.system_seconds, machine))
     if config.tracking.sample_ids:
         callbacks.append(SampleLog(folder, ranks.rank, ranks.world))
-    trainer = Trainer(
-        config,
-        prepared.index,
-        prepared.network,
-        prepared.batch,
-        prepared.device,
-        ranks.rank,
-        store,
-        callbacks,
-        supervisor,
-    )
-    supervisor.bad_samples = lambda: trainer.stream.bad.count + trainer.validation_stream.bad.count
-    supervisor.max_bad = config.data.max_bad
-    supervisor.position = lambda: trainer.progress.step
+    trainer = Trainer(prepared, store, callbacks, supervisor)
     if ranks.rank == 0:
-        preflight.write_config(config, folder)
-        # Observers first: the record cuts back what an interrupted run wrote before anybody publishes.
-        trainer.callbacks = [*_observers(trainer, prepared, origin), *trainer.callbacks]
-        for reason in passed_over:
-            trainer.message(f"passed over a damaged checkpoint: {reason}")
-        _introduce(trainer, prepared, checkpoint)
+        for line in _introduction(prepared, checkpoint, passed_over):
+            trainer.message(line)
     trainer.run(checkpoint)
     return folder
 
 
-def _observers(trainer: Trainer, prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
+def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
     config, folder, index = prepared.config, prepared.folder, prepared.index
-    console = Console(trainer.total_steps, enabled=True, epochs=trainer.total_epochs)
+    console = Console(prepared.total_steps, enabled=True, epochs=prepared.total_epochs)
     environment = {
         **origin,
         "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
@@ -176,7 +150,7 @@ def _observers(trainer: Trainer, prepared: Prepared, origin: Mapping[str, Any]) 
             "classes": len(index.classes),
         },
         "exits": prepared.network.exit_names,
-        "macs": [cost.macs for cost in trainer.costs],
+        "macs": [cost.macs for cost in prepared.costs],
     }
     dashboard = open_dashboard(config.tracking, folder, config.model_dump(), notes)
     # The record comes first: it is the log, the others are windows on it.
@@ -184,24 +158,26 @@ def _observers(trainer: Trainer, prepared: Prepared, origin: Mapping[str, Any]) 
     return [RecordObserver(record), ConsoleObserver(console), DashboardObserver(dashboard, record)]
 
 
-def _introduce(trainer: Trainer, prepared: Prepared, checkpoint: Checkpoint | None) -> None:
-    start = checkpoint.step if checkpoint else 0
+def _introduction(prepared: Prepared, checkpoint: Checkpoint | None, passed_over: Sequence[str]) -> Iterator[str]:
+    """Yield the lines that a run begins with; ``passed_over`` says why checkpoints newer than this one are unused."""
     config, batch = prepared.config, prepared.batch
+    start = checkpoint.step if checkpoint else 0
+    for reason in passed_over:
+        yield f"passed over a damaged checkpoint: {reason}"
     names = [*prepared.network.exit_names, "the backbone's end"]
-    exits = ", ".join(f"{name} ({cost.macs / 1e6:,.1f} M)" for name, cost in zip(names, trainer.costs, strict=True))
-    trainer.message(f"{config.model.backbone}, exits after (multiply-adds): {exits}")
-    trainer.message(
+    exits = ", ".join(f"{name} ({cost.macs / 1e6:,.1f} M)" for name, cost in zip(names, prepared.costs, strict=True))
+    yield f"{config.model.backbone}, exits after (multiply-adds): {exits}"
+    yield (
         f"{prepared.device.type}, {batch.world} rank(s) x {batch.micro_batch} images x {batch.accumulation} "
-        f"accumulated = {batch.global_batch} per step, {trainer.total_steps} steps, "
+        f"accumulated = {batch.global_batch} per step, {prepared.total_steps} steps, "
         f"{config.train.precision}, ZeRO {config.train.zero_stage}"
     )
-    if checkpoint and start >= trainer.total_steps and checkpoint.state().get("closed", True):
-        trainer.message(f"{prepared.folder} is finished: all {start} steps are done")
+    if checkpoint and start >= prepared.total_steps and checkpoint.state().get("closed", True):
+        yield f"{prepared.folder} is finished: all {start} steps are done"
     elif start:
-        trainer.message(f"continuing {prepared.folder} from step {start}")
-    warning = warn_about_scale_invariance(config)
-    if warning:
-        trainer.message(f"note: {warning}")
+        yield f"continuing {prepared.folder} from step {start}"
+    if warning := warn_about_scale_invariance(config):
+        yield f"note: {warning}"
 
 
 def _decided_by_first_rank(ranks: Ranks, decide: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The training task: network, mixing, teacher and objective bound together, so that the loop never hears of exits."""
+"""The training task: a batch in, one loss and what to report out, so that the loop never hears of exits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from adaptive.data.images.transforms import Mixer
 from adaptive.metrics import ExitMeter
 from adaptive.tracking.record_keys import exit_records
+from adaptive.training.engine.group import all_reduce
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
 from adaptive.training.losses.objective import ExitObjective
@@ -18,7 +19,7 @@ from adaptive.training.losses.teacher import Teacher
 
 
 class ClassificationTask:
-    """Turns a micro batch into one loss, and counts what the run reports.
+    """Binds network, mixing, teacher and objective: turns a micro batch into one loss, and counts what is reported.
 
     With ``surgery`` the loss is a stand-in whose backward pass brings the changed gradients.
     """
@@ -44,18 +45,18 @@ class ClassificationTask:
         self.surgery = surgery
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=meter.sums.device)
 
-    def loss(self, images: Tensor, labels: Tensor, place: Sequence[int]) -> Tensor:
+    def loss(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> Tensor:
         """Return the scalar to minimise of images (N, 3, H, W) and labels (N,).
 
-        ``place`` is (step, rank, micro batch): all randomness of the step (mixing, dropout, stochastic depth) is a
-        function of the seed and of it, so a resumed run draws what the undisturbed one drew.
+        ``key`` is (step, rank, micro batch): all randomness of the forward pass (mixing, dropout, stochastic depth) is
+        a function of the seed and the key, so a resumed run draws what the undisturbed one drew.
         """
-        seeds = [self.seed, *place]
+        seeds = [self.seed, *key]
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         images, targets = self.mixer(images, labels, seeds)
         logits = self.forward(images)
         teacher = self.teacher(images, logits) if self.teacher is not None else None
-        step, _, micro = place
+        step, _, micro = key
         weights = self.weights(step)
         losses = self.objective(logits, targets, teacher, weights)
         self.meter.add(logits, targets, losses.cross_entropy, losses.divergence)
@@ -65,7 +66,7 @@ class ClassificationTask:
         counting = [loss if weight else None for loss, weight in zip(losses.weighted, weights, strict=True)]
         return self.surgery(counting, step, micro)
 
-    def report(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def report(self) -> dict[str, float]:
         """Return what was counted since the last reset as record keys, summed over ranks (collective).
 
         ``train/loss`` is the objective that is minimised; ``train/exit_i/loss`` are the exits' cross entropies.

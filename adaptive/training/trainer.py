@@ -1,8 +1,7 @@
-"""A run: phases one after another, each with an engine of its own, and the thin loop over steps inside."""
+"""The training loop: phases one after another, each with an engine of its own, and the steps inside."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,37 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.config.sections import Config
 from adaptive.data.reading.stream import Batch, EvaluationStream, TrainStream
-from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import StoppedError, TrainingError
-from adaptive.metrics import ExitMeter, Measurement, measure_exits
-from adaptive.networks.network import AdaptiveNetwork
+from adaptive.metrics import Measurement, measure_exits
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.active_phase import ActivePhase
-from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoints.saver import Saver
-from adaptive.training.checkpoints.snapshot import capture, restore, whole_weights, with_averaged_statistics
+from adaptive.training.checkpoints.snapshot import capture, whole_weights, with_averaged_statistics
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import all_reduce
-from adaptive.training.learner import build_learner, build_task
-from adaptive.training.optimizer import build_scheduler
-from adaptive.training.phases import plan_phase, set_modes
-from adaptive.training.progress import Progress
-from adaptive.training.spikes import SpikeGuard
+from adaptive.training.phases import set_modes
+from adaptive.training.prepared import Prepared
+from adaptive.training.run_progress import Progress
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 
 Values = Mapping[str, Any]
 
 
 class Callback:
-    """Base of what observes a run: one method per moment at which it may act.
+    """Base class of what acts beside the training loop: one method for each moment at which it is called.
 
     On several ranks every rank calls every method, at the same steps.
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Act before the first step; the position of a resumed run is known."""
+        """Act before the first step; how far a resumed run has come is known."""
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> None:
         """Act on every micro batch of this rank before it is trained on."""
@@ -61,7 +54,7 @@ class Callback:
         """Take published values: record keys such as ``train/exit_1/top1``."""
 
     def on_message(self, trainer: Trainer, text: str) -> None:
-        """Take a line for the reader."""
+        """Take a line for the user."""
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Act when the run ends, by itself or by an error."""
@@ -70,47 +63,37 @@ class Callback:
 class Trainer:
     """Trains a network through all phases of a configuration, from wherever the run stands.
 
-    ``network`` is a template on the CPU: every phase trains a copy of it, so that an engine never meets a network that
-    another engine has partitioned.
+    Args:
+        prepared: the run, checked and built.
+        store: its checkpoints.
+        callbacks: what records, validates, saves and shows, in the order in which they are called.
+        supervisor: gets a heartbeat at every step, and knows whether the run was asked to stop.
     """
 
     def __init__(
-        self,
-        config: Config,
-        index: DatasetIndex,
-        network: AdaptiveNetwork,
-        batch: BatchSizes,
-        device: torch.device,
-        rank: int,
-        store: CheckpointStore,
-        callbacks: Sequence[Callback],
-        supervisor: Supervisor | None = None,
+        self, prepared: Prepared, store: CheckpointStore, callbacks: Sequence[Callback], supervisor: Supervisor
     ):
-        self.config, self.index, self.template, self.batch = config, index, network, batch
-        self.device, self.rank, self.store, self.callbacks = device, rank, store, list(callbacks)
-        self.supervisor = supervisor or Supervisor()
-        self.exits = len(network.exits)
-        self.costs = network.costs()
-        self.plans = [plan_phase(config, phase, self.exits) for phase in config.resolved_phases()]
-        self.saver = Saver(store, config.checkpoint, self._warn_about_saving)
+        self.prepared, self.store, self.callbacks, self.supervisor = prepared, store, list(callbacks), supervisor
+        self.config, self.batch, self.device = prepared.config, prepared.batch, prepared.device
+        self.rank = prepared.ranks.rank
+        self.saver = Saver(store, prepared.config.checkpoint, self._warn_about_saving)
         self.progress = Progress()
         self.resumed = False
-        self.unclosed = False  # whether the end of the epoch that the last step ended is still to be carried out
+        self.epoch_end_pending = False  # the last step ended an epoch, whose validation and saving are still to come
         self.score: float | None = None
         self.data_seconds = 0.0
         self.step_ended = time.perf_counter()
-        self.all_reduce: Callable[[Tensor], Tensor] = all_reduce
         self._active: ActivePhase | None = None
-        data, train = config.data, config.train
+        index, batch, data, train = prepared.index, prepared.batch, prepared.config.data, prepared.config.train
         layout = memory_format(train.channels_last)
         self.stream = TrainStream(
             index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
-            micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
-            device=device, layout=layout,
+            micro_batch=batch.micro_batch, rank=self.rank, world=batch.world, workers=data.workers,
+            device=self.device, layout=layout,
         )  # fmt: skip
         self.validation_stream = EvaluationStream(
-            index, data.path, data.val_split, data, batch=config.evaluate.batch, rank=rank, world=batch.world,
-            workers=data.workers, device=device, layout=layout,
+            index, data.path, data.val_split, data, batch=self.config.evaluate.batch, rank=self.rank,
+            world=batch.world, workers=data.workers, device=self.device, layout=layout,
         )  # fmt: skip
 
     @property
@@ -125,30 +108,19 @@ class Trainer:
         return self._active is not None
 
     @property
-    def total_steps(self) -> int:
-        """Steps of the whole run, or train.max_steps where that is less."""
-        full = sum(plan.epochs for plan in self.plans) * self.stream.steps_per_epoch
-        return min(full, self.config.train.max_steps or full)
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of all phases together."""
-        return sum(plan.epochs for plan in self.plans)
-
-    @property
     def epoch(self) -> int:
         """Number of the epoch that the last step belonged to, from 1."""
-        return max(self.progress.step - 1, 0) // self.stream.steps_per_epoch + 1
+        return max(self.progress.step - 1, 0) // self.prepared.steps_per_epoch + 1
 
     @property
     def at_epoch_end(self) -> bool:
         """Whether the last step ended an epoch or the run."""
-        return self.progress.step % self.stream.steps_per_epoch == 0 or self.at_end
+        return self.progress.step % self.prepared.steps_per_epoch == 0 or self.at_end
 
     @property
     def at_end(self) -> bool:
         """Whether no step is left."""
-        return self.progress.step >= self.total_steps
+        return self.progress.step >= self.prepared.total_steps
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train to the end, from ``checkpoint`` where one is given.
@@ -160,22 +132,21 @@ class Trainer:
         """
         error: BaseException | None = None
         try:
-            state = self._load(checkpoint)
+            continued = self._load(checkpoint) if checkpoint else None
             self.supervisor.meet()
             self._notify("on_start")
-            while self.progress.phase < len(self.plans) and (not self.at_end or self.unclosed):
-                self.supervisor.alive("startup")
-                self._start_phase(checkpoint, state)
-                state = None
-                if self.unclosed:
-                    self._close_epoch()
+            while self.progress.phase < len(self.prepared.plans) and (not self.at_end or self.epoch_end_pending):
+                self._start_phase(continued)
+                continued = None
+                if self.epoch_end_pending:
+                    self._end_epoch()
                 for _ in self._steps():
                     self._notify("on_step")
                     # At the end there is nothing left to stop but the last validation.
-                    if self.supervisor.stop_asked() and not self.at_end:
+                    if self._stop_asked() and not self.at_end:
                         self._stop()
                     if self.at_epoch_end:
-                        self._close_epoch()
+                        self._end_epoch()
                 self._end_phase()
         except BaseException as caught:
             error = caught
@@ -186,15 +157,15 @@ class Trainer:
                 callback.on_end(self, error)
 
     def publish(self, values: Mapping[str, Any]) -> None:
-        """Hand values to every observer, with the position they belong to."""
-        position = {"step": self.progress.step, "epoch": self.epoch, "samples": self.progress.samples}
-        plan = self.plans[min(self.progress.phase, len(self.plans) - 1)]
-        complete = {**position, "phase": plan.name, **values}
+        """Hand values to every callback, with the step, epoch and phase that they belong to."""
+        plans = self.prepared.plans
+        now = {"step": self.progress.step, "epoch": self.epoch, "samples": self.progress.samples}
+        complete = {**now, "phase": plans[min(self.progress.phase, len(plans) - 1)].name, **values}
         for callback in self.callbacks:
             callback.on_values(self, complete)
 
     def message(self, text: str) -> None:
-        """Show the reader a line."""
+        """Show the user a line."""
         for callback in self.callbacks:
             callback.on_message(self, text)
 
@@ -217,36 +188,36 @@ class Trainer:
                 measured["val_ema"] = self._measure(forward)
         return measured
 
-    def save(self, closed: bool = True) -> None:
+    def save(self, epoch_end_pending: bool = False) -> None:
         """Take a snapshot of this moment; rank 0 writes it, by default while training goes on (collective).
 
         Args:
-            closed: whether the end of the epoch that falls on this step, if one does, has been carried out.
+            epoch_end_pending: this step ended an epoch, whose validation and saving are still to come.
 
         Raises:
             MachineError: rank 0 could not write the last ``checkpoint.max_failed`` ones; only it knows.
         """
-        self.supervisor.alive("save")
+        self._heartbeat("save")
         self.saver.wait()  # before the next snapshot takes memory
         tensors, state = capture(self.active.learner, keep=self.rank == 0)
         state |= {
             "progress": {**self.progress.as_dict(), "finished": self.at_end},
-            "exits": self.template.exit_names,
+            "exits": self.prepared.network.exit_names,
             "collaboration": self.active.plan.collaboration,
-            "classes": self.index.classes,
-            "dataset": self.index.fingerprint,
+            "classes": self.prepared.index.classes,
+            "dataset": self.prepared.index.fingerprint,
             "world": self.batch.world,
-            "closed": closed,
+            "closed": not epoch_end_pending,
         }
         if self.active.spikes is not None:
             state["spikes"] = self.active.spikes.state()
         if self.rank == 0:
             self.saver.save(self.progress.step, tensors, state, self.score, self.progress.phase, self.epoch)
-        self.supervisor.alive("step")
+        self._heartbeat("step")
 
     def finish_saving(self) -> None:
         """Wait until the run's last save is on disk (collective; raises MachineError on all ranks if it is not)."""
-        self.supervisor.alive("save")
+        self._heartbeat("save")
         self.saver.finish()
 
     def _warn_about_saving(self, text: str, failed: int) -> None:
@@ -255,82 +226,69 @@ class Trainer:
             self.publish({"checkpoint/failed": failed})
 
     def _measure(self, forward: Callable[[Tensor], list[Tensor]]) -> Measurement:
-        stream = self.validation_stream
-        batches = self.supervisor.watched(stream)
-        return measure_exits(forward, batches, self.exits, self.device, stream.total, all_reduce)
+        def watched(images: Tensor) -> list[Tensor]:
+            self._heartbeat("step")
+            if self._stop_asked():
+                raise StopAskedError
+            return forward(images)
+
+        stream, exits = self.validation_stream, len(self.prepared.network.exits)
+        return measure_exits(watched, stream, exits, self.device, stream.total, all_reduce)
+
+    def _heartbeat(self, stage: str) -> None:
+        self.supervisor.heartbeat(stage, self.progress.step)
+
+    def _stop_asked(self) -> bool:
+        return self.supervisor.stop_asked(self.stream.bad.count + self.validation_stream.bad.count)
 
     def _notify(self, moment: str) -> None:
         for callback in self.callbacks:
             getattr(callback, moment)(self)
 
-    def _close_epoch(self) -> None:
-        """Validate, save what is due; a run that is stopped in here does so when it goes on."""
+    def _end_epoch(self) -> None:
+        """Validate, and save where that is due; a run that is stopped in here does so when it goes on."""
         try:
             self._notify("on_epoch_end")
         except StopAskedError:
             self._stop()
-        self.unclosed = False
+        self.epoch_end_pending = False
 
     def _stop(self) -> None:
         """Save and leave, all ranks together."""
-        self.supervisor.alive("save")
+        self._heartbeat("save")
         self._notify("on_stop")
         signals = self.supervisor.signals
         reason = signals.received.name if signals and signals.received else "another rank"
         raise StoppedError(
-            f"stopped by {reason} after step {self.progress.step} of {self.total_steps}, saved in {self.store.folder}; "
-            "the same command continues the run"
+            f"stopped by {reason} after step {self.progress.step} of {self.prepared.total_steps}, saved in "
+            f"{self.store.folder}; the same command continues the run"
         )
 
-    def _load(self, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-        if checkpoint is None:
-            return None
+    def _load(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Take over how far the run has come, and its weights; returns the checkpoint if its phase is not over."""
         state = checkpoint.state()
         self.progress = Progress(**state["progress"])
-        self.template.load_state_dict(checkpoint.tensors("weights"))
+        self.prepared.network.load_state_dict(checkpoint.tensors("weights"))
         self.resumed = True
-        self.unclosed = not state.get("closed", True)
-        if not self.unclosed and self.progress.phase_step >= self._phase_steps(self.progress.phase):
+        self.epoch_end_pending = not state.get("closed", True)
+        if not self.epoch_end_pending and self._phase_done():
             self.progress.next_phase()  # it was saved as its phase ended: the next one starts from these weights
             return None
-        return state
+        return checkpoint
 
-    def _phase_steps(self, phase: int) -> int:
-        return self.plans[phase].epochs * self.stream.steps_per_epoch
+    def _phase_done(self) -> bool:
+        return self.progress.phase_step >= self.prepared.phase_steps(self.progress.phase)
 
-    def _start_phase(self, checkpoint: Checkpoint | None, state: dict[str, Any] | None) -> None:
-        """Build the phase's engine; with ``state`` continue inside the phase, else begin it."""
-        progress, config = self.progress, self.config
-        plan = self.plans[progress.phase]
-        files = ("optimizer", "ema", "teacher", "statistics")
-        tensors = {name: checkpoint.tensors(name) for name in files} if checkpoint and state else {}
-        network = copy.deepcopy(self.template)
-        learner, teacher = build_learner(
-            config, plan, network, self.batch, self.device, tensors.get("teacher"),
-            reset_seed=None if state else config.train.seed + progress.phase,
-        )  # fmt: skip
-        scheduler = build_scheduler(
-            learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, self.stream.steps_per_epoch
-        )
-        if state:
-            restore(learner, tensors, state)
-        scheduler.step_update(progress.phase_applied)
-        meter = ExitMeter(self.exits, self.device)
-        first_step = progress.step - progress.phase_step
-        weights = plan.weights_from(first_step, self.stream.steps_per_epoch, config.train.seed)
-        task = build_task(config, plan, learner.engine, teacher, meter, self.batch, len(self.index.classes), weights)
-        last_step = min(self.total_steps, first_step + self._phase_steps(progress.phase))
-        spikes = SpikeGuard(config.train.spike_sigma) if config.train.spike_sigma else None
-        if spikes and state and "spikes" in state:
-            spikes.load_state(state["spikes"])
-        self._active = ActivePhase(plan, learner, scheduler, task, last_step, spikes)
-        set_modes(network, plan)
+    def _start_phase(self, checkpoint: Checkpoint | None = None) -> None:
+        """Begin the phase, or continue inside it from ``checkpoint``."""
+        self._heartbeat("startup")
+        self._active = ActivePhase.start(self.prepared, self.progress, checkpoint)
 
     def _end_phase(self) -> None:
-        """Carry the learned weights over to the template, for the next phase or for whoever asks."""
-        self.template.load_state_dict(whole_weights(self.active.engine, self.active.network))
+        """Copy the learned weights to the template, from which the next phase starts."""
+        self.prepared.network.load_state_dict(whole_weights(self.active.engine, self.active.network))
         self.active.engine.destroy()
-        if self.progress.phase_step >= self._phase_steps(self.progress.phase):
+        if self._phase_done():
             self.progress.next_phase()
         self._active = None
 
@@ -341,9 +299,9 @@ class Trainer:
         try:
             while progress.step < active.last_step:
                 applied = self._step(batches)
-                self.supervisor.alive("step")
-                self.supervisor.first_step_done()
                 progress.advance(applied, self.batch.global_batch)
+                self._heartbeat("step")
+                self.supervisor.first_step_done()
                 if applied:
                     self._follow_applied_step()
                 self.step_ended = time.perf_counter()
@@ -367,7 +325,7 @@ class Trainer:
             last = micro == self.batch.accumulation - 1
             if active.spikes:
                 losses += loss.detach() / (self.batch.accumulation * self.batch.world)
-                if last and active.spikes.is_spike(self.all_reduce(losses).item()):
+                if last and active.spikes.is_spike(all_reduce(losses).item()):
                     loss = loss * float("nan")  # a gradient that is not finite is skipped alike at every ZeRO stage
             active.engine.backward(loss)
             if last:

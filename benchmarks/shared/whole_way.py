@@ -30,6 +30,7 @@ from adaptive.training.learner import build_learner
 from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.phases import plan_phase, set_modes
 from adaptive.training.preflight import write_config
+from adaptive.training.prepared import Setup
 from benchmarks.shared.families import Family
 
 STEPS = ("wrap", "train", "agree", "save", "load", "evaluate", "stages")
@@ -137,8 +138,8 @@ class _Walk:
         self.config = self._configuration()
         phase = self.config.resolved_phases()[0]
         plan = plan_phase(self.config, phase, len(self.network.exits))
-        batch = batch_sizes(self.config.train, dist.get_world_size())
-        self.learner, _ = build_learner(self.config, plan, self.network, batch, torch.device("cpu"))
+        setup = Setup(self.config, batch_sizes(self.config.train, dist.get_world_size()), torch.device("cpu"))
+        self.learner = build_learner(setup, plan, self.network)
         self.engine = self.learner.engine
         objective = ExitObjective(len(self.network.exits), plan.exit_weights)
         set_modes(self.network, plan)

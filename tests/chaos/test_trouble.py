@@ -123,7 +123,7 @@ def test_a_rank_that_stands_still_ends_the_other_with_its_stacks(config, tmp_pat
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
     life.ranks[0].join(90)
     assert life.ranks[0].exitcode == 70, life.tail()
-    assert "rank 0: no sign of life for 6 s in stage 'step' (train.step_timeout)" in life.tail()
+    assert "rank 0: no heartbeat for 6 s in stage 'step' (train.step_timeout)" in life.tail()
     assert "Thread 0x" in (folder / "stacks-rank-0.txt").read_text()
     life.kill()
 
@@ -133,7 +133,7 @@ def test_a_rank_that_never_comes_ends_the_other_in_start_up(config, tmp_path):
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
     life.ranks[0].join(90)
     assert life.ranks[0].exitcode == 70, life.tail()
-    assert "rank 0: no sign of life for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
+    assert "rank 0: no heartbeat for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
     life.kill()
 
 

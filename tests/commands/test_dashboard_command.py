@@ -13,7 +13,7 @@ from adaptive.reporting.dashboard_tables import show
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.panels import SECTIONS, Panel
 from adaptive.tracking.record import read
-from adaptive.training.supervision.machine import Machine, system_values
+from adaptive.training.supervision.machine_load import MachineLoad, system_values
 from tests.helpers.commands import Forks
 from tests.reporting.reports import make_run, write
 
@@ -69,7 +69,7 @@ def gpu_keys(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**31))
     for name in ("utilization", "temperature", "power_draw"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 50)
-    sample = Machine(torch.device("cuda", 1), whole=True).sample()
+    sample = MachineLoad(torch.device("cuda", 1), whole=True).sample()
     return [set(system_values({f"node-{i}.lab": sample for i in range(nodes)})) for nodes in (1, MANY)]
 
 

@@ -95,7 +95,7 @@ def test_file_overrides_and_dump_agree(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("train.epochs", "expected section.key=value"),
-        ("phases.1.epochs=3", "'1' is no position in a list of 1"),
+        ("phases.1.epochs=3", "'1' is no index of a list of 1"),
         ("model.backbone.x=1", "backbone is a value"),
         ("train.epochs=[1", "not valid YAML"),
         ("train.epochs=many", "train.epochs = 'many' is not allowed"),

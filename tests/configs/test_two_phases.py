@@ -69,22 +69,19 @@ def test_both_phases_run_from_one_file_and_continue_in_either(recipe: str, digit
 
 def released_second_phase(data: str, folder: str) -> dict[str, Any]:
     """How the second phase of the released recipe begins: fresh classifiers, the old last exit as teacher."""
-    from adaptive.training.batch import batch_sizes
     from adaptive.training.checkpoints.store import CheckpointStore
     from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
+    from adaptive.training.supervision.supervisor import Supervisor
     from adaptive.training.trainer import Trainer
 
     config = load_config(CONFIGS / "cifar10" / "imta_released.yaml", overrides(data, Path(folder) / "run"))
     prepared = prepare(config, Ranks())
     init_distributed()
-    trainer = Trainer(
-        config, prepared.index, prepared.network, batch_sizes(config.train, 1), prepared.device, 0,
-        CheckpointStore(Path(folder) / "run" / "checkpoints"), [],
-    )  # fmt: skip
+    trainer = Trainer(prepared, CheckpointStore(Path(folder) / "run" / "checkpoints"), [], Supervisor())
     before = {name: t.clone() for name, t in prepared.network.state_dict().items()}
     trainer.progress.next_phase()
-    trainer._start_phase(None, None)
+    trainer._start_phase()
     active = trainer.active
     frozen = active.learner.frozen
     assert frozen is not None

@@ -9,7 +9,7 @@ import torch
 from adaptive.planning.memory import OptimizerBytes, Settings, Sizes, measure_optimizer, predict_memory
 from adaptive.planning.plan import cost_phases
 from tests.helpers.ranks import run_ranks
-from tests.training.engines import Running, chain_config, chain_network
+from tests.training.engines import SmallRun, chain_config, chain_network
 
 BATCH = 8
 # ZeRO 3 keeps parameters of up to so many elements whole; the test network has some on either side.
@@ -42,7 +42,7 @@ def bytes_of(tensors: Any) -> int:
 
 
 def _held_by_a_rank(stage: int) -> dict[str, int]:
-    running = Running(tree_of(stage))
+    running = SmallRun(tree_of(stage))
     for step in range(2):
         running.applied_step(step)
     optimizer = running.engine.optimizer

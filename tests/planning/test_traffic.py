@@ -94,12 +94,12 @@ def _collectives_of_a_rank(stage: int, accumulation: int) -> dict[str, int]:
     """Bytes of every kind of collective in the third step of two ranks, and what the plan says."""
     import deepspeed.comm.comm as comm
 
-    from tests.training.engines import Running
+    from tests.training.engines import SmallRun
 
     tree = _tree(stage, micro_batch=8 // accumulation)
     # The rate is the tests' of single steps; here three have to stay finite.
     tree = tree.model_copy(update={"optimizer": tree.optimizer.model_copy(update={"lr": 1e-3})})
-    running = Running(tree)
+    running = SmallRun(tree)
     counted = {"all-reduce": 0, "all-gather": 0, "reduce-scatter": 0}
     # Of each call the argument that holds all ranks' parts; control messages of a few numbers are left out.
     whole = {

@@ -60,28 +60,27 @@ def global_batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(CLASSES, (BATCH,), generator=generator)
 
 
-class Running:
-    """One rank of a small run: engine, task, and the pieces of the global batch that belong here."""
+class SmallRun:
+    """One rank of a small training run: engine, task, and the pieces of the global batch that belong here."""
 
     def __init__(self, tree: Config, network: Any = None):
-        from adaptive.metrics import ExitMeter
         from adaptive.training.batch import batch_sizes
         from adaptive.training.engine.group import init_distributed, resolve_device
         from adaptive.training.learner import build_learner, build_task
         from adaptive.training.phases import plan_phase, set_modes
+        from adaptive.training.prepared import Setup
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         device = resolve_device("cpu")
         init_distributed()
         self.batch = batch_sizes(tree.train, self.world)
+        setup = Setup(tree, self.batch, device)
         self.network = chain_network(tree.model.equilibrium) if network is None else network
         plan = plan_phase(tree, tree.resolved_phases()[0], len(self.network.exits))
-        learner, teacher = build_learner(tree, plan, self.network, self.batch, device)
+        learner = build_learner(setup, plan, self.network)
         self.engine = learner.engine
         set_modes(self.network, plan)
-        meter = ExitMeter(len(self.network.exits), device)
-        weights = plan.weights_from(0, 1, tree.train.seed)
-        self.task = build_task(tree, plan, self.engine, teacher, meter, self.batch, CLASSES, weights)
+        self.task = build_task(setup, plan, learner, plan.weights_from(0, 1, tree.train.seed))
 
     def step(self, step: int, spoiled_rank: int | None = None) -> bool:
         """One optimizer step; ``spoiled_rank`` finds a NaN in one of its images."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from adaptive.data.shards.index import load_index
 from tests.helpers.ranks import run_ranks
 from tests.training.setups import VIT, config, train_here
 
@@ -226,6 +228,24 @@ def test_steps_that_are_not_finite_are_skipped_and_the_schedule_waits(digits: Pa
     assert "4 steps in a row" in str(result["error"])
     assert "step-00000006" in str(result["error"])  # skipped steps left its weights as they were
     assert len(result["many"]) == 7
+
+
+def _validated(data: str, folder: str) -> list[float]:
+    tree = config(data, folder, data={"max_bad": 1}, train={"max_steps": 2}, tracking={"gradient_norms": False})
+    train_here(tree)
+    return [record["val/images"] for record in records(folder) if "val/images" in record]
+
+
+@pytest.mark.ranks
+def test_validation_leaves_a_bad_image_out(digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(digits, tmp_path / "digits")
+    shard = next(data.glob("val-*.tar"))
+    content = bytearray(shard.read_bytes())
+    image = content.index(b"\x89PNG")
+    content[image : image + 50] = bytes(50)
+    shard.write_bytes(content)
+    expected = load_index(data).split("val").count - 1
+    assert run_ranks(_validated, 1, str(data), str(tmp_path / "run"))[0] == [expected]
 
 
 def _options(data: str, folder: str) -> dict[str, list[float]]:

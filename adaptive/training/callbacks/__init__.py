@@ -1,1 +1,1 @@
-"""Observers of the training loop, one concern each."""
+"""Callbacks of the training loop: records, validation, checkpoints, console and dashboard, logs."""

@@ -1,4 +1,4 @@
-"""Saving: every n epochs, every n steps, when validation is best, and at the end."""
+"""When a run saves a checkpoint: every n epochs, every n steps, when validation is best, and at the end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from adaptive.training.trainer import Callback, Trainer
 
 
 class Checkpointing(Callback):
-    """Decides when a checkpoint is due; `Trainer.save` takes and writes it."""
+    """Decides when a checkpoint is due, and has `Trainer.save` take it."""
 
     def __init__(self, config: CheckpointConfig):
         self.config = config
-        self.saved: tuple[int, bool] = (-1, True)  # step, and whether the epoch end on it was carried out before
+        self.saved: tuple[int, bool] = (-1, False)  # the step saved last, and whether its epoch's end was pending then
         self.best: tuple[int, float] | None = None  # phase and score: a later phase starts a new comparison
 
     def on_start(self, trainer: Trainer) -> None:
         """Learn what the run's earlier checkpoints reached; what lies beyond the step it goes on from is damaged."""
         saved = [c for c in trainer.store.all() if c.step <= trainer.progress.step]
         self.best = max(((c.phase, c.score) for c in saved if c.score is not None), default=None)
-        self.saved = (trainer.progress.step, not trainer.unclosed) if trainer.resumed else (-1, True)
+        self.saved = (trainer.progress.step, trainer.epoch_end_pending) if trainer.resumed else (-1, False)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Save every n-th step, unless the epoch ends here: then once it is closed. Look at the save under way."""
+        """Save every n-th step; one that ends an epoch is saved after validation. Look at the save under way."""
         trainer.saver.poll()
         if self._due_by_steps(trainer) and not trainer.at_epoch_end:
-            self._save(trainer, closed=not trainer.at_epoch_end)
+            self._save(trainer)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Save every n-th epoch, at the end, whenever validation was never better, and what fell due with this step."""
@@ -32,27 +32,27 @@ class Checkpointing(Callback):
         better = reached is not None and (self.best is None or reached > self.best)
         by_epochs = trainer.epoch % self.config.every_epochs == 0
         if better or trainer.at_end or by_epochs or self._due_by_steps(trainer):
-            self._save(trainer, closed=True)
+            self._save(trainer)
         if trainer.at_end:
             trainer.finish_saving()
 
     def on_stop(self, trainer: Trainer) -> None:
         """Save before the run ends early."""
-        self._save(trainer, closed=not trainer.at_epoch_end)
+        self._save(trainer, epoch_end_pending=trainer.at_epoch_end)
         trainer.finish_saving()
 
     def _due_by_steps(self, trainer: Trainer) -> bool:
         every = self.config.every_steps
         return bool(every) and trainer.progress.step % every == 0
 
-    def _save(self, trainer: Trainer, closed: bool) -> None:
-        if self.saved in ((trainer.progress.step, True), (trainer.progress.step, closed)):
+    def _save(self, trainer: Trainer, epoch_end_pending: bool = False) -> None:
+        if self.saved in ((trainer.progress.step, False), (trainer.progress.step, epoch_end_pending)):
             return
-        self.saved = (trainer.progress.step, closed)
+        self.saved = (trainer.progress.step, epoch_end_pending)
         reached = _reached(trainer)
         if reached is not None:
             self.best = max(reached, self.best or reached)
-        trainer.save(closed=closed)
+        trainer.save(epoch_end_pending)
         trainer.score = None  # it speaks of this step's weights only
 
 

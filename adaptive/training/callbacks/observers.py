@@ -1,18 +1,16 @@
-"""Where published values go: the record, the console, the dashboard. They live on rank 0 alone."""
+"""Callbacks that write published values to the record, the console and the dashboard, on rank 0 alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adaptive.errors import MachineError, StoppedError, TrainingError
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.record import Record, read
 from adaptive.tracking.record_keys import per_exit
+from adaptive.training.checkpoints.store import Checkpoint
 from adaptive.training.trainer import Callback, Trainer, Values
-
-if TYPE_CHECKING:
-    from adaptive.training.checkpoints.store import Checkpoint
 
 MOST_WAITING = 100_000  # records; a run that cannot write so many has no log any more
 
@@ -29,7 +27,7 @@ class RecordObserver(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what an interrupted run recorded beyond the step it is continued from."""
-        self.record.trim(trainer.progress.step if trainer.resumed else -1, validated=not trainer.unclosed)
+        self.record.trim(trainer.progress.step if trainer.resumed else -1, validated=not trainer.epoch_end_pending)
 
     def on_values(self, trainer: Trainer, values: Values) -> None:
         """Write one line, after those that wait."""
@@ -59,7 +57,7 @@ class RecordObserver(Callback):
 
 
 class ConsoleObserver(Callback):
-    """Shows progress to the reader."""
+    """Shows progress to the user."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -100,7 +98,7 @@ class DashboardObserver(Callback):
         self._best: tuple[int, float, int] | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Look which checkpoint is the best so far, and make up for what the dashboard has missed."""
+        """Find the best checkpoint so far, and send what the dashboard has missed."""
         self._best = max((c.merit for c in trainer.store.all() if c.score is not None), default=None)
         if trainer.resumed and self.record.path.exists():
             for values in read(self.record.path):

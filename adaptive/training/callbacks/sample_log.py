@@ -1,4 +1,4 @@
-"""Which samples every step consumed, rank by rank, for whoever wants proof that none was lost or taken twice."""
+"""A log of the samples that every step consumed, rank by rank: proof that none was lost or taken twice."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class SampleLog(Callback):
 
 def consumed(run_folder: Path) -> dict[int, list[int]]:
     """Return the ids of every step's global batch, in its order: micro batches first, ranks within."""
-    places = []
+    entries = []
     for path in sorted((run_folder / FOLDER).glob("rank-*.jsonl")):
         for line in _lines(path):
             entry = json.loads(line)
-            places.append((entry["step"], entry["micro"], path.name, entry["ids"]))
+            entries.append((entry["step"], entry["micro"], path.name, entry["ids"]))
     steps: dict[int, list[int]] = {}
-    for step, _, _, ids in sorted(places):
+    for step, _, _, ids in sorted(entries):
         steps.setdefault(step, []).extend(ids)
     return steps
 

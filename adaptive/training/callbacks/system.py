@@ -1,10 +1,10 @@
-"""Records of how busy every node is, every so many seconds; written on rank 0."""
+"""Records of every node's load (processor, memory, network, GPUs), every few seconds, written on rank 0."""
 
 from __future__ import annotations
 
 import time
 
-from adaptive.training.supervision.machine import Machine, system_values
+from adaptive.training.supervision.machine_load import MachineLoad, system_values
 from adaptive.training.supervision.peers import host_name
 from adaptive.training.trainer import Callback, Trainer
 
@@ -17,7 +17,7 @@ class SystemRecords(Callback):
         machine: this rank's own, for a run that is alone.
     """
 
-    def __init__(self, seconds: float, machine: Machine) -> None:
+    def __init__(self, seconds: float, machine: MachineLoad) -> None:
         self.seconds, self.machine = seconds, machine
         self._due = time.monotonic() + seconds
 

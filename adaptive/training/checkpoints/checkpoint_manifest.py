@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds according to its manifest, and whether it does; without torch."""
+"""A checkpoint's manifest: its files with sizes and checksums, and the check that they are there. Without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a run's ``checkpoints`` folder, for whoever wants to look."""
+"""A list of a run's checkpoints with sizes, times and faults, as ``adaptive checkpoint`` prints it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, bes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One checkpoint as it was found.
+class InventoryEntry:
+    """One checkpoint of the list.
 
     Attributes:
         checkpoint: the folder and what its manifest says.
@@ -30,7 +30,7 @@ class Entry:
     lasting: bool
 
 
-def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = False) -> list[Entry]:
+def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = False) -> list[InventoryEntry]:
     """Look at every checkpoint, oldest first; what a run removes meanwhile is left out.
 
     Args:
@@ -56,5 +56,6 @@ def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = Fa
     best = best_of(found, is_sound)
     lasting = lasting_of(found, keep_every)
     return [
-        Entry(c, *measured[c], fault=faults[c], newest=c in newest, best=c == best, lasting=c in lasting) for c in found
+        InventoryEntry(c, *measured[c], fault=faults[c], newest=c in newest, best=c == best, lasting=c in lasting)
+        for c in found
     ]

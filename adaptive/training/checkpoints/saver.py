@@ -1,4 +1,4 @@
-"""Saving beside the training: one thread writes while the loop goes on; failures wait for the loop to look."""
+"""Saving in the background: a thread writes checkpoints while training goes on, and the loop hears of failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 
 
 class Saver:
-    """Writes snapshots one after another. It has work on rank 0 only; on the others nothing is ever under way.
+    """Writes snapshots in a thread, one after another, on rank 0; on the other ranks it has nothing to do.
 
     Args:
         store: where to.

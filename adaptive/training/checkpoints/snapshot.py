@@ -1,4 +1,4 @@
-"""What a checkpoint holds, gathered from the ranks and given back to them; every rank takes part."""
+"""A snapshot of training: gathered from all ranks for a checkpoint, and restored from one; every rank takes part."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def capture(learner: Learner, keep: bool = True) -> tuple[dict[str, dict[str, Te
 
 
 def restore(learner: Learner, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Give back all but the network's weights, which are loaded before the engine is built."""
+    """Load all but the network's weights, which are loaded before the engine is built."""
     optimizer_state.scatter(learner.engine, tensors["optimizer"], state["optimizer"])
     learner.engine.load_loss_scale_state(state["loss_scale"])
     statistics = tensors.get("statistics", {})

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, checksummed, published by one rename.
+"""Checkpoints on disk, whole or not there at all: written aside, checksummed, published by one rename.
 
 A checkpoint is a folder ``step-00001234`` of safetensors files and ``state.json``, listed with sizes and SHA-256 in
 ``manifest.json``, which is written last. It holds plain tensors and JSON only; nothing in it is ever unpickled.
-Names with a dot in front are not published: being written, being removed, or making way for the same step saved anew.
+Names with a dot in front are not published: being written, removed, or replaced by the same step saved anew.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def merit(self) -> tuple[int, float, int]:
-        """What the best one has most of: a later phase's network is another one, whatever the earlier one scored."""
+        """Sort key of the best checkpoint: a later phase's network is another one, whatever the earlier one scored."""
         return self.phase, self.score or 0.0, self.step
 
     def state(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class CheckpointStore:
         phase: int = 0,
         epoch: int | None = None,
     ) -> Checkpoint:
-        """Write and publish a checkpoint; one of the same step makes way for it.
+        """Write and publish a checkpoint; it replaces one of the same step.
 
         Args:
             step: number of steps done.
@@ -127,7 +127,7 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Clear away what interrupted writing and removing left; what made way for nothing gets its name back."""
+        """Clear away what interrupted writing and removing left; a checkpoint replaced by nothing comes back."""
         for replaced in self.folder.glob(f"{REPLACED}{PUBLISHED}*"):
             final = replaced.with_name(replaced.name.removeprefix(REPLACED))
             if not final.exists():

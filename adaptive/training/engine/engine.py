@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from adaptive.networks.cutting.block import Block
-from adaptive.training.engine.group import all_reduce
 
 # Loss scale of fp16: start, growth after this many good steps, lowest value.
 FP16_SCALE: dict[str, Any] = {"init_scale": 2.0**15, "scale_window": 1000, "min_scale": 1.0}
@@ -152,10 +151,6 @@ class Engine:
             return None
         gradient = safe_get_full_grad(parameter)
         return None if gradient is None else gradient.float() / self.loss_scale
-
-    def all_reduce(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place."""
-        return all_reduce(values)
 
     def destroy(self) -> None:
         """Release hooks and buffers, so that another engine can be built in this process."""

@@ -66,8 +66,8 @@ def _forget_shared_memory() -> None:
     All ranks have mapped it by now. DeepSpeed itself never removes it: every run would leave its own in memory until
     the machine is started anew.
     """
-    place = f"{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{dist.get_rank()}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
+    suffix = f"{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{dist.get_rank()}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{suffix}").unlink(missing_ok=True)
 
 
 def all_reduce(values: Tensor) -> Tensor:

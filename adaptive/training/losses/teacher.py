@@ -1,4 +1,4 @@
-"""Who teaches the exits: the last or the next exit in training, a frozen copy, the moving average, another model."""
+"""Teachers of distillation: the last or the next exit in training, a frozen copy, the moving average, another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all ranks know of each other at every step: whether one was asked to stop, and how much bad data was met.
+"""Sums over all ranks at every step: how many were asked to stop, and how many bad samples were met.
 
 The sum travels over gloo, on the CPU, while the next step computes; nothing waits for a GPU or for a slow peer. It is
 therefore read one exchange late, by all ranks at the same one.

@@ -1,4 +1,4 @@
-"""What went wrong on this machine or on another rank, said in one line with the numbers and a remedy."""
+"""Turns torch's errors for lack of memory and for a lost rank into one line with numbers and a remedy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from adaptive.config.sections import Config
 from adaptive.errors import MachineError, PeerError
-from adaptive.training.batch import BatchSizes
+from adaptive.training.prepared import Setup
 from adaptive.training.supervision.peers import PEER_ENDED
 
 GIB = 2**30
@@ -24,14 +23,8 @@ PEER_GONE = re.compile(
 )
 
 
-def explained(
-    error: BaseException,
-    config: Config,
-    batch: BatchSizes,
-    device: torch.device,
-    account: Callable[[], str] = str,
-) -> MachineError | None:
-    """Return the error that a user can act on, or None where ``error`` is neither memory nor a lost peer.
+def explained(error: BaseException, setup: Setup, account: Callable[[], str] = str) -> MachineError | None:
+    """Return the error that a user can act on, or None where ``error`` is neither lack of memory nor a lost rank.
 
     ``account`` is asked who has gone.
     """
@@ -40,7 +33,7 @@ def explained(
     text = next((line for line in lines if NO_MEMORY.search(line) or PEER_GONE.search(line)), lines[-1]).strip()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(text):
         return MachineError(
-            f"out of memory on {device} ({_numbers(device)}); {_remedies(config, batch)} [{text[:200]}]"
+            f"out of memory on {setup.device} ({_numbers(setup.device)}); {_remedies(setup)} [{text[:200]}]"
         )
     if isinstance(error, torch.distributed.DistBackendError) or PEER_GONE.search(text):
         who = account() or "its own message, above or in its log, says why"
@@ -60,9 +53,9 @@ def _numbers(device: torch.device) -> str:
     return f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free, {own / GIB:.1f} taken by this process"
 
 
-def _remedies(config: Config, batch: BatchSizes) -> str:
+def _remedies(setup: Setup) -> str:
     """What lowers memory without changing the experiment, the most effective first."""
-    train = config.train
+    train, batch = setup.config.train, setup.batch
     remedies = []
     if batch.micro_batch > 1:
         smaller = next(m for m in range(batch.micro_batch // 2, 0, -1) if batch.global_batch % (m * batch.world) == 0)

@@ -1,9 +1,9 @@
-"""What the ranks know of each other's lives: who beats, who is behind, who has ended and why.
+"""Heartbeats between the ranks: which ones live, which lag behind, which have ended and why.
 
 Collectives cannot tell: a rank whose node lost power, whose network was cut or that stands still only makes the others
-wait. So every rank leaves a sign of life every few seconds in the store by which the ranks met (a server in rank 0, or
-in torchrun's agent), over a connection of its own. Rank 0 watches all others, the others watch rank 0 by its store.
-Who is silent for too long is named with its node, and every process that noticed ends.
+wait. So every rank leaves a heartbeat every few seconds in the store through which the ranks met (a server in rank 0,
+or in torchrun's agent), over a connection of its own. Rank 0 watches all others, the others watch rank 0 by its store.
+A rank that is silent for too long is named with its node, and every process that noticed ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adaptive.errors import EXIT_HUNG
 LOST = "lost"
 PEER_ENDED = "another rank ended or cannot be reached"
 SOON = 30.0  # seconds; by then a collective has failed with an error of its own, or the run has ended well
-BEATS = 4  # a rank that has not beaten for so many intervals counts as silent when a collective has failed
+BEATS = 4  # a rank without a heartbeat for so many intervals counts as silent when a collective has failed
 AGAIN = "Started again, the run goes on from its newest checkpoint"
 
 
@@ -36,8 +36,8 @@ def host_name() -> str:
 
 
 @dataclass
-class Sign:
-    """The last sign of life of a rank, and when (by this process's clock) it was seen to change."""
+class Heartbeat:
+    """The last heartbeat of a rank, and when (by this process's clock) it was seen to change."""
 
     content: Mapping[str, Any] = field(default_factory=dict)
     changed: float = 0.0
@@ -54,14 +54,15 @@ class Sign:
 
 
 class Peers:
-    """Beats for this rank in a thread, and watches over the others in another one.
+    """Leaves this rank's heartbeats in one thread, and watches over the other ranks in another one.
 
     Args:
         rank: of this process.
         world: how many ranks there are.
         limit: seconds of silence after which a rank is given up and this process ends; 0 never ends it.
+        progress: returns the steps done and the stage that this rank is in.
         machine: measures this rank's machine, for whoever asks rank 0 (``machines``).
-        interval: seconds between two signs of life; by default 2, and more where there are very many ranks.
+        interval: seconds between two heartbeats; by default 2, and more where there are very many ranks.
     """
 
     def __init__(
@@ -69,14 +70,14 @@ class Peers:
         rank: int,
         world: int,
         limit: float,
+        progress: Callable[[], tuple[int, str]],
         machine: Callable[[], Mapping[str, float]] = dict,
         interval: float | None = None,
     ) -> None:
         self.rank, self.world, self.limit = rank, world, limit
-        self.machine = machine
-        self.position: Callable[[], tuple[int, str]] = lambda: (0, "startup")  # steps done, and the stage
+        self.progress, self.machine = progress, machine
         self.interval = interval or max(2.0, world / 500)
-        self.signs: dict[int, Sign] = {}
+        self.heartbeats: dict[int, Heartbeat] = {}
         self._answered = time.monotonic()  # when the store last answered
         self._ask_for_all = rank == 0
         self._ended: str | None = None
@@ -88,7 +89,7 @@ class Peers:
         ]
 
     def start(self) -> Peers:
-        """Begin to beat; the process group must have been formed, at MASTER_ADDR and MASTER_PORT."""
+        """Begin; the process group must have been formed, at MASTER_ADDR and MASTER_PORT."""
         for thread in self._threads:
             thread.start()
         return self
@@ -104,8 +105,8 @@ class Peers:
     def machines(self) -> dict[str, dict[str, float]]:
         """Return what was last measured on every node, by its name (rank 0 knows)."""
         found: dict[str, dict[str, float]] = {}
-        for sign in self.signs.values():
-            found.setdefault(sign.host, {}).update(sign.content.get("machine", {}))
+        for beat in self.heartbeats.values():
+            found.setdefault(beat.host, {}).update(beat.content.get("machine", {}))
         return found
 
     def account(self) -> str:
@@ -119,42 +120,44 @@ class Peers:
             return words
         now, patience = time.monotonic(), (BEATS - 1) * self.interval
         if now - self._answered > patience:
-            return f"{self._place(0)} cannot be reached from {host_name()}"
-        silent = [rank for rank in sorted(self.signs) if now - self.signs[rank].changed > patience]
+            return f"{self._named(0)} cannot be reached from {host_name()}"
+        silent = [rank for rank in sorted(self.heartbeats) if now - self.heartbeats[rank].changed > patience]
         if silent:
             return self._silence(silent[0], len(silent))
-        steps = {rank: int(sign.content.get("step", 0)) for rank, sign in self.signs.items()}
+        steps = {rank: int(beat.content.get("step", 0)) for rank, beat in self.heartbeats.items()}
         last = min(steps, key=steps.__getitem__, default=self.rank)
         if steps and steps[last] < max(steps.values()):
-            stage = self.signs[last].content.get("stage")
-            return f"{self._place(last)} is behind: at step {steps[last]} of {max(steps.values())}, in stage {stage!r}"
+            stage = self.heartbeats[last].content.get("stage")
+            return f"{self._named(last)} is behind: at step {steps[last]} of {max(steps.values())}, in stage {stage!r}"
         return ""
 
     def _words_of_the_ended(self) -> str:
-        ended = [(rank, sign.ended) for rank, sign in sorted(self.signs.items()) if sign.ended and rank != self.rank]
+        ended = [
+            (rank, beat.ended) for rank, beat in sorted(self.heartbeats.items()) if beat.ended and rank != self.rank
+        ]
         ended.sort(key=lambda told: told[1].startswith(PEER_ENDED))  # the cause before those that suffered from it
-        return f"{self._place(ended[0][0])} ended: {ended[0][1]}" if ended else ""
+        return f"{self._named(ended[0][0])} ended: {ended[0][1]}" if ended else ""
 
-    def _place(self, rank: int) -> str:
-        sign = self.signs.get(rank)
-        return f"rank {rank} on {sign.host}" if sign else f"rank {rank}"
+    def _named(self, rank: int) -> str:
+        beat = self.heartbeats.get(rank)
+        return f"rank {rank} on {beat.host}" if beat else f"rank {rank}"
 
     def _silence(self, rank: int, count: int) -> str:
-        sign = self.signs[rank]
-        seconds = time.monotonic() - sign.changed
+        beat = self.heartbeats[rank]
+        seconds = time.monotonic() - beat.changed
         others = f" (and from {count - 1} more ranks)" if count > 1 else ""
         return (
-            f"nothing was heard from {self._place(rank)} for {seconds:.0f} s{others}; it was at step "
-            f"{sign.content.get('step', 0)}"
+            f"nothing was heard from {self._named(rank)} for {seconds:.0f} s{others}; it was at step "
+            f"{beat.content.get('step', 0)}"
         )
 
     # The thread that talks to the store. It may hang there for as long as it likes: the other one watches the clock.
 
     def _beat(self) -> None:
         try:
-            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             patience = timedelta(seconds=max(self.limit, 30.0))
-            store = PrefixStore("peers", TCPStore(*where, timeout=patience, wait_for_workers=False))
+            store = PrefixStore("peers", TCPStore(*address, timeout=patience, wait_for_workers=False))
             count, arrived = 0, False
             while True:
                 count, ended = count + 1, self._ended
@@ -170,20 +173,20 @@ class Peers:
             self._answered = min(self._answered, time.monotonic() - self.limit + SOON)
 
     def _tell(self, store: PrefixStore, count: int, ended: str | None) -> None:
-        step, stage = self.position()
-        sign: dict[str, Any] = {"n": count, "host": host_name(), "step": step, "stage": stage, "ended": ended}
+        step, stage = self.progress()
+        heartbeat: dict[str, Any] = {"n": count, "host": host_name(), "step": step, "stage": stage, "ended": ended}
         if measured := self.machine():
-            sign["machine"] = dict(measured)
-        store.set(str(self.rank), json.dumps(sign))
+            heartbeat["machine"] = dict(measured)
+        store.set(str(self.rank), json.dumps(heartbeat))
 
     def _read(self, store: PrefixStore, arrived: bool) -> None:
         wanted = range(self.world) if self._ask_for_all else (0,)
         present = [rank for rank in wanted if arrived or store.check([str(rank)])]
         for rank, told in zip(present, store.multi_get([str(rank) for rank in present]), strict=True):
             content = json.loads(told)
-            before = self.signs.get(rank)
+            before = self.heartbeats.get(rank)
             if before is None or before.content["n"] != content["n"]:
-                self.signs[rank] = Sign(content, time.monotonic())
+                self.heartbeats[rank] = Heartbeat(content, time.monotonic())
         if store.check([LOST]):
             self._leave(store.get(LOST).decode())
         self._answered = time.monotonic()
@@ -203,16 +206,16 @@ class Peers:
             stood_still = now - before - 2 * self.interval
             if stood_still > 0:  # this process was stopped, perhaps all were: nobody's silence counts
                 self._answered += stood_still
-                for sign in self.signs.values():
-                    sign.changed += stood_still
+                for beat in self.heartbeats.values():
+                    beat.changed += stood_still
             before = now
             if self.limit and now - self._answered > self.limit:
-                self._leave(f"{self._place(0)} cannot be reached from {host_name()} for {now - self._answered:.0f} s")
+                self._leave(f"{self._named(0)} cannot be reached from {host_name()} for {now - self._answered:.0f} s")
 
     def _silent(self, since: float) -> list[int]:
         if not self.limit:
             return []
-        return [rank for rank, sign in sorted(self.signs.items()) if sign.changed < since and sign.ended is None]
+        return [rank for rank, beat in sorted(self.heartbeats.items()) if beat.changed < since and beat.ended is None]
 
     def _leave(self, words: str) -> None:
         if self._stop.is_set():

@@ -46,7 +46,7 @@ class StopSignals:
         return self
 
     def ignore(self) -> None:
-        """The work is done and saved: from now on nothing may turn success into failure."""
+        """Ignore the signals from now on: the work is done and saved, and nothing may turn success into failure."""
         for number in ASKING:
             signal.signal(number, signal.SIG_IGN)
         self._close()

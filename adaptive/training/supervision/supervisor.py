@@ -1,9 +1,6 @@
-"""What watches over a run on behalf of all ranks: requests to stop, the watchdog, the other ranks, bad data."""
+"""What watches over a run on behalf of all ranks: stop signals, the watchdog, heartbeats, the bound on bad samples."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 from adaptive.errors import DataError
 from adaptive.training.supervision.agreement import Agreement
@@ -11,36 +8,27 @@ from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
 from adaptive.training.supervision.watchdog import Watchdog
 
-Item = TypeVar("Item")
-
 
 class StopAskedError(Exception):
-    """A rank was asked to stop; raised on all ranks at the same place."""
+    """A rank was asked to stop; raised on all ranks at the same step."""
 
 
 class Supervisor:
-    """One per process. Without signals and watchdog (in tests, say) nothing is asked and nothing watched.
+    """Connects a run with its stop signals, its watchdog and the other ranks; one per process.
+
+    Without signals and watchdog (in tests, say) nothing is asked and nothing watched.
 
     Args:
         signals: listens for requests to stop.
         watchdog: ends the process when it hangs.
-        bad_samples: how many samples this rank could not use so far.
-        max_bad: how many all ranks together may meet.
+        max_bad: how many bad samples all ranks together may meet (data.max_bad).
     """
 
-    def __init__(
-        self,
-        signals: StopSignals | None = None,
-        watchdog: Watchdog | None = None,
-        bad_samples: Callable[[], int] = lambda: 0,
-        max_bad: int = 0,
-    ) -> None:
-        self.signals, self.watchdog = signals, watchdog
-        self.bad_samples, self.max_bad = bad_samples, max_bad
+    def __init__(self, signals: StopSignals | None = None, watchdog: Watchdog | None = None, max_bad: int = 0) -> None:
+        self.signals, self.watchdog, self.max_bad = signals, watchdog, max_bad
         self.bad_of_all = 0  # samples that all ranks together could not use, as known at the last exchange
         self.peers: Peers | None = None  # with several ranks, once they have met
-        self.stage = "startup"
-        self.position: Callable[[], int] = int  # how many steps are done
+        self._step, self._stage = 0, "startup"
         self._agreement: Agreement | None = None
 
     def meet(self) -> None:
@@ -48,7 +36,7 @@ class Supervisor:
         self._agreement = Agreement()
 
     def end(self, failed: bool = False, words: str = "") -> None:
-        """The work is done: no late signal, and no slow exit, turns it into a failure.
+        """End the watch: no late signal, and no slow exit, turns finished work into a failure.
 
         Where it has ``failed`` signals are what they were: launchers end the other ranks by them. ``words`` say why,
         for the other ranks.
@@ -60,15 +48,18 @@ class Supervisor:
         if self.watchdog is not None:
             self.watchdog.end()
 
-    def alive(self, stage: str) -> None:
-        """Tell the watchdog that the process lives, and is in ``stage`` now: startup, step or save."""
-        self.stage = stage
+    def heartbeat(self, stage: str, step: int) -> None:
+        """Note that the process lives, and is in ``stage`` now (startup, step or save) with ``step`` steps done."""
+        self._step, self._stage = step, stage
         if self.watchdog is not None:
-            self.watchdog.enter(stage)
+            self.watchdog.heartbeat(stage)
+
+    def progress(self) -> tuple[int, str]:
+        """Return the steps done and the stage, as of the last heartbeat."""
+        return self._step, self._stage
 
     def watch_peers(self, peers: Peers) -> None:
         """Let the other ranks know that this one lives, and notice when one of them does not."""
-        peers.position = lambda: (self.position(), self.stage)
         self.peers = peers.start()
         if self.watchdog is not None:
             self.watchdog.account = peers.account
@@ -78,19 +69,21 @@ class Supervisor:
         return self.peers.account() if self.peers is not None else ""
 
     def first_step_done(self) -> None:
-        """From now on there is something to save before the process leaves."""
+        """Note that from now on there is something to save before the process leaves."""
         if self.signals is not None:
             self.signals.immediate = False
 
-    def stop_asked(self) -> bool:
+    def stop_asked(self, bad_samples: int) -> bool:
         """Tell whether a rank was asked to stop; the same answer on all ranks (collective, one call late).
+
+        ``bad_samples`` is how many samples this rank could not use so far.
 
         Raises:
             DataError: all ranks together met more bad samples than ``max_bad``.
         """
         assert self._agreement is not None, "the ranks have not met"
         asked = self.signals is not None and self.signals.asked
-        sums = self._agreement.exchange([int(asked), self.bad_samples()])
+        sums = self._agreement.exchange([int(asked), bad_samples])
         if sums is None:
             return False
         self.bad_of_all = sums[1]
@@ -100,15 +93,3 @@ class Supervisor:
                 "them by shard. Find all with adaptive pack --verify, mend the data or raise data.max_bad"
             )
         return sums[0] > 0
-
-    def watched(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yield from ``batches``, with a sign of life and a look at the signals before each (collective).
-
-        Raises:
-            StopAskedError: a rank was asked to stop.
-        """
-        for batch in batches:
-            self.alive("step")
-            if self.stop_asked():
-                raise StopAskedError
-            yield batch

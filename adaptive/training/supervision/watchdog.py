@@ -22,7 +22,7 @@ STACKS = "stacks-rank-{rank}.txt"
 
 
 class Watchdog:
-    """Watches the time since the last sign of life against the limit of the stage that the process is in.
+    """Watches the time since the last heartbeat against the limit of the stage that the process is in.
 
     Args:
         folder: where the stacks go (``stacks-rank-0.txt``); standard error if it cannot be written.
@@ -39,13 +39,13 @@ class Watchdog:
 
     def start(self, stage: str) -> Watchdog:
         """Begin to watch, in ``stage``."""
-        self.enter(stage)
+        self.heartbeat(stage)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
 
-    def enter(self, stage: str) -> None:
-        """A sign of life, and from here on the limit of ``stage``."""
+    def heartbeat(self, stage: str) -> None:
+        """Note that the process lives; from here on the limit of ``stage`` counts."""
         limit = self.limits.get(stage, 0.0)
         self._stage = stage
         self._due = time.monotonic() + limit if limit else float("inf")
@@ -68,7 +68,7 @@ class Watchdog:
     def _end_process(self) -> None:
         stage = self._stage
         key = f"train.{stage}_timeout"
-        text = f"no sign of life for {self.limits[stage]:g} s in stage {stage!r} ({key}): "
+        text = f"no heartbeat for {self.limits[stage]:g} s in stage {stage!r} ({key}): "
         where = self._write_stacks(text)
         faulthandler.dump_traceback_later(4 * GRACE, exit=True)
         others = self.account()

@@ -210,12 +210,12 @@ def _last_save_fails(data: str, folder: str) -> str:
 
     original = Trainer.save
 
-    def patched(self, closed: bool = True) -> None:
+    def patched(self, epoch_end_pending: bool = False) -> None:
         if self.at_end:
             shutil.rmtree(Path(folder) / "checkpoints" / "step-00000002")
             (Path(folder) / "checkpoints").rename(Path(folder) / "gone")
             (Path(folder) / "checkpoints").touch()  # the folder became a file
-        original(self, closed)
+        original(self, epoch_end_pending)
 
     tree = config(data, folder, train={"max_steps": 3}, checkpoint={"every_steps": 1, "max_failed": 5})
     if os.environ["RANK"] == "0":

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers.ranks import run_ranks
-from tests.training.engines import Running, chain_config, chain_network, distance, global_batch, multi_scale_network
+from tests.training.engines import SmallRun, chain_config, chain_network, distance, global_batch, multi_scale_network
 
 STAGES = (0, 1, 2, 3)
 
@@ -41,7 +41,7 @@ def closed_form() -> dict[str, Tensor]:
 
 
 def _equilibrium(stage: int, train: dict[str, Any]) -> dict[str, Any]:
-    running = Running(chain_config({"zero_stage": stage, **train}))
+    running = SmallRun(chain_config({"zero_stage": stage, **train}))
     expected, start = closed_form(), {n: p.detach() for n, p in chain_network(True).named_parameters()}
     before = running.weights()
     for micro, loss in enumerate(running.losses(0), start=1):
@@ -68,7 +68,7 @@ def _multi_scale(stage: int) -> tuple[float, str]:
     found = {}
     for scope in (False, "crossing"):
         model = {"backbone": "msdnet", "exits": 3, "equilibrium": scope}
-        running = Running(chain_config({"zero_stage": stage}, model=model), multi_scale_network())
+        running = SmallRun(chain_config({"zero_stage": stage}, model=model), multi_scale_network())
         for loss in running.losses(0):
             running.engine.backward(loss)
         gradients = {n: running.engine.full_gradient(p) for n, p in running.network.named_parameters()}
@@ -81,7 +81,7 @@ def _multi_scale(stage: int) -> tuple[float, str]:
 
 
 def _spoiled(stage: int, precision: str) -> dict[str, Any]:
-    running = Running(chain_config({"zero_stage": stage, "precision": precision, "clip_norm": 1e-5}))
+    running = SmallRun(chain_config({"zero_stage": stage, "precision": precision, "clip_norm": 1e-5}))
     weights = [running.weights()]
     running.applied_step(1)
     weights.append(running.weights())

@@ -29,22 +29,22 @@ def _with_stage(sections: dict, stage: int) -> dict:
 
 def _engine_run(tree, world: int, steps: int = STEPS):
     from adaptive.data.reading.stream import TrainStream
-    from adaptive.metrics import ExitMeter
     from adaptive.networks.from_config import build_network
     from adaptive.training.batch import batch_sizes
     from adaptive.training.engine.group import all_reduce, init_distributed, resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
     from adaptive.training.preflight import check_dataset
+    from adaptive.training.prepared import Setup
 
     init_distributed()
     rank = int(os.environ["RANK"])
-    index, batch, device = check_dataset(tree), batch_sizes(tree.train, world), resolve_device("cpu")
+    index, batch = check_dataset(tree), batch_sizes(tree.train, world)
+    setup = Setup(tree, batch, resolve_device("cpu"))
     network = build_network(tree, len(index.classes))
     plan = plan_phase(tree, tree.resolved_phases()[0], len(network.exits))
-    learner, teacher = build_learner(tree, plan, network, batch, device)
-    meter, weights = ExitMeter(len(network.exits), device), plan.weights_from(0, 1, tree.train.seed)
-    task = build_task(tree, plan, learner.engine, teacher, meter, batch, len(index.classes), weights)
+    learner = build_learner(setup, plan, network)
+    task = build_task(setup, plan, learner, plan.weights_from(0, 1, tree.train.seed))
     set_modes(network, plan)
     stream = TrainStream(
         index, tree.data.path, "train", tree.data, seed=tree.train.seed, global_batch=batch.global_batch,

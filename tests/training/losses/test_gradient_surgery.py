@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptive.training.losses.gradient_surgery import GradientSurgery, lay_out, project_conflicts, projection_orders
 from tests.helpers.ranks import run_ranks
-from tests.training.engines import Running, chain_config, chain_network, distance, global_batch
+from tests.training.engines import SmallRun, chain_config, chain_network, distance, global_batch
 
 Named = dict[str, Tensor]
 
@@ -140,7 +140,7 @@ def _surgery_steps() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, (train, equilibrium, _) in CASES.items():
         tree = chain_config({"gradient_surgery": "pcgrad", **train}, model={"equilibrium": equilibrium})
-        running = Running(tree)
+        running = SmallRun(tree)
         expected, plain, conflicts = expected_step(equilibrium, tree.train.exit_weights or [1.0] * 3)
         measured = running.gradients_applied()
         found[name] = {

@@ -1,4 +1,4 @@
-"""Signs of life between real processes: who is killed, stopped, behind or ends with an error is named by the others."""
+"""Heartbeats between real processes: who is killed, stopped, behind or ends with an error is named by the others."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 
 from adaptive.doctor.checks.network import free_port
 from adaptive.errors import EXIT_HUNG
-from adaptive.training.supervision.machine import Machine, system_values
+from adaptive.training.supervision.machine_load import MachineLoad, system_values
 from adaptive.training.supervision.peers import Peers, host_name
 from tests.helpers.ranks import fork_context, rank_environment
 
@@ -73,11 +73,10 @@ def _live(folder: str, rank: int, world: int, limit: float, port: int, what: str
         serving.touch()
     while not serving.exists():
         time.sleep(0.01)
-    machine = Machine(torch.device("cpu"), whole=rank % 2 == 0)
-    peers = Peers(rank, world, limit, machine.sample, INTERVAL)
-    peers.position = lambda: (4 if what == "behind" and rank == 2 else 7, "step")
-    peers.start()
-    while rank == 0 and len(peers.signs) < world:
+    machine = MachineLoad(torch.device("cpu"), whole=rank % 2 == 0)
+    progress = 4 if what == "behind" and rank == 2 else 7, "step"
+    peers = Peers(rank, world, limit, lambda: progress, machine.sample, INTERVAL).start()
+    while rank == 0 and len(peers.heartbeats) < world:
         time.sleep(0.01)
     met = Path(folder) / "all_beat"
     if rank == 0:

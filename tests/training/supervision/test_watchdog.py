@@ -31,14 +31,14 @@ def run(folder, work, hang="threading.Event().wait()", limit=1):
 
 
 def test_a_hang_ends_the_process_and_leaves_the_stacks(tmp_path):
-    process, seconds = run(tmp_path, "dog.enter('step'); a_call_that_never_returns()")
+    process, seconds = run(tmp_path, "dog.heartbeat('step'); a_call_that_never_returns()")
     assert process.returncode == EXIT_HUNG == 70
     assert seconds < 20
     stacks = (tmp_path / "stacks-rank-3.txt").read_text()
     assert "a_call_that_never_returns" in stacks
     assert "Thread 0x" in stacks  # the watchdog's own thread is there as well: all threads are
     line = process.stderr.strip()
-    assert line.startswith("adaptive train: error: rank 3: no sign of life for 1 s in stage 'step'")
+    assert line.startswith("adaptive train: error: rank 3: no heartbeat for 1 s in stage 'step'")
     assert "train.step_timeout" in line
     assert str(tmp_path / "stacks-rank-3.txt") in line
 
@@ -46,7 +46,7 @@ def test_a_hang_ends_the_process_and_leaves_the_stacks(tmp_path):
 def test_also_where_the_hanging_call_keeps_python_from_running(tmp_path):
     # PyDLL calls a C function without giving Python's lock away: no thread of Python runs any more.
     process, seconds = run(
-        tmp_path, "dog.enter('step'); a_call_that_never_returns()", hang="ctypes.PyDLL(None).sleep(30)"
+        tmp_path, "dog.heartbeat('step'); a_call_that_never_returns()", hang="ctypes.PyDLL(None).sleep(30)"
     )
     assert process.returncode == 1
     assert seconds < 25
@@ -55,7 +55,7 @@ def test_also_where_the_hanging_call_keeps_python_from_running(tmp_path):
 
 
 def test_where_the_folder_cannot_be_written_the_stacks_go_to_the_log(tmp_path):
-    process, _ = run(tmp_path / "missing", "dog.enter('step'); a_call_that_never_returns()")
+    process, _ = run(tmp_path / "missing", "dog.heartbeat('step'); a_call_that_never_returns()")
     assert process.returncode == EXIT_HUNG
     assert "a_call_that_never_returns" in process.stderr
     assert "in this log" in process.stderr
@@ -64,9 +64,9 @@ def test_where_the_folder_cannot_be_written_the_stacks_go_to_the_log(tmp_path):
 @pytest.mark.parametrize(
     "work",
     [
-        "for _ in range(8): dog.enter('step'); time.sleep(0.4)",  # signs of life
-        "dog.enter('save'); time.sleep(2.5)",  # a stage without a limit
-        "dog.enter('step'); dog.end(); time.sleep(2.5)",
+        "for _ in range(8): dog.heartbeat('step'); time.sleep(0.4)",
+        "dog.heartbeat('save'); time.sleep(2.5)",  # a stage without a limit
+        "dog.heartbeat('step'); dog.end(); time.sleep(2.5)",
     ],
 )
 def test_whoever_lives_is_left_alone(tmp_path, work):

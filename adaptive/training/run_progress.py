@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Position of a run. A step is one global batch consumed; it is applied unless its gradient was not finite."""
+    """Counts of a run. A step is one global batch consumed; it is applied unless its gradient was not finite."""
 
     step: int = 0
     samples: int = 0

@@ -1,4 +1,4 @@
-"""Training records every n steps: losses and accuracies per exit, gradient norms per block, speed, memory."""
+"""The training record of every n-th step: losses and accuracies per exit, gradient norms per block, speed, memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrainingRecords(Callback):
         """Publish the network's costs, which accuracies are to be read against."""
         self._restart(trainer)
         if trainer.progress.step == 0:
-            costs = {name: [getattr(cost, name) for cost in trainer.costs] for name in ("macs", "parameters")}
+            costs = {name: [getattr(cost, name) for cost in trainer.prepared.costs] for name in ("macs", "parameters")}
             trainer.publish(exit_records(costs, "model"))
 
     def on_gradients(self, trainer: Trainer) -> None:
@@ -48,7 +48,7 @@ class TrainingRecords(Callback):
         self._since += time.perf_counter() - trainer.step_ended
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
-        values: dict[str, Any] = trainer.active.task.report(trainer.all_reduce)
+        values: dict[str, Any] = trainer.active.task.report()
         seconds = trainer.step_ended - self._since if self._steps else 0.0
         groups = trainer.active.optimizer.param_groups
         values |= self._norms

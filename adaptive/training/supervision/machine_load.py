@@ -1,4 +1,4 @@
-"""How busy a machine is: processor, memory, network, and the GPU of this process."""
+"""The load of a machine: processor, memory, network, and the GPU of this process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MIB = 2**20
 MOST_SINGLE = 8  # nodes that are recorded one by one; of more, the least, the mean and the most
 
 
-class Machine:
-    """Measures since the call before, so that every interval is covered once.
+class MachineLoad:
+    """Measures a machine's load since the call before, so that every interval is covered once.
 
     Args:
         device: of this process.

@@ -1,0 +1,71 @@
+"""What a run is made of before its ranks meet, and what follows from it: phase plans, costs, numbers of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from adaptive.config.sections import Config
+from adaptive.data.reading.order import steps_per_epoch
+from adaptive.data.shards.index import DatasetIndex
+from adaptive.distributed.ranks import Ranks
+from adaptive.networks.cost import ExitCost
+from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.batch import BatchSizes
+from adaptive.training.phases import PhasePlan, plan_phase
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Configuration, batch sizes and device: what the engine, the losses and the teacher of a phase are built from."""
+
+    config: Config
+    batch: BatchSizes
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Prepared(Setup):
+    """A run whose configuration, dataset and backbone are checked, and whose network is built.
+
+    ``network`` is a template on the CPU: every phase trains a copy of it, so that an engine never meets a network that
+    another engine has partitioned. It takes over the weights of a finished phase.
+    """
+
+    ranks: Ranks
+    folder: Path
+    index: DatasetIndex
+    network: AdaptiveNetwork
+
+    @cached_property
+    def costs(self) -> list[ExitCost]:
+        """Cumulative multiply-adds and parameters of every exit."""
+        return self.network.costs()
+
+    @cached_property
+    def plans(self) -> list[PhasePlan]:
+        """The phases, one after another."""
+        return [plan_phase(self.config, phase, len(self.network.exits)) for phase in self.config.resolved_phases()]
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; its last, incomplete batch is left out."""
+        return steps_per_epoch(self.index.split(self.config.data.train_split).count, self.batch.global_batch)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(plan.epochs for plan in self.plans)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, or train.max_steps where that is less."""
+        full = self.total_epochs * self.steps_per_epoch
+        return min(full, self.config.train.max_steps or full)
+
+    def phase_steps(self, phase: int) -> int:
+        """Return the steps of a phase, whose number counts from 0."""
+        return self.plans[phase].epochs * self.steps_per_epoch
