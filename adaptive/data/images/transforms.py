@@ -17,7 +17,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.decode import decode_image
-from adaptive.data.images.pixels import Window, cut, decode_window, to_pixels
+from adaptive.data.images.decode_window import Window, cut, decode_window, to_pixels
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
 

@@ -24,7 +24,7 @@ from webdataset.tariterators import base_plus_ext
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.images.decode import decode_image
-from adaptive.data.images.pixels import Normalize, stack_pixels
+from adaptive.data.images.decode_window import Normalize, stack_pixels
 from adaptive.data.images.transforms import eval_transform, train_transform
 from adaptive.data.reading.order import accumulation_steps, evaluation_batches, steps_per_epoch
 from adaptive.data.reading.samples import PADDING as PADDING  # padded and left-out places of a batch

@@ -13,9 +13,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import normalize, to_tensor
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.images import pixels
+from adaptive.data.images import decode_window as pixels
 from adaptive.data.images.decode import ImageError, decode_image
-from adaptive.data.images.pixels import Normalize, Window, decode_window, stack_pixels, to_pixels
+from adaptive.data.images.decode_window import Normalize, Window, decode_window, stack_pixels, to_pixels
 from adaptive.data.images.transforms import train_transform
 from adaptive.data.seeding import AUGMENT, seeded
 from tests.data.conftest import colour_field
