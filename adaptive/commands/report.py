@@ -184,7 +184,7 @@ def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
 
 
 def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
-    from adaptive.data.reading.single_images import read_images
+    from adaptive.data.reading.images_by_id import read_images
     from adaptive.data.shards.index import load_index
     from adaptive.reporting.wall import choose, tiles
 

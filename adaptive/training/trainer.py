@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptive.config.sections import Config
-from adaptive.data.reading.stream import Batch, EvaluationStream, TrainStream
+from adaptive.data.reading.stream import Batch, EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import StoppedError, TrainingError
 from adaptive.metrics import ExitMeter, Measurement, measure_exits
@@ -103,15 +103,12 @@ class Trainer:
         self._active: ActivePhase | None = None
         data, train = config.data, config.train
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        loader = LoaderOptions(rank, batch.world, data.workers, device, layout)
         self.stream = TrainStream(
-            index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
-            micro_batch=batch.micro_batch, rank=rank, world=batch.world, workers=data.workers,
-            device=device, layout=layout,
+            index, data, data.train_split, loader,
+            seed=train.seed, global_batch=batch.global_batch, micro_batch=batch.micro_batch,
         )  # fmt: skip
-        self.validation_stream = EvaluationStream(
-            index, data.path, data.val_split, data, batch=config.evaluate.batch, rank=rank, world=batch.world,
-            workers=data.workers, device=device, layout=layout,
-        )  # fmt: skip
+        self.validation_stream = EvaluationStream(index, data, data.val_split, loader, batch=config.evaluate.batch)
 
     @property
     def active(self) -> ActivePhase:

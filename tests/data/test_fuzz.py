@@ -410,11 +410,11 @@ def test_names_reach_no_shell_and_no_other_folder(tmp_path, monkeypatch):
     destination = tmp_path / "packed;$(touch owned) 'x'"
     index = pack(source, destination, progress=False, workers=1, max_bad=1)
     assert index.classes == sorted(NAMES)
-    assert verify(str(destination), workers=1, progress=False).findings == []
+    assert verify(str(destination), workers=1, progress=False).faults == []
     from adaptive.config.sections import DataConfig
 
     config = DataConfig(path=str(destination), image_size=8)
-    stream = EvaluationStream(index, destination, "train", config, batch=8, rank=0, world=1, workers=0)
+    stream = EvaluationStream(index, config, "train", batch=8)
     assert sum(int((batch.labels >= 0).sum()) for batch in stream) == 2 * len(NAMES)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, destination.name])
     error = outcome(lambda: pack(source, destination, progress=False, workers=1, overwrite=True))

@@ -45,7 +45,7 @@ def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member]
         start = inside.offset if inside else 0
         size = inside.size if inside else os.fstat(file.fileno()).st_size
         try:
-            part = HeaderReader(io.BufferedReader(_Part(file, start, size), _BUFFER))
+            part = HeaderReader(io.BufferedReader(_ByteRange(file, start, size), _BUFFER))
             with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
                 found, ignored = _regular(tar, shown)
                 end = tar.offset
@@ -109,7 +109,7 @@ def _safe_name(name: str, shown: str) -> str:
     return path.name
 
 
-class _Part(io.RawIOBase):
+class _ByteRange(io.RawIOBase):
     """A range of bytes of an open file, as a file."""
 
     def __init__(self, file: io.FileIO, start: int, size: int) -> None:

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from adaptive.data.images.files import is_image
+from adaptive.data.images.image_files import is_image
 from adaptive.data.packing.archives import Member, list_members
 from adaptive.data.packing.imagenet_labels import IMAGE, validation_labels
 from adaptive.data.packing.label_files import labelled

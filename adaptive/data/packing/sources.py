@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adaptive.data.images.files import EXTENSIONS, files_below, is_image
+from adaptive.data.images.image_files import EXTENSIONS, files_below, is_image
 from adaptive.errors import DataError, MachineError
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}

@@ -28,7 +28,7 @@ from adaptive.errors import MachineError
 from adaptive.files import file_sha256
 
 
-class Finding(NamedTuple):
+class DatasetFault(NamedTuple):
     """One fault: its kind, the shard, the sample's key (empty: all of the shard), and the whole line about it."""
 
     kind: str
@@ -43,7 +43,7 @@ class Verification:
 
     index: DatasetIndex
     fine: int
-    findings: list[Finding]
+    faults: list[DatasetFault]
 
     @property
     def total(self) -> int:
@@ -63,7 +63,7 @@ def verify(
     settings = settings or DataConfig(path=folder)
     index = load_index(folder, settings)
     shards = [shard for split in index.splits.values() for shard in split.shards]
-    fine, findings = 0, {}
+    fine, faults = 0, {}
     count = min(workers or len(os.sched_getaffinity(0)), max(1, len(shards)))
     total = sum(shard.count for shard in shards)
     context = multiprocessing.get_context("spawn" if is_remote(folder) else None)  # clients of stores dislike forks
@@ -80,7 +80,7 @@ def verify(
         try:
             for future in as_completed(futures):
                 good, found, size = future.result()
-                findings[futures[future]] = found
+                faults[futures[future]] = found
                 fine += good
                 shown.advance(size)
         except BrokenProcessPool:
@@ -89,15 +89,17 @@ def verify(
             )
         finally:
             pool.shutdown(cancel_futures=True)
-    return Verification(index, fine, [finding for shard in shards for finding in findings[shard.name]])
+    return Verification(index, fine, [fault for shard in shards for fault in faults[shard.name]])
 
 
-def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataConfig) -> tuple[int, list[Finding], int]:
+def _verify_shard(
+    folder: str, shard: ShardInfo, classes: int, settings: DataConfig
+) -> tuple[int, list[DatasetFault], int]:
     """Return how many samples are fine, the faults, and the number of samples."""
-    fine, findings = 0, []
+    fine, faults = 0, []
 
     def note(error: BadDataError) -> None:
-        findings.append(Finding(error.kind, shard.name, error.key, str(error)))
+        faults.append(DatasetFault(error.kind, shard.name, error.key, str(error)))
 
     try:
         with _file(folder, shard, settings) as here:
@@ -105,7 +107,7 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
             if difference := _difference(here / shard.name, shown, shard):
                 note(difference)
                 if difference.kind != CHECKSUM:
-                    return 0, findings, shard.count
+                    return 0, faults, shard.count
             reader = ShardReader(_Named(here, shown), [shard], split_name, capacity=1)
             for position in range(shard.count):
                 try:
@@ -118,7 +120,7 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
             reader.close()
     except BadDataError as error:
         note(error)
-    return fine, findings, shard.count
+    return fine, faults, shard.count
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptive.data.remote.transfer import Arrivals, Running, Transfer, in_thread
+from adaptive.data.remote.transfer import Arrivals, RemoteFolder, StartedTransfer, in_thread
 from adaptive.errors import ConfigError
 
 PIPE = "pipe:"
@@ -25,7 +25,7 @@ _TOLD = 2000  # bytes of a command's error output that are kept
 
 
 @dataclass(frozen=True)
-class PipeFiles(Transfer):
+class PipeFolder(RemoteFolder):
     """Files by a command of the form ``pipe:COMMAND {}``."""
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class PipeFiles(Transfer):
         """Return the command."""
         return f"{PIPE}{self.command(name)}"
 
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[None]:
+    def start(self, name: str, path: Path, arrivals: Arrivals) -> StartedTransfer[None]:
         """Begin to run the command."""
         process = subprocess.Popen(
             self.command(name),
@@ -50,13 +50,13 @@ class PipeFiles(Transfer):
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        return Running(in_thread(lambda: _drain(process, path, arrivals)), lambda: _end(process))
+        return StartedTransfer(in_thread(lambda: _drain(process, path, arrivals)), lambda: _end(process))
 
-    def start_size(self, name: str) -> Running[int | None]:
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
         """Answer at once: a command's output has no size before it has run."""
         future: Future[int | None] = Future()
         future.set_result(None)
-        return Running(future)
+        return StartedTransfer(future)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -42,7 +42,7 @@ class Mismatch(Exception):  # noqa: N818 - becomes a DataError once the attempts
 
 
 @dataclass(frozen=True)
-class Running(Generic[T]):
+class StartedTransfer(Generic[T]):
     """A transfer that was begun: its result, and how to give it up."""
 
     future: Future[T]
@@ -65,7 +65,7 @@ class Arrivals(Callback):
         if self.total > self.limit:
             raise Mismatch(f"more than {self.limit} bytes arrive")
 
-    def wait(self, running: Running[T], timeout: float, cancel: threading.Event) -> T:
+    def wait(self, running: StartedTransfer[T], timeout: float, cancel: threading.Event) -> T:
         """Return the transfer's result.
 
         Raises:
@@ -87,7 +87,7 @@ class Arrivals(Callback):
 
 
 @dataclass(frozen=True)
-class Transfer(ABC):
+class RemoteFolder(ABC):
     """A folder that is read from elsewhere.
 
     Attributes:
@@ -105,11 +105,11 @@ class Transfer(ABC):
         """Return a file's address for messages, without passwords."""
 
     @abstractmethod
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
+    def start(self, name: str, path: Path, arrivals: Arrivals) -> StartedTransfer[Any]:
         """Begin to write a file's content to ``path``."""
 
     @abstractmethod
-    def start_size(self, name: str) -> Running[int | None]:
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
         """Begin to find out a file's size in bytes; None where it cannot be known without reading it."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close

@@ -18,8 +18,8 @@ from fsspec.asyn import get_loop
 from fsspec.spec import AbstractFileSystem
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.remote.pipes import PIPE, PipeFiles
-from adaptive.data.remote.transfer import Arrivals, Running, Transfer, in_thread, status
+from adaptive.data.remote.pipes import PIPE, PipeFolder
+from adaptive.data.remote.transfer import Arrivals, RemoteFolder, StartedTransfer, in_thread, status
 from adaptive.errors import ConfigError, DataError, MachineError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -32,7 +32,7 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, str) and (path.startswith(PIPE) or _URL.match(path) is not None)
 
 
-def open_remote(path: str, settings: DataConfig) -> Transfer:
+def open_remote(path: str, settings: DataConfig) -> RemoteFolder:
     """Return the folder at a URL or behind a command, of which nothing is read yet.
 
     Raises:
@@ -46,7 +46,7 @@ def open_remote(path: str, settings: DataConfig) -> Transfer:
                 f"data.path = {path!r} would run a command in a shell, as you and with your rights, for every file; "
                 "if you wrote that command yourself, allow it with data.pipe=true"
             )
-        return PipeFiles(path, settings.attempts, settings.timeout)
+        return PipeFolder(path, settings.attempts, settings.timeout)
     protocol = urlsplit(path).scheme.lower()
     try:
         fsspec.get_filesystem_class(protocol)
@@ -57,11 +57,11 @@ def open_remote(path: str, settings: DataConfig) -> Transfer:
         raise DataError(
             f"data.path = {path!r}: {protocol} is no kind of URL that fsspec knows; use http, s3 or gs"
         ) from (None)
-    return UrlFiles(path, settings.attempts, settings.timeout)
+    return UrlFolder(path, settings.attempts, settings.timeout)
 
 
 @dataclass(frozen=True)
-class UrlFiles(Transfer):
+class UrlFolder(RemoteFolder):
     """Files below a URL; one connection pool per process, also after a fork."""
 
     _pool: dict[int, Any] = field(default_factory=dict, compare=False)
@@ -97,16 +97,16 @@ class UrlFiles(Transfer):
             words = words.replace(secret, "***") if secret else words
         return words
 
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
+    def start(self, name: str, path: Path, arrivals: Arrivals) -> StartedTransfer[Any]:
         """Begin to write a file's content to ``path``, by one request and in sequence."""
         if self._protocol() == "file":  # its own way tells of no progress
             files = self._filesystem()
             copy = AbstractFileSystem.get_file
-            return Running(in_thread(lambda: copy(files, self.address(name), str(path), callback=arrivals)))
+            return StartedTransfer(in_thread(lambda: copy(files, self.address(name), str(path), callback=arrivals)))
         one_stream = {"concurrency": 1} if self._protocol() in ("gs", "gcs") else {}
         return self._call("get_file", self.address(name), str(path), callback=arrivals, **one_stream)
 
-    def start_size(self, name: str) -> Running[int | None]:
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
         """Begin to ask for a file's size."""
         return self._call("size", self.address(name))
 
@@ -123,12 +123,12 @@ class UrlFiles(Transfer):
     def _protocol(self) -> str:
         return urlsplit(self.location).scheme.lower()
 
-    def _call(self, method: str, *words: Any, **options: Any) -> Running[Any]:
+    def _call(self, method: str, *words: Any, **options: Any) -> StartedTransfer[Any]:
         files = self._filesystem()
         if not files.async_impl:
-            return Running(in_thread(lambda: getattr(files, method)(*words, **options)))
+            return StartedTransfer(in_thread(lambda: getattr(files, method)(*words, **options)))
         future = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(*words, **options), get_loop())
-        return Running(future, future.cancel)
+        return StartedTransfer(future, future.cancel)
 
     def _filesystem(self) -> Any:
         with self._opening:

@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import BadDataError
-from adaptive.data.remote.transfer import Cancelled, Mismatch, Transfer
+from adaptive.data.remote.transfer import Cancelled, Mismatch, RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo
-from adaptive.data.shards.reader import Files, LocalFiles
+from adaptive.data.shards.reader import LocalFiles, ShardFiles
 from adaptive.errors import ConfigError, MachineError
 from adaptive.files import file_sha256
 
@@ -89,7 +89,7 @@ class ShardCache:
     ``downloads`` counts the shards that this object fetched.
     """
 
-    def __init__(self, remote: Transfer, fingerprint: str, root: Path, bound: int) -> None:
+    def __init__(self, remote: RemoteFolder, fingerprint: str, root: Path, bound: int) -> None:
         self.remote = remote
         self.root = root
         self.folder = root / fingerprint[:32]
@@ -120,7 +120,7 @@ class ShardCache:
         """Bring a shard here, unless it is, and return its path; without ``wait`` not if another is at it.
 
         Raises:
-            BadDataError: the shard cannot be had; see `Transfer.fetch`.
+            BadDataError: the shard cannot be had; see `RemoteFolder.fetch`.
             MachineError: no space, or no right to write.
             Cancelled: ``cancel`` was set.
         """
@@ -263,7 +263,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | None = None) -> Files:
+def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | None = None) -> ShardFiles:
     """Return the shards of a dataset: a folder's where they are, a URL's by way of the cache.
 
     With ADAPTIVE_STAGE a folder's come by way of that one, bounded by its disk. Raises as `open_remote` does.

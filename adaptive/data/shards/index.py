@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
-from adaptive.data.remote.transfer import Transfer
+from adaptive.data.remote.transfer import RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.errors import DataError, nearest
 from adaptive.files import file_sha256, write_atomically
@@ -29,11 +29,11 @@ _LOG = logging.getLogger(__name__)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Frozen(BaseModel):
+class _IndexModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ShardInfo(_Frozen):
+class ShardInfo(_IndexModel):
     """One tar file: its name inside the dataset folder, samples, size in bytes and checksum."""
 
     # A name, never a path: a foreign index must not make us read outside its folder.
@@ -43,7 +43,7 @@ class ShardInfo(_Frozen):
     sha256: Sha256
 
 
-class SplitInfo(_Frozen):
+class SplitInfo(_IndexModel):
     """The shards of one split, in the order that sample ids follow, and the number of samples in them."""
 
     shards: list[ShardInfo]
@@ -66,7 +66,7 @@ class SplitInfo(_Frozen):
         return sum(shard.bytes for shard in self.shards)
 
 
-class DatasetIndex(_Frozen):
+class DatasetIndex(_IndexModel):
     """A packed dataset: class names in label order, splits, and a fingerprint of both."""
 
     version: int
@@ -205,7 +205,7 @@ def place(folder: str | Path, shard: ShardInfo) -> str:
     return str(folder / shard.name) if isinstance(folder, Path) else f"{folder.rstrip('/')}/{shard.name}"
 
 
-def _remote_sizes(remote: Transfer, shards: list[ShardInfo]) -> dict[str, int | None]:
+def _remote_sizes(remote: RemoteFolder, shards: list[ShardInfo]) -> dict[str, int | None]:
     """Ask for the sizes of many shards at once; those that do not exist are left out."""
     found: dict[str, int | None] = {}
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sizes") as pool:

@@ -30,7 +30,7 @@ _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25  # seconds, doubled after every failed attempt
 
 
-class Files(Protocol):
+class ShardFiles(Protocol):
     """Where the shards of a split are."""
 
     def open(self, shard: ShardInfo) -> int:
@@ -62,7 +62,7 @@ class LocalFiles:
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawSample:
     """One sample as stored: the shard it came from, its key, image bytes and label."""
 
     shard: str
@@ -72,7 +72,7 @@ class Raw:
 
 
 @dataclass
-class Reads:
+class ReadCounts:
     """What a reader asked of the disk.
 
     Attributes:
@@ -111,7 +111,7 @@ class ShardReader:
 
     def __init__(
         self,
-        files: Files,
+        files: ShardFiles,
         shards: Sequence[ShardInfo],
         split_name: Callable[[str], tuple[str | None, str | None]],
         capacity: int,
@@ -119,13 +119,13 @@ class ShardReader:
         self.files = files
         self.shards = shards
         self.capacity = capacity
-        self.done = Reads()
+        self.done = ReadCounts()
         self._split_name = split_name
         self._tables: dict[int, _Table] = {}
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ends: dict[int, int] = {}
 
-    def read(self, shard: int, position: int) -> Raw:
+    def read(self, shard: int, position: int) -> RawSample:
         """Return one sample.
 
         Raises:
@@ -152,7 +152,7 @@ class ShardReader:
             self._forget(shard)
         self.files.close()
 
-    def _read(self, shown: str, shard: int, position: int) -> Raw:
+    def _read(self, shown: str, shard: int, position: int) -> RawSample:
         descriptor = self._descriptor(shard)
         if shard not in self._tables:
             self._tables[shard] = self._scan(shown, descriptor, self.shards[shard])
@@ -167,7 +167,7 @@ class ShardReader:
             message = f"shard {shown}, sample {key}: the file ends too early; copy it again or pack again"
             raise BadDataError(message, TRUNCATED, key)
         try:
-            return Raw(shown, key, image, int(text))
+            return RawSample(shown, key, image, int(text))
         except ValueError:
             message = f"shard {shown}, sample {key}: label {text[:20]!r} is not a number; pack again"
             raise BadDataError(message, LABEL, key) from None
