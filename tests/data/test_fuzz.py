@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from webdataset.tariterators import base_plus_ext
 
 from adaptive.data.images.decode import decode_image
 from adaptive.data.packing import archives
@@ -177,7 +176,7 @@ def read_all(folder, name, count):
     """Read every sample of a shard as the stream does."""
     path = folder / name
     info = ShardInfo(name=name, count=count, bytes=path.stat().st_size, sha256="0" * 64)
-    reader = ShardReader(LocalFiles(folder), [info], base_plus_ext, capacity=1)
+    reader = ShardReader(LocalFiles(folder), [info], capacity=1)
     errors = 0
     try:
         for position in range(count):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adaptive.data.packing.progress import PackProgress
 from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, ShardInfo, SplitInfo, write_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of, split_name
+from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of
 from adaptive.errors import DataError, MachineError
 from adaptive.files import file_sha256
 
@@ -65,11 +65,11 @@ def _look_at(path: Path) -> tuple[ShardInfo, int]:
     """Return what the index says of a shard, and its highest label."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        count = len(samples_of(str(path), descriptor, split_name))
+        count = len(samples_of(str(path), descriptor))
     finally:
         os.close(descriptor)
     shard = ShardInfo(name=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
-    reader = ShardReader(LocalFiles(path.parent), [shard], split_name, capacity=1)
+    reader = ShardReader(LocalFiles(path.parent), [shard], capacity=1)
     try:
         labels = [reader.read(0, position).label for position in range(count)]
     finally:

@@ -14,7 +14,7 @@ from adaptive.data.reading.order import locate
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import shard_files
 from adaptive.data.shards.index import DatasetIndex, check_shards
-from adaptive.data.shards.reader import ShardReader, split_name
+from adaptive.data.shards.reader import ShardReader
 from adaptive.errors import DataError
 
 
@@ -42,7 +42,7 @@ def read_images(
     except IndexError as error:
         raise DataError(f"split {split} of {folder}: {error}") from None
     images: list[Image.Image | None] = [None] * len(wanted)
-    reader = ShardReader(shard_files(folder, index, settings), info.shards, split_name, capacity=1)
+    reader = ShardReader(shard_files(folder, index, settings), info.shards, capacity=1)
     try:
         # Sorted by shard, so that each is opened once whatever the order of ids.
         for row in np.lexsort((positions, shards)).tolist():

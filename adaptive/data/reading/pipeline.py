@@ -16,7 +16,6 @@ import torch
 import webdataset
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
-from webdataset.tariterators import base_plus_ext
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
@@ -138,7 +137,7 @@ class BatchSource:
         worker = get_worker_info()
         offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
         shards = self.shards
-        files = ShardReader(shards.files, shards.info.shards, base_plus_ext, shards.capacity)
+        files = ShardReader(shards.files, shards.info.shards, shards.capacity)
         replace_bad = self.transform.seed is not None
         self.reader = SampleReader(files, shards.info, shards.num_classes, replace_bad, shards.max_bad)
         prefetcher = self._start_prefetcher()

@@ -84,5 +84,5 @@ def test_without_credentials_it_is_not_tried_again(s3, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    with pytest.raises(DataError, match=r"Unable to locate credentials; 1 attempt in \d+ s\); check the address and"):
+    with pytest.raises(DataError, match=r"Unable to locate credentials; 1 attempt in \d+ s\); check the URL and"):
         load_index(s3, DataConfig(path=s3))

@@ -151,7 +151,7 @@ def test_what_passes_is_tried_again(digits, server, settings, how):
         ("stall", 3, r"cannot be read \(.*3 attempts.*data\.timeout = 0\.7"),
         ("wrong", 3, r"is not what was packed \(sha256 .*, the index says .*3 attempts\D.*copy it there again"),
         ("long", 3, r"is not what was packed \(more than \d+ bytes"),
-        ("403", 1, r"HTTP 403 .*1 attempt in \d+ s\); check the address and your right to read it"),
+        ("403", 1, r"HTTP 403 .*1 attempt in \d+ s\); check the URL and your right to read it"),
         ("404", 1, r"does not exist; check data\.path"),
     ],
 )
