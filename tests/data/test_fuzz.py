@@ -365,7 +365,7 @@ def _resident():
 
 
 def test_compressed_archives_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_MOST_DECOMPRESSED", 5 << 20)
+    monkeypatch.setattr(archives, "_MAX_DECOMPRESSED", 5 << 20)
     with tarfile.open(tmp_path / "bomb.tgz", "w:gz") as tar:
         info = tarfile.TarInfo("zeros")
         info.size = 50 << 20

@@ -1,4 +1,4 @@
-"""An index for WebDataset tars that others made, where they lie: nothing is copied or changed."""
+"""An index for existing WebDataset tars, written beside them: nothing is copied or changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def index_tars(folder: Path, progress: bool = True) -> DatasetIndex:
         with PackProgress(len(paths), 0, progress, "indexing shards", "indexed") as shown:
             for path in paths:
                 split = _split_of(path)
-                shard, label = _look_at(path)
+                shard, label = _examine(path)
                 splits[split].append(shard)
                 highest = max(highest, label)
                 shown.advance(1)
@@ -61,8 +61,8 @@ def _split_of(path: Path) -> str:
     raise DataError(f"{path}: no word of its name says which split it is; rename it, for example to train-{path.name}")
 
 
-def _look_at(path: Path) -> tuple[ShardInfo, int]:
-    """Return what the index says of a shard, and its highest label."""
+def _examine(path: Path) -> tuple[ShardInfo, int]:
+    """Return a shard's entry in the index, and its highest label."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         count = len(samples_of(str(path), descriptor))
