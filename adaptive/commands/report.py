@@ -20,9 +20,9 @@ from adaptive.commands.trained_run import (
 
 if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
+    from adaptive.reporting.image_wall import Tile
     from adaptive.reporting.page import Written
     from adaptive.reporting.run_report import RunReport
-    from adaptive.reporting.wall import Tile
     from adaptive.runs import TrainedRun
 
 MOST_TILES = 500  # on a page, unless --wall asks for more: thumbnails of 3 kB keep it below 3 MB
@@ -186,7 +186,7 @@ def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
 def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
     from adaptive.data.reading.images_by_id import read_images
     from adaptive.data.shards.index import load_index
-    from adaptive.reporting.wall import choose, tiles
+    from adaptive.reporting.image_wall import choose, tiles
 
     if one.report.policy is None or not per_exit:
         return []
@@ -217,7 +217,7 @@ def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
 
 def _send(one: _Measured, tiles: list[Tile], written: Written) -> None:
     """Show the report on the run's W&B run; explicitly asked for, so also where training did not use W&B."""
-    from adaptive.reporting.dashboard_tables import show
+    from adaptive.reporting.dashboard_report import show
     from adaptive.tracking.dashboard import open_dashboard
 
     config = one.trained.config

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptive.reporting.curves import short
+from adaptive.reporting.accuracy_curves import short
+from adaptive.reporting.class_statistics import class_shares, confusion, reliability
 from adaptive.reporting.drawing import COLOURS, GRID, INK, MARKERS, MUTED, PAPER, Drawing, draw
-from adaptive.reporting.numbers import class_shares, confusion, reliability
 from adaptive.reporting.run_report import RunReport
 
 if TYPE_CHECKING:

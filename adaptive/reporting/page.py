@@ -14,13 +14,13 @@ from typing import Any
 from adaptive.errors import MachineError
 from adaptive.files import write_atomically
 from adaptive.reporting import exit_figures as figures
-from adaptive.reporting.curves import against_macs, against_milliseconds, where
+from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
+from adaptive.reporting.class_statistics import class_shares, confused_pairs
 from adaptive.reporting.drawing import Drawing
-from adaptive.reporting.numbers import class_shares, confused_pairs
+from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
 from adaptive.reporting.published import REFERENCES, TITLES
 from adaptive.reporting.run_report import RunReport
 from adaptive.reporting.tables import human
-from adaptive.reporting.wall import Tile, draw_wall, thumbnail
 
 TEMPLATE = "report.html.j2"
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
+from adaptive.reporting.image_wall import Tile, choose, tiles
 from adaptive.reporting.page import Written, write_report
 from adaptive.reporting.run_report import RunReport, build_run
-from adaptive.reporting.wall import Tile, choose, tiles
 
 
 def make_outputs(exits: int, images: int, classes: int, seed: int = 0) -> Outputs:

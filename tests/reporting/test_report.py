@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from adaptive.errors import AdaptiveError, MachineError
+from adaptive.reporting.class_statistics import class_shares, confused_pairs, confusion, reliability
 from adaptive.reporting.exit_figures import stem
-from adaptive.reporting.numbers import class_shares, confused_pairs, confusion, reliability
+from adaptive.reporting.image_wall import choose as choose_images
+from adaptive.reporting.image_wall import grown, thumbnail
 from adaptive.reporting.published import REFERENCES, choose, recognise
-from adaptive.reporting.wall import choose as choose_images
-from adaptive.reporting.wall import grown, thumbnail
 from tests.reporting.reports import make_outputs, make_run, make_tiles, write
 
 HOSTILE = [

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptive.reporting.image_wall import Tile
 from adaptive.reporting.run_report import RunReport
-from adaptive.reporting.wall import Tile
 from adaptive.tracking.dashboard import Dashboard
 
 EXIT_COLUMNS = ["exit", "after", "top-1 %", "top-5 %", "MACs", "ms", "parameters", "leave here", "of them right %"]
