@@ -122,7 +122,7 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
-    from adaptive.reporting.run_report import build_run
+    from adaptive.reporting.run_report import RunFacts, build_run
 
     trained = load_run(folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split
@@ -132,8 +132,7 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     flag = "--split" if arguments.split else "data.test_split"
     outputs = collect_outputs(trained, data, split, arguments.batch, arguments.workers, arguments.device, flag)
     costs = trained.network.costs()
-    report = build_run(
-        outputs,
+    facts = RunFacts(
         name=name,
         backbone=trained.config.model.backbone,
         checkpoint=f"{trained.checkpoint.path.name}{', moving average' if trained.averaged else ''}",
@@ -144,9 +143,9 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
         macs=[cost.macs for cost in costs],
         parameters=[cost.parameters for cost in costs],
         policy=policy,
-        evaluation=evaluation,
         folder=folder,
     )
+    report = build_run(outputs, facts, evaluation)
     if outputs.left_out:
         notices.append(f"{report.images:,} images{left_out_words(outputs.left_out)}")
     if policy is None:
@@ -190,11 +189,11 @@ def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
 
     if one.report.policy is None or not per_exit:
         return []
-    positions = choose(one.report, per_exit)
-    ids = one.report.ids[positions].tolist()
+    chosen = choose(one.report, per_exit)
+    ids = one.report.ids[chosen].tolist()
     settings = one.trained.config.data
     images = read_images(one.data, load_index(one.data, settings), one.report.split, ids, settings)
-    return tiles(one.report, positions, images)
+    return tiles(one.report, chosen, images)
 
 
 def _wall_names(written: Written) -> dict[str, Path]:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from adaptive.errors import MachineError
-from adaptive.reporting.drawing import COLOURS
 from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
+from adaptive.reporting.style import COLOURS
 
 CURVES = [
     Curve("GE + ISC", [3e8, 7.5e8, 1.2e9, 1.82e9], [52.1, 61.0, 67.3, 70.2]),

@@ -97,7 +97,7 @@ def test_of_most_files_pillow_is_not_asked(name, asked):
     frame = plain_jpeg(data)
     assert frame is not None
     assert frame[1:] == (HEIGHT, WIDTH, True)
-    assert data[frame.offset : frame.place + 2] == b"\xff\xc0"
+    assert data[frame.offset : frame.offset + 2] == b"\xff\xc0"
     assert not asked
     assert upright(data)
 
