@@ -21,7 +21,7 @@ from adaptive.commands.trained_run import (
 if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
     from adaptive.reporting.image_wall import Tile
-    from adaptive.reporting.page import Written
+    from adaptive.reporting.page import ReportFiles
     from adaptive.reporting.run_report import RunReport
     from adaptive.runs import TrainedRun
 
@@ -196,11 +196,11 @@ def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
     return tiles(one.report, chosen, images)
 
 
-def _wall_names(written: Written) -> dict[str, Path]:
+def _wall_names(written: ReportFiles) -> dict[str, Path]:
     return {path.stem: path for path in written.walls.values()}
 
 
-def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
+def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> None:
     for one in measured:
         report = one.report
         print(f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %", end="")
@@ -214,7 +214,7 @@ def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
     print(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
 
 
-def _send(one: _Measured, tiles: list[Tile], written: Written) -> None:
+def _send(one: _Measured, tiles: list[Tile], written: ReportFiles) -> None:
     """Show the report on the run's W&B run; explicitly asked for, so also where training did not use W&B."""
     from adaptive.reporting.dashboard_report import show
     from adaptive.tracking.dashboard import open_dashboard

@@ -56,7 +56,7 @@ class RunSection:
 
 
 @dataclass
-class Written:
+class ReportFiles:
     """The files of a report: the page, the PNG files by the figure's name, and each run's image wall."""
 
     page: Path
@@ -70,7 +70,7 @@ def write_report(
     folder: str | Path,
     walls: Mapping[int, Sequence[Tile]] | None = None,
     published: str | None = None,
-) -> Written:
+) -> ReportFiles:
     """Write the page and its figures.
 
     Args:
@@ -97,7 +97,7 @@ def write_report(
     with _writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(page, html)
-    written = Written(page)
+    written = ReportFiles(page)
     for drawing in _drawings(shared, sections):
         path = folder / f"{drawing.name}.png"
         with _writing(path):

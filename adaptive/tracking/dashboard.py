@@ -33,7 +33,7 @@ PREEMPTED_SECONDS = 15.0  # to finish after a run was asked to stop; Slurm kills
 
 
 @dataclass(frozen=True)
-class Shown:
+class SentRecords:
     """What earlier starts of a run have sent: all records before ``step``, and those of that step with these keys."""
 
     step: int = -1
@@ -47,7 +47,7 @@ class Shown:
 class Dashboard:
     """The interface of a dashboard; this one shows nothing, for runs without W&B."""
 
-    shown = Shown()
+    shown = SentRecords()
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send one record; ``step`` is its value on the horizontal axis."""
@@ -126,7 +126,7 @@ class _ClientDashboard(Dashboard):
             self._send("init", _init_command(tracking, folder, config, self._limit))
             ready = self._wait_for("ready")
             self._folder = ready["folder"]
-            self.shown = Shown(ready["step"], frozenset(map(frozenset, ready["records"])))
+            self.shown = SentRecords(ready["step"], frozenset(map(frozenset, ready["records"])))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         if self._socket is not None:

@@ -18,7 +18,7 @@ FULL, LAST = 1, 4  # kinds of chunks that end a record
 
 
 @dataclass(frozen=True)
-class Synced:
+class SyncResult:
     """The outcome of a run's upload: the number of starts uploaded now and ``before``, or the reason of its failure.
 
     ``empty`` starts were killed before anything was written.
@@ -53,7 +53,7 @@ def offline_starts(run: str | Path) -> list[Path]:
     return files
 
 
-def sync(run: str | Path, limit: float) -> Synced:
+def sync(run: str | Path, limit: float) -> SyncResult:
     """Upload a run's offline starts through ``wandb sync``; those that are uploaded already are skipped.
 
     Args:
@@ -65,23 +65,23 @@ def sync(run: str | Path, limit: float) -> Synced:
     named, missing = ", ".join(ids), _missing(files)
     before = len(files) - len(missing)
     if in_progress(run):
-        return Synced(str(run), named, fault="it is being trained; upload it when it has ended")
+        return SyncResult(str(run), named, fault="it is being trained; upload it when it has ended")
     try:
         due = [file for file in missing if mend(file)]
     except OSError as error:
-        return Synced(str(run), named, fault=f"{error.filename}: {error.strerror}")
+        return SyncResult(str(run), named, fault=f"{error.filename}: {error.strerror}")
     empty = len(missing) - len(due)
     if not due:
-        return Synced(str(run), named, before=before, empty=empty)
+        return SyncResult(str(run), named, before=before, empty=empty)
     ended = run_client(["-m", "wandb", "sync", *(str(file.parent) for file in due)], limit, folder=str(run))
     if ended.code is None:
-        return Synced(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
+        return SyncResult(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
     # The client's exit code is 0 also where a run was refused; of an uploaded file it leaves a mark beside it.
     if missing := _missing(due):
         first = missing[0].parent.name
         reason = _reason([*ended.out.splitlines(), *ended.err.splitlines()])
-        return Synced(str(run), named, fault=f"{len(missing)} of {len(due)} starts, the first {first}: {reason}")
-    return Synced(str(run), named, len(due), before, empty)
+        return SyncResult(str(run), named, fault=f"{len(missing)} of {len(due)} starts, the first {first}: {reason}")
+    return SyncResult(str(run), named, len(due), before, empty)
 
 
 def mend(file: Path) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.reporting.image_wall import Tile, choose, tiles
-from adaptive.reporting.page import Written, write_report
+from adaptive.reporting.page import ReportFiles, write_report
 from adaptive.reporting.run_report import RunFacts, RunReport, build_run
 
 
@@ -78,6 +78,6 @@ def make_tiles(run: RunReport, per_exit: int = 6, size: int = 24) -> list[Tile]:
     return tiles(run, chosen, pictures)
 
 
-def write(runs: list[RunReport], folder: Path, **options: Any) -> Written:
+def write(runs: list[RunReport], folder: Path, **options: Any) -> ReportFiles:
     walls = {i: make_tiles(run) for i, run in enumerate(runs) if run.policy}
     return write_report(runs, folder / "report.html", folder / "figures", walls, **options)

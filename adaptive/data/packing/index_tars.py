@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from adaptive.data.packing.progress import PackProgress
+from adaptive.data.packing.progress_bar import PackProgress
 from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, ShardInfo, SplitInfo, write_index
 from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of
 from adaptive.errors import DataError, MachineError

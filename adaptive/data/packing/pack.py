@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptive.data.packing.progress import PackProgress, listing
+from adaptive.data.packing.progress_bar import PackProgress, listing
 from adaptive.data.packing.recognise import open_source
 from adaptive.data.packing.sources import Item, Source, arrange_splits
 from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard

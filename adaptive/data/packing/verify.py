@@ -17,7 +17,7 @@ from typing import NamedTuple
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import CHECKSUM, MISSING, TRUNCATED, BadDataError
 from adaptive.data.images.decode import decode_image
-from adaptive.data.packing.progress import PackProgress
+from adaptive.data.packing.progress_bar import PackProgress
 from adaptive.data.packing.writer import prepare_worker
 from adaptive.data.reading.samples import decode_sample
 from adaptive.data.remote.transfer import Mismatch

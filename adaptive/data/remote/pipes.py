@@ -72,10 +72,10 @@ def _drain(process: subprocess.Popen[bytes], path: Path, received: ByteCounter) 
     assert process.stdout is not None
     assert process.stderr is not None
     errors = bytearray()
-    told = process.stderr
+    stderr = process.stderr
 
     def listen() -> None:
-        while chunk := told.read1(_CHUNK):  # type: ignore[attr-defined]
+        while chunk := stderr.read1(_CHUNK):  # type: ignore[attr-defined]
             errors.extend(chunk)
             del errors[:-_STDERR_BYTES]
 
