@@ -94,12 +94,11 @@ def load(folder: Path, data: str | None) -> Held:
     """Run a trained network's exits over both splits."""
     trained = runs.load(folder, "last")
     config = trained.config
-    path = data or config.data.path
-    index = load_index(path, config.data)
+    settings = config.data.model_copy(update={"path": data or config.data.path})
+    index = load_index(settings.path, settings)
 
     def outputs(split: str) -> Outputs:
-        batch = config.evaluate.batch
-        stream = EvaluationStream(index, path, split, config.data, batch=batch, rank=0, world=1, workers=0)
+        stream = EvaluationStream(index, settings, split, batch=config.evaluate.batch)
         return collect(trained.network, stream, torch.device("cpu"), stream.total)
 
     costs = [float(cost.macs) for cost in trained.network.costs()]

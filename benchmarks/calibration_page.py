@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptive.reporting.drawing import COLOURS, DOTS_PER_INCH, STYLE
+from adaptive.reporting.style import COLOURS, DOTS_PER_INCH, STYLE
 
 NETWORK_COLUMNS = (
     "network",

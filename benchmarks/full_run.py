@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.reading.stream import TrainStream
+from adaptive.data.reading.stream import LoaderOptions, TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.distributed.ranks import Ranks, find_ranks
 from adaptive.errors import AdaptiveError, ConfigError
@@ -146,9 +146,9 @@ def _shards(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     data = DataConfig(path=str(options.data), image_size=options.image_size, workers=options.workers)
     layout = memory_format(options.channels_last)
     stream = TrainStream(
-        load_index(str(options.data)), str(options.data), data.train_split, data, seed=0,
-        global_batch=options.batch * ranks.world, micro_batch=options.batch, rank=ranks.rank, world=ranks.world,
-        workers=options.workers, device=device, layout=layout,
+        load_index(data.path), data, data.train_split,
+        LoaderOptions(ranks.rank, ranks.world, options.workers, device, layout),
+        seed=0, global_batch=options.batch * ranks.world, micro_batch=options.batch,
     )  # fmt: skip
     for batch in stream.batches(0, 10**9):
         yield batch.images, batch.labels.to(device, non_blocking=True)

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from adaptive.reporting.drawing import COLOURS, DOTS_PER_INCH, STYLE
+from adaptive.reporting.style import COLOURS, DOTS_PER_INCH, STYLE
 from benchmarks.shared.locations import REPOSITORY
 from benchmarks.shared.method_measures import Measures, measure
 from benchmarks.shared.results import machine

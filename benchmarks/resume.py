@@ -32,7 +32,7 @@ from PIL import Image
 
 from adaptive.config.loading import parse_config
 from adaptive.config.sections import Config
-from adaptive.data.reading.stream import TrainStream
+from adaptive.data.reading.stream import LoaderOptions, TrainStream
 from adaptive.data.shards.index import ShardInfo, SplitInfo, load_index, write_index
 from adaptive.files import file_sha256
 from adaptive.training.checkpoints.store import CheckpointStore
@@ -161,10 +161,8 @@ def first_batches(tree: Config, positions: Mapping[str, int], rounds: int) -> di
     for number in range(-1, rounds):
         generator.shuffle(order)
         for name in order:
-            stream = TrainStream(
-                index, tree.data.path, "train", tree.data, seed=0, global_batch=BATCH, micro_batch=BATCH, rank=0,
-                world=1, workers=tree.data.workers,
-            )  # fmt: skip
+            loader = LoaderOptions(workers=tree.data.workers)
+            stream = TrainStream(index, tree.data, "train", loader, seed=0, global_batch=BATCH, micro_batch=BATCH)
             batches = stream.batches(positions[name], positions[name] + 4)
             began = time.perf_counter()
             next(batches)

@@ -132,7 +132,7 @@ def test_packages_import_nothing() -> None:
     ("package", "only"),
     [
         ("deepspeed", "adaptive.training.engine"),  # the one adapter, a folder
-        ("webdataset", "adaptive.data.reading.stream"),
+        ("webdataset", "adaptive.data.reading.pipeline"),
         ("wandb", "adaptive.tracking.wandb_client"),
         ("wandb_workspaces", "adaptive.tracking.workspace"),
     ],

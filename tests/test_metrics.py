@@ -79,17 +79,16 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, workers: int) -> tuple[int, float, list[int]]:
     """Measure a classifier that knows the labels of every second class; returns the totals and this rank's ids."""
-    from adaptive.data.reading.stream import EvaluationStream
+    from adaptive.data.reading.stream import EvaluationStream, LoaderOptions
     from adaptive.distributed.ranks import find_ranks
     from adaptive.metrics import measure_exits
     from adaptive.training.engine.group import all_reduce, init_distributed
 
     ranks = find_ranks()
     init_distributed(60)
-    stream = EvaluationStream(
-        load_index(folder), folder, "test", DataConfig(path=str(folder), image_size=8),
-        batch=17, rank=ranks.rank, world=ranks.world, workers=workers,
-    )  # fmt: skip
+    data = DataConfig(path=str(folder), image_size=8)
+    loader = LoaderOptions(ranks.rank, ranks.world, workers)
+    stream = EvaluationStream(load_index(folder), data, "test", loader, batch=17)
     batches = list(stream)
     labels = iter(batches)
 

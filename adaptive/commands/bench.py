@@ -81,11 +81,11 @@ def _images(trained: TrainedRun, folder: str | None, split: str | None, count: i
     from adaptive.data.shards.index import check_split, load_index
 
     config = trained.config
-    folder = folder or config.data.path
-    split_name = split or config.data.test_split
-    index = load_index(folder, config.data)
+    data = config.data.model_copy(update={"path": folder or config.data.path})
+    split_name = split or data.test_split
+    index = load_index(data.path, data)
     check_split(index, "--split" if split else "data.test_split", split_name)
-    stream = EvaluationStream(index, folder, split_name, config.data, batch=min(count, 256), rank=0, world=1, workers=0)
+    stream = EvaluationStream(index, data, split_name, batch=min(count, 256))
     parts: list[torch.Tensor] = []
     for batch in stream:
         parts.append(batch.images[batch.labels >= 0])

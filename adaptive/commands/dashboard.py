@@ -69,7 +69,7 @@ def _save(arguments: argparse.Namespace) -> dict[str, Any]:
     import os
 
     from adaptive.errors import MachineError
-    from adaptive.tracking.account import check_login, check_reachable, run_client, server
+    from adaptive.tracking.wandb_server import check_login, check_reachable, run_client, server
 
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise MachineError("the package wandb-workspaces is missing; run: pip install 'wandb-workspaces>=0.4.13,<0.5'")
@@ -133,8 +133,8 @@ def _describe(as_json: bool) -> None:
 def _sync(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from adaptive.tracking.account import check_login, check_reachable, server
     from adaptive.tracking.sync import offline_starts, sync
+    from adaptive.tracking.wandb_server import check_login, check_reachable, server
 
     limit = arguments.timeout or SYNC_SECONDS
     for folder in arguments.sync:
@@ -146,7 +146,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     for folder in arguments.sync:
         results.append(sync(folder, limit))
         if not arguments.json:
-            print(results[-1].told, flush=True)
+            print(results[-1].summary, flush=True)
     if arguments.json:
         print(json.dumps({"server": url, "runs": [asdict(result) for result in results]}))
     return 1 if any(result.fault for result in results) else 0

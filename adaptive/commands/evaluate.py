@@ -157,7 +157,7 @@ def _budgeted(
 
 
 def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
-    from adaptive.reporting.figures import Curve, accuracy_against_cost, training_curves
+    from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
     from adaptive.tracking.record import read
 
     label = result["backbone"]

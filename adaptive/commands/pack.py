@@ -105,14 +105,14 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise DataError(f"--workers {arguments.workers} is too small; give 1 or more")
     found = verify(arguments.verify, workers=arguments.workers, progress=not arguments.json)
     if arguments.json:
-        faults = [finding._asdict() for finding in found.findings]
+        faults = [fault._asdict() for fault in found.faults]
         summary = {"dataset": arguments.verify, "fingerprint": found.index.fingerprint}
         print(json.dumps({**summary, "images": found.total, "fine": found.fine, "faults": faults}))
-        return int(bool(found.findings))
-    for finding in found.findings:
-        print(f"{finding.kind}: {finding.message}")
-    print(f"{arguments.verify}: {found.fine:,} of {found.total:,} images are fine, {len(found.findings)} faults")
-    return int(bool(found.findings))
+        return int(bool(found.faults))
+    for fault in found.faults:
+        print(f"{fault.kind}: {fault.message}")
+    print(f"{arguments.verify}: {found.fine:,} of {found.total:,} images are fine, {len(found.faults)} faults")
+    return int(bool(found.faults))
 
 
 def _index(arguments: argparse.Namespace) -> int:

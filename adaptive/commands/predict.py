@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive.commands.trained_run import add_device, add_weights, choose_device, load_policy, load_run
 
 if TYPE_CHECKING:
-    from adaptive.data.images.files import ImageFile
+    from adaptive.data.images.image_files import ImageFile
 
 BATCH = 64
 
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; 1 if an image could not be read, which does not keep the others from their answers."""
-    from adaptive.data.images.files import find_images
+    from adaptive.data.images.image_files import find_images
     from adaptive.errors import AdaptiveError
 
     for name in ("top", "batch", "threads"):

@@ -20,9 +20,9 @@ from adaptive.commands.trained_run import (
 
 if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
-    from adaptive.reporting.page import Written
+    from adaptive.reporting.image_wall import Tile
+    from adaptive.reporting.page import ReportFiles
     from adaptive.reporting.run_report import RunReport
-    from adaptive.reporting.wall import Tile
     from adaptive.runs import TrainedRun
 
 MOST_TILES = 500  # on a page, unless --wall asks for more: thumbnails of 3 kB keep it below 3 MB
@@ -122,7 +122,7 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
-    from adaptive.reporting.run_report import build_run
+    from adaptive.reporting.run_report import RunFacts, build_run
 
     trained = load_run(folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split
@@ -132,8 +132,7 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     flag = "--split" if arguments.split else "data.test_split"
     outputs = collect_outputs(trained, data, split, arguments.batch, arguments.workers, arguments.device, flag)
     costs = trained.network.costs()
-    report = build_run(
-        outputs,
+    facts = RunFacts(
         name=name,
         backbone=trained.config.model.backbone,
         checkpoint=f"{trained.checkpoint.path.name}{', moving average' if trained.averaged else ''}",
@@ -144,9 +143,9 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
         macs=[cost.macs for cost in costs],
         parameters=[cost.parameters for cost in costs],
         policy=policy,
-        evaluation=evaluation,
         folder=folder,
     )
+    report = build_run(outputs, facts, evaluation)
     if outputs.left_out:
         notices.append(f"{report.images:,} images{left_out_words(outputs.left_out)}")
     if policy is None:
@@ -184,24 +183,24 @@ def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
 
 
 def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
-    from adaptive.data.reading.single_images import read_images
+    from adaptive.data.reading.images_by_id import read_images
     from adaptive.data.shards.index import load_index
-    from adaptive.reporting.wall import choose, tiles
+    from adaptive.reporting.image_wall import choose, tiles
 
     if one.report.policy is None or not per_exit:
         return []
-    positions = choose(one.report, per_exit)
-    ids = one.report.ids[positions].tolist()
+    chosen = choose(one.report, per_exit)
+    ids = one.report.ids[chosen].tolist()
     settings = one.trained.config.data
     images = read_images(one.data, load_index(one.data, settings), one.report.split, ids, settings)
-    return tiles(one.report, positions, images)
+    return tiles(one.report, chosen, images)
 
 
-def _wall_names(written: Written) -> dict[str, Path]:
+def _wall_names(written: ReportFiles) -> dict[str, Path]:
     return {path.stem: path for path in written.walls.values()}
 
 
-def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
+def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> None:
     for one in measured:
         report = one.report
         print(f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %", end="")
@@ -215,9 +214,9 @@ def _print(measured: list[_Measured], written: Written, folder: Path) -> None:
     print(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
 
 
-def _send(one: _Measured, tiles: list[Tile], written: Written) -> None:
+def _send(one: _Measured, tiles: list[Tile], written: ReportFiles) -> None:
     """Show the report on the run's W&B run; explicitly asked for, so also where training did not use W&B."""
-    from adaptive.reporting.dashboard_tables import show
+    from adaptive.reporting.dashboard_report import show
     from adaptive.tracking.dashboard import open_dashboard
 
     config = one.trained.config

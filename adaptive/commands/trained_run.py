@@ -86,32 +86,23 @@ def collect_outputs(
         DataError: no such dataset or split, other classes than the run's, or images that cannot be read.
         MachineError: no such device.
     """
-    from adaptive.data.reading.stream import EvaluationStream
+    from adaptive.data.reading.stream import EvaluationStream, LoaderOptions
     from adaptive.data.shards.index import check_shards, check_split, load_index
     from adaptive.errors import DataError
     from adaptive.inference.outputs import collect
     from adaptive.networks.precision import autocast
 
     config = trained.config
-    folder = folder or config.data.path
-    index = load_index(folder, config.data)
+    data = config.data.model_copy(update={"path": folder or config.data.path})
+    index = load_index(data.path, data)
     check_split(index, flag, split)
-    check_shards(index, folder, split, settings=config.data)
+    check_shards(index, data.path, split, settings=data)
     if index.classes != trained.classes:
-        raise DataError(f"{folder} has other classes than {trained.folder} was trained on; give --data its dataset")
+        raise DataError(f"{data.path} has other classes than {trained.folder} was trained on; give --data its dataset")
     where = choose_device(device)
     network = trained.network.to(where)
-    stream = EvaluationStream(
-        index,
-        folder,
-        split,
-        config.data,
-        batch=batch or config.evaluate.batch,
-        rank=0,
-        world=1,
-        workers=config.data.workers if workers is None else workers,
-        device=where,
-    )
+    loader = LoaderOptions(workers=data.workers if workers is None else workers, device=where)
+    stream = EvaluationStream(index, data, split, loader, batch=batch or config.evaluate.batch)
     with autocast(config.train.precision, where):
         return collect(network, stream, where, stream.total)
 

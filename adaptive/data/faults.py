@@ -1,4 +1,4 @@
-"""Bad data: what kinds there are, and how much of it a run has met."""
+"""Bad data: the kinds of faults that a sample or shard can have, and a count of those that a run has met."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class BadDataError(DataError):
-    """A sample (``key`` names it), or with ``whole`` its shard, is bad; ``kind`` is one of this module's."""
+    """A sample, named by ``key``, or with ``whole`` all of its shard is bad; ``kind`` is one of this module's."""
 
     def __init__(self, message: str, kind: str, key: str = "", whole: bool = False) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class BadDataError(DataError):
 
 
 class Fault(NamedTuple):
-    """One bad sample that was met: its kind, shard, sample id in the split, and the whole line about it."""
+    """A bad sample: the kind of its fault, its shard, its id in the split, and the error message."""
 
     kind: str
     shard: str
@@ -42,7 +42,7 @@ class Fault(NamedTuple):
 
 
 class Ledger:
-    """Distinct bad samples met so far; counted once each, however often and by whomever they are met.
+    """The distinct bad samples that a run has met, each counted once, however often and by how many workers it is met.
 
     ``limit`` is how many may be met (data.max_bad).
     """
@@ -50,7 +50,7 @@ class Ledger:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._found: dict[int, Fault] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()  # kinds and shards
 
     @property
     def count(self) -> int:
@@ -62,17 +62,18 @@ class Ledger:
         """Number of distinct bad samples of each kind that was met."""
         return dict(Counter(fault.kind for fault in self._found.values()))
 
-    def add(self, faults: Iterable[Fault], tell: bool = True) -> None:
-        """Enter faults; with ``tell`` the first of every kind in every shard is logged as a warning."""
+    def add(self, faults: Iterable[Fault], warn: bool = True) -> None:
+        """Enter faults; with ``warn`` the first of every kind in every shard is logged as a warning."""
         for fault in faults:
-            if self._found.setdefault(fault.id, fault) is not fault or not tell:
+            if self._found.setdefault(fault.id, fault) is not fault or not warn:
                 continue
-            if (fault.kind, fault.shard) not in self._told:
-                self._told.add((fault.kind, fault.shard))
-                _LOG.warning("bad data, %s: %s (further ones of this kind in this shard are not shown)", *_two(fault))
+            if (fault.kind, fault.shard) not in self._warned:
+                self._warned.add((fault.kind, fault.shard))
+                further = "further ones of this kind in this shard are not shown"
+                _LOG.warning("bad data, %s: %s (%s)", fault.kind, fault.message, further)
 
     def check(self) -> None:
-        """Raise DataError with a list of what was found when it is more than the limit."""
+        """Raise DataError, with a list of the faults, when there are more than the limit."""
         if self.count > self.limit:
             raise DataError(
                 f"{self.count} bad samples, data.max_bad = {self.limit} allows no more: "
@@ -93,7 +94,3 @@ def describe(faults: Iterable[Fault]) -> str:
 def counted(by_kind: Mapping[str, int]) -> str:
     """Return for example '3 undecodable image, 1 wrong label'."""
     return ", ".join(f"{count} {kind}" for kind, count in sorted(by_kind.items()))
-
-
-def _two(fault: Fault) -> tuple[str, str]:
-    return fault.kind, fault.message

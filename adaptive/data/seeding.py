@@ -1,4 +1,4 @@
-"""Seeding of the global generators that timm and torchvision draw from, whoever makes the draws."""
+"""Random numbers of augmentation and mixing: the global generators, seeded for each sample or batch by its position."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MIX = 2
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Give random, numpy and torch's CPU generator back afterwards as they were.
+    """Restore the state of random, numpy and torch's CPU generator afterwards.
 
-    Without workers they are the training process's own generators, which must not notice.
+    Without workers they are the training process's own generators, whose draws must not depend on the data.
     """
     # Exchanging numpy's bit generator is ten times faster than copying its state there and back.
     states = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
@@ -32,9 +32,9 @@ def preserved() -> Iterator[None]:
 
 
 class Seeds:
-    """What random, numpy and torch's CPU generator are seeded with, from numbers >= 0.
+    """Seeds of random, numpy and torch's CPU generator, derived from numbers >= 0.
 
-    Making them takes several times as long as using them: whoever needs many makes them in a row.
+    Deriving them takes several times as long as using them: many are best derived in a row.
     """
 
     def __init__(self, purpose: int, *entropy: int) -> None:
@@ -52,7 +52,7 @@ class Seeds:
 
 @contextmanager
 def seeded(purpose: int, *entropy: int) -> Iterator[None]:
-    """Seed the generators from numbers >= 0, and give them back afterwards as they were."""
+    """Seed the generators from numbers >= 0, and restore their states afterwards."""
     with preserved():
         Seeds(purpose, *entropy).use()
         yield

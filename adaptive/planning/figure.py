@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptive.planning.simulation import Scaling, ScalingRow
-from adaptive.reporting.drawing import COLOURS, MARKERS, Drawing, draw
+from adaptive.reporting.drawing import Drawing, draw
+from adaptive.reporting.style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""One drawing, two files: a PNG, and an SVG for a page whose colours follow the page's light or dark theme."""
+"""Drawings: a matplotlib figure as PNG, and as SVG whose colours follow the light or dark theme of a page."""
 
 from __future__ import annotations
 
@@ -6,76 +6,26 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+from adaptive.reporting.style import DOTS_PER_INCH, PAGE_STYLE, PAGE_VARIABLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "h", "D", "p", "8", "H")  # roomy enough for an exit's number
-STYLE: dict[str, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 13,
-    "axes.labelsize": 12,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-}
-
-INK = "#1f2328"
-MUTED = "#59636e"
-GRID = "#dddde0"
-PAPER = "#fffffe"  # told apart from pure white, which stays white in both themes
-DOTS_PER_INCH = 200
-SMALLEST = 12.0  # points; the page may shrink a chart to 96 % on a narrow screen, and 11 pixels have to be left
-
-# What stands for a colour in a page; its template defines the variables for both themes.
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
-    colour.lower(): f"--series-{i}" for i, colour in enumerate(COLOURS)
-}
-_STYLE: dict[str, Any] = STYLE | {
-    "font.size": SMALLEST,
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": SMALLEST,
-    "legend.fontsize": SMALLEST,
-    "xtick.labelsize": SMALLEST,
-    "ytick.labelsize": SMALLEST,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": GRID,
-    "axes.facecolor": PAPER,
-    "figure.facecolor": PAPER,
-    "text.parse_math": False,  # a class may be called $x
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],  # each text in an SVG names the whole list
-}
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure.
+    """A finished figure, for a file and for a page.
 
     Attributes:
         name: stem of its file, and prefix of the ids inside its SVG; letters, digits, ``_`` and ``-``.
-        caption: what it shows, for everybody.
-        alt: what it says, for those who cannot see it.
+        caption: shown below it.
+        alt: its content in words, for those who cannot see it.
         svg: an ``<svg>`` element for a page.
         png: content of a PNG file.
     """
@@ -90,12 +40,12 @@ class Drawing:
 def draw(
     name: str, paint: Callable[[Figure], None], caption: str, alt: str, width: float = 5.0, height: float = 3.8
 ) -> Drawing:
-    """Let ``paint`` fill an empty figure of this size (inches), and render it both ways."""
+    """Call ``paint`` with an empty figure of this size (inches), and render it as PNG and as SVG."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE, {"svg.hashsalt": name}]), warnings.catch_warnings():
+    with style.context(["default", PAGE_STYLE, {"svg.hashsalt": name}]), warnings.catch_warnings():
         # The PNG's font lacks some scripts; the page's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
@@ -113,11 +63,11 @@ def draw(
 
 
 def _for_page(text: str, name: str, alt: str) -> str:
-    """Make matplotlib's SVG fit into a page: ids of its own, no style sheet, variables for colours."""
+    """Adapt matplotlib's SVG to a page: unique ids, no style sheet, CSS variables for colours."""
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):
-            # The style sheet would apply to the whole page, the metadata names addresses elsewhere.
+            # The style sheet would apply to the whole page, the metadata holds URLs of other sites.
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
                 parent.remove(child)
     for element in root.iter():
@@ -139,6 +89,6 @@ def _for_page(text: str, name: str, alt: str) -> str:
 
 
 def _with_variables(style: str) -> str:
-    for colour, variable in VARIABLES.items():
+    for colour, variable in PAGE_VARIABLES.items():
         style = style.replace(colour, f"var({variable})")
     return style

@@ -1,4 +1,4 @@
-"""The report's other figures: who leaves where, how sure and how right they are, and what is confused."""
+"""The report's figures of exits: how many images leave at each, their accuracy, classes, calibration and confusion."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptive.inference.calibration.reliability import reliability
-from adaptive.reporting.curves import short
-from adaptive.reporting.drawing import COLOURS, GRID, INK, MARKERS, MUTED, PAPER, Drawing, draw
-from adaptive.reporting.numbers import class_shares, confusion
+from adaptive.reporting.accuracy_curves import short
+from adaptive.reporting.class_statistics import class_shares, confusion
+from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.style import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE = COLOURS[0], COLOURS[1]
-STRONGEST = 0.65  # opacity of a cell, low enough that ink stays readable on it in both themes
-FEW_CLASSES = 20  # more become a selection, or a table
-FEWEST = 5  # images that a bin needs to be drawn: the accuracy of one or two says nothing
-_SEGMENT = 0.09  # share of images below which a bar's segment is too narrow for its text
+MAX_OPACITY = 0.65  # of a cell, low enough that text stays readable on it in both themes
+FEW_CLASSES = 20  # of more, a selection is drawn, or a table is shown instead
+MIN_BIN_IMAGES = 5  # in a bin that is drawn: the accuracy of one or two says nothing
+_TEXT_SHARE = 0.09  # of the images; the segment of a smaller share is too narrow for its text
 
 
 def stem(run: RunReport, runs: Sequence[RunReport], what: str) -> str:
-    """Name a file of one run: by what it shows alone where there is one run only."""
+    """Return the name of a run's figure: number and name of the run, where there are several, and what it shows."""
     if len(runs) == 1:
         return what
     return f"{runs.index(run) + 1}_{re.sub(r'[^A-Za-z0-9_-]+', '-', run.name).strip('-')}_{what}"
@@ -48,9 +49,9 @@ def shares(runs: Sequence[RunReport]) -> Drawing | None:
         for row, run in enumerate(able):
             start, last = 0.0, len(run.macs) - 1
             for i, share in enumerate(run.shares):
-                alpha = STRONGEST - (STRONGEST - 0.12) * i / max(1, last)
+                alpha = MAX_OPACITY - (MAX_OPACITY - 0.12) * i / max(1, last)
                 axes.barh(row, share, left=start, height=0.62, facecolor=(BLUE, alpha), edgecolor=INK, linewidth=0.8)
-                if share >= _SEGMENT:
+                if share >= _TEXT_SHARE:
                     axes.text(start + share / 2, row + 0.01, f"{i + 1}", ha="center", va="bottom", weight="bold")
                     axes.text(start + share / 2, row + 0.02, f"{100 * share:.0f} %", ha="center", va="top")
                 start += share
@@ -65,7 +66,7 @@ def shares(runs: Sequence[RunReport]) -> Drawing | None:
 
 
 def leavers(runs: Sequence[RunReport]) -> Drawing | None:
-    """Draw how accurate those are that leave at each exit; None where no run has a policy."""
+    """Draw the accuracy of the images that leave at each exit; None where no run has a policy."""
     able = [run for run in runs if run.policy]
     if not able:
         return None
@@ -80,13 +81,7 @@ def leavers(runs: Sequence[RunReport]) -> Drawing | None:
             style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             if len(able) == 1:
                 full = [100 * float(np.mean((run.answers[-1] == run.labels)[run.left_at(n)])) for n in numbers]
-                hollow: dict[str, Any] = {
-                    "color": MUTED,
-                    "linestyle": (0, (4, 1.5)),
-                    "markerfacecolor": PAPER,
-                    "marker": "s",
-                }
-                axes.plot(numbers, full, **hollow, markersize=9, label="by the last exit")
+                axes.plot(numbers, full, **_hollow(MUTED), markersize=9, label="by the last exit")
             values = [run.accuracy_at(n) for n in numbers]
             label = "where they leave" if len(able) == 1 else short(run.name, 18)
             axes.plot(numbers, values, **style, markersize=8, label=label)  # type: ignore[arg-type]
@@ -108,7 +103,7 @@ def leavers(runs: Sequence[RunReport]) -> Drawing | None:
 
 
 def classes(run: RunReport, name: str) -> Drawing:
-    """Draw which classes leave early: a map of classes (earliest above) and exits. The run needs a policy."""
+    """Draw which classes leave early: a matrix of classes, earliest above, and exits. The run needs a policy."""
     found = class_shares(run)
     mean_exit = np.nansum(found * np.arange(1, len(run.macs) + 1), axis=1)
     present = np.flatnonzero(~np.isnan(found[:, 0]))
@@ -150,17 +145,11 @@ def calibration(run: RunReport, number: int, name: str) -> Drawing:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         shown = after or before
-        enough = FEWEST / len(right)
+        enough = MIN_BIN_IMAGES / len(right)
         axes.bar(shown.confidence, shown.share, width=0.045, facecolor=GRID, zorder=1)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)))
         if after:
-            style: dict[str, Any] = {
-                "color": ORANGE,
-                "linestyle": (0, (4, 1.5)),
-                "marker": "s",
-                "markerfacecolor": PAPER,
-            }
-            axes.plot(*before.points(enough), **style, markersize=6, label="as trained")
+            axes.plot(*before.points(enough), **_hollow(ORANGE), markersize=6, label="as trained")
         label = f"T = {temperature:.2f}" if after else "as trained"
         axes.plot(*shown.points(enough), color=BLUE, marker="o", markersize=6, label=label)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title=f"exit {number}")
@@ -171,7 +160,7 @@ def calibration(run: RunReport, number: int, name: str) -> Drawing:
 
 
 def confusions(run: RunReport, number: int, name: str) -> Drawing | None:
-    """Draw the confusion matrix of those that leave at an exit; None where nobody does, or of many classes."""
+    """Draw the confusion matrix of the images that leave at an exit; None where none does, or for many classes."""
     here = run.left_at(number)
     if not len(here) or len(run.classes) > FEW_CLASSES:
         return None
@@ -197,7 +186,7 @@ def confusions(run: RunReport, number: int, name: str) -> Drawing | None:
 
 
 def _hollow(colour: str) -> dict[str, Any]:
-    return {"color": colour, "linestyle": (0, (4, 1.5)), "marker": "s", "markerfacecolor": PAPER}
+    return {"color": colour, "linestyle": DASHES, "marker": "s", "markerfacecolor": PAPER}
 
 
 def _count(number: int) -> str:
@@ -207,7 +196,7 @@ def _count(number: int) -> str:
 def _cell(axes: Axes, x: int, y: int, colour: str, share: float, text: str) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(colour, STRONGEST * share), edgecolor="none"))
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(colour, MAX_OPACITY * share), edgecolor="none"))
     if text:
         axes.text(x, y, text, ha="center", va="center_baseline")
 

@@ -1,4 +1,4 @@
-"""The report's files: one HTML page that needs nothing else, and every figure as a PNG."""
+"""The report's files: one self-contained HTML page, and every figure as a PNG."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from adaptive.errors import MachineError
 from adaptive.files import write_atomically
 from adaptive.reporting import exit_figures as figures
-from adaptive.reporting.curves import against_macs, against_milliseconds, where
+from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
+from adaptive.reporting.class_statistics import class_shares, confused_pairs
 from adaptive.reporting.drawing import Drawing
-from adaptive.reporting.numbers import class_shares, confused_pairs
+from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
 from adaptive.reporting.published import REFERENCES, TITLES
 from adaptive.reporting.run_report import RunReport
 from adaptive.reporting.tables import human
-from adaptive.reporting.wall import Tile, draw_wall, thumbnail
 
 TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
-class Exit:
-    """One row of a run's table, and what belongs to that exit."""
+class ExitRow:
+    """An exit's row in a run's table, with the figures and images of that exit."""
 
     number: int
     after: str
@@ -47,17 +47,17 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class Section:
-    """What the page shows of one run alone."""
+class RunSection:
+    """The page's section about a single run."""
 
     run: RunReport
-    exits: list[Exit]
+    exits: list[ExitRow]
     classes: Drawing | None
 
 
 @dataclass
-class Written:
-    """What was written: the page, the PNG files by the figure's name, the wall's picture per run."""
+class ReportFiles:
+    """The files of a report: the page, the PNG files by the figure's name, and each run's image wall."""
 
     page: Path
     figures: dict[str, Path] = field(default_factory=dict)
@@ -70,14 +70,14 @@ def write_report(
     folder: str | Path,
     walls: Mapping[int, Sequence[Tile]] | None = None,
     published: str | None = None,
-) -> Written:
+) -> ReportFiles:
     """Write the page and its figures.
 
     Args:
         runs: one or several, of any networks and splits.
         page: the HTML file.
         folder: of the PNG files; made if needed.
-        walls: images of runs, by place in ``runs``, as `wall.tiles` gives them.
+        walls: images of runs, by index in ``runs``, as `image_wall.tiles` gives them.
         published: the data set whose published numbers are shown (`published.choose`), or none.
 
     Raises:
@@ -97,7 +97,7 @@ def write_report(
     with _writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(page, html)
-    written = Written(page)
+    written = ReportFiles(page)
     for drawing in _drawings(shared, sections):
         path = folder / f"{drawing.name}.png"
         with _writing(path):
@@ -162,19 +162,19 @@ def _run_data(run: RunReport) -> dict[str, Any]:
     return data
 
 
-def _section(run: RunReport, runs: Sequence[RunReport], tiles: Sequence[Tile]) -> Section:
+def _section(run: RunReport, runs: Sequence[RunReport], tiles: Sequence[Tile]) -> RunSection:
     k = len(run.macs)
-    return Section(
+    return RunSection(
         run=run,
         exits=[_exit(run, runs, n, [tile for tile in tiles if tile.exit == n]) for n in range(1, k + 1)],
         classes=figures.classes(run, figures.stem(run, runs, "classes")) if run.policy else None,
     )
 
 
-def _exit(run: RunReport, runs: Sequence[RunReport], n: int, tiles: Sequence[Tile]) -> Exit:
+def _exit(run: RunReport, runs: Sequence[RunReport], n: int, tiles: Sequence[Tile]) -> ExitRow:
     has = run.policy is not None
     many = len(run.classes) > figures.FEW_CLASSES
-    return Exit(
+    return ExitRow(
         number=n,
         after=run.exit_names[n - 1],
         macs=run.macs[n - 1],
@@ -193,7 +193,7 @@ def _exit(run: RunReport, runs: Sequence[RunReport], n: int, tiles: Sequence[Til
     )
 
 
-def _drawings(shared: Mapping[str, Drawing | None], sections: Sequence[Section]) -> Iterator[Drawing]:
+def _drawings(shared: Mapping[str, Drawing | None], sections: Sequence[RunSection]) -> Iterator[Drawing]:
     yield from (drawing for drawing in shared.values() if drawing)
     for section in sections:
         if section.classes:
@@ -206,7 +206,7 @@ def _drawings(shared: Mapping[str, Drawing | None], sections: Sequence[Section])
 
 def _render(
     runs: Sequence[RunReport],
-    sections: Sequence[Section],
+    sections: Sequence[RunSection],
     shared: Mapping[str, Drawing | None],
     published: str | None,
 ) -> str:
@@ -221,7 +221,7 @@ def _render(
     )
     environment.filters["human"] = human
     environment.filters["where"] = where
-    # In a script element only "<" could end it; JSON spells it as an escape just as well.
+    # Only "<" could end a script element; JSON may hold it as an escape.
     data = json.dumps(report_data(runs, published), ensure_ascii=False, indent=1).replace("<", "\\u003c")
     return environment.get_template(TEMPLATE).render(
         runs=runs,

@@ -64,7 +64,7 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
 
 
 def recognise(classes: int, *names: str) -> str | None:
-    """Say which data set this is, by its number of classes and what its path, run or configuration is called."""
+    """Return the data set by its number of classes and the names of its path, run or configuration; None if unknown."""
     words = ["".join(c for c in name.lower() if c.isalnum()) for name in names]
     for dataset, spellings in _SPELLINGS.items():
         if classes == _CLASSES[dataset] and any(s in word for s in spellings for word in words):
@@ -76,8 +76,8 @@ def choose(asked: str, recognised: Sequence[str | None]) -> str | None:
     """Return the data set whose published numbers a report shows, or None.
 
     Args:
-        asked: ``auto`` takes the one that every run was recognised as, ``none`` none, a name that one.
-        recognised: per run, what `recognise` said.
+        asked: a data set's name, ``none``, or ``auto``: the one that every run was recognised as.
+        recognised: the result of `recognise` for each run.
 
     Raises:
         AdaptiveError: there are no published numbers of that name.

@@ -1,4 +1,4 @@
-"""What a report is made of: one run's outputs on a split, boiled down to what its figures and tables need."""
+"""The data of a report: one run's outputs on a split, reduced to what figures and tables need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured milliseconds of one image up to each exit, and where: machine, device, images per batch."""
+    """Measured milliseconds of one image up to each exit, with the machine, device and images per batch."""
 
     machine: str
     device: str
@@ -37,9 +37,9 @@ class BudgetPoint:
     shares: list[float]
 
 
-@dataclass(frozen=True)
-class RunReport:
-    """One run on one split. k exits, N images, C classes; exits are numbered 1..k.
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """The facts about a run and its network of k exits and C classes that do not follow from its outputs.
 
     Attributes:
         name: of the run.
@@ -48,23 +48,10 @@ class RunReport:
         dataset: its name.
         split: of the dataset.
         classes: C names.
-        exit_names: k places, the last one the backbone's end.
+        exit_names: k modules that the exits follow, the last one the backbone's end.
         macs: (k,) multiply-adds of one image up to each exit.
         parameters: (k,) up to each exit.
-        top1: (k,) percent.
-        top5: (k,) percent.
-        loss: (k,) cross entropy.
-        labels: (N,) true classes.
-        ids: (N,) numbers of the images in the split.
-        answers: (k, N) the likeliest class at each exit.
-        confidences: (k, N) its probability at temperature 1.
-        calibrated: (k, N) its probability at the policy's temperatures; None where it has none.
         policy: of the run, if any.
-        exits: (N,) where each image leaves by the policy.
-        leaving: (N,) probability of its answer there.
-        budgeted: the curve of policies over budgets, by rising cost; empty where it was not measured.
-        budgeted_by: how these policies were chosen.
-        timing: measured milliseconds, if any.
         folder: of the run, for the commands that the page names.
     """
 
@@ -77,6 +64,30 @@ class RunReport:
     exit_names: list[str]
     macs: list[int]
     parameters: list[int]
+    policy: Policy | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(RunFacts):
+    """One run on one split: its facts, and what its outputs for N images say. Exits are numbered 1..k.
+
+    Attributes:
+        top1: (k,) percent.
+        top5: (k,) percent.
+        loss: (k,) cross entropy.
+        labels: (N,) true classes.
+        ids: (N,) of the images in the split.
+        answers: (k, N) the likeliest class at each exit.
+        confidences: (k, N) its probability at temperature 1.
+        calibrated: (k, N) its probability at the policy's temperatures; None where it has none.
+        exits: (N,) where each image leaves by the policy.
+        leaving: (N,) probability of its answer there.
+        budgeted: the curve of policies over budgets, by rising cost; empty where it was not measured.
+        budgeted_by: how these policies were chosen.
+        timing: measured milliseconds, if any.
+    """
+
     top1: list[float]
     top5: list[float]
     loss: list[float]
@@ -85,13 +96,11 @@ class RunReport:
     answers: NDArray[np.int32]
     confidences: NDArray[np.float32]
     calibrated: NDArray[np.float32] | None = None
-    policy: Policy | None = None
     exits: NDArray[np.int64] | None = None
     leaving: NDArray[np.float32] | None = None
     budgeted: tuple[BudgetPoint, ...] = ()
     budgeted_by: str = ""
     timing: Timing | None = None
-    folder: str = ""
 
     @property
     def images(self) -> int:
@@ -109,7 +118,7 @@ class RunReport:
         return self.given == self.labels
 
     def left_at(self, number: int) -> NDArray[np.intp]:
-        """Positions of the images that leave at an exit, surest first; needs a policy."""
+        """Indices of the images that leave at an exit, surest first; needs a policy."""
         assert self.leaving is not None
         found = np.flatnonzero(self._exits() == number)
         return found[np.argsort(-self.leaving[found], kind="stable")]
@@ -135,7 +144,7 @@ class RunReport:
         return float(np.dot(shares, self.timing.milliseconds))
 
     def accuracy_at(self, number: int) -> float | None:
-        """Accuracy in percent of those that leave at an exit, None where nobody does; needs a policy."""
+        """Accuracy in percent of the images that leave at an exit, None where none does; needs a policy."""
         here = self._exits() == number
         return 100 * float(self.right[here].mean()) if here.any() else None
 
@@ -144,91 +153,50 @@ class RunReport:
         return self.exits
 
 
-def build_run(
-    outputs: Outputs,
-    *,
-    name: str,
-    backbone: str,
-    checkpoint: str,
-    dataset: str,
-    split: str,
-    classes: list[str],
-    exit_names: list[str],
-    macs: list[int],
-    parameters: list[int],
-    policy: Policy | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    folder: str = "",
-) -> RunReport:
-    """Boil a run's outputs down to what a report needs, a piece at a time: logits may fill most of the memory.
+def build_run(outputs: Outputs, facts: RunFacts, evaluation: Mapping[str, Any] | None = None) -> RunReport:
+    """Reduce a run's outputs to what a report needs, a piece at a time: logits may fill most of the memory.
 
     Args:
         outputs: of k exits for the N images of the split.
-        name: and the other arguments: as in `RunReport`.
-        backbone: see there.
-        checkpoint: see there.
-        dataset: see there.
-        split: see there.
-        classes: see there.
-        exit_names: see there.
-        macs: see there.
-        parameters: see there.
-        policy: of the network; one for as many exits.
+        facts: about the run.
         evaluation: what ``adaptive evaluate`` wrote for this split, if it did; its keys ``budgeted`` and
-            ``milliseconds`` are read where they are there.
-        folder: see there.
+            ``milliseconds`` are read where it has them.
 
     Raises:
         AdaptiveError: the numbers of exits or classes do not fit together, or there are no images.
     """
-    _check(outputs, name, split, classes, exit_names, macs, policy)
+    _check(outputs, facts)
     measured = measure_outputs(outputs.logits, outputs.labels)
-    timing, points, how = _from_evaluation(evaluation or {}, len(macs))
+    timing, points, how = _from_evaluation(evaluation or {}, len(facts.macs))
     return RunReport(
-        name=name,
-        backbone=backbone,
-        checkpoint=checkpoint,
-        dataset=dataset,
-        split=split,
-        classes=classes,
-        exit_names=exit_names,
-        macs=macs,
-        parameters=parameters,
+        **vars(facts),
         top1=measured.top1,
         top5=measured.top5,
         loss=measured.loss,
         labels=outputs.labels.numpy(),
         ids=outputs.ids.numpy(),
-        policy=policy,
         budgeted=points,
         budgeted_by=how,
         timing=timing,
-        folder=folder,
-        **_answers(outputs, policy),
+        **_answers(outputs, facts.policy),
     )
 
 
-def _check(
-    outputs: Outputs,
-    name: str,
-    split: str,
-    classes: list[str],
-    exit_names: list[str],
-    macs: list[int],
-    policy: Policy | None,
-) -> None:
-    """Refuse what does not fit together (AdaptiveError)."""
+def _check(outputs: Outputs, facts: RunFacts) -> None:
+    """Check that outputs, network, policy and classes fit together (raises AdaptiveError)."""
     k, images, width = outputs.logits.shape
     for what, count, expected in (
-        ("costs", len(macs), k),
-        ("exit names", len(exit_names), k),
-        ("thresholds", policy.exits if policy else k, k),
-        ("class names", len(classes), width),
+        ("costs", len(facts.macs), k),
+        ("exit names", len(facts.exit_names), k),
+        ("thresholds", facts.policy.exits if facts.policy else k, k),
+        ("class names", len(facts.classes), width),
     ):
         if count != expected:
-            raise AdaptiveError(f"run {name}: {count} {what} for {expected}; the policy or evaluation is another's")
+            raise AdaptiveError(
+                f"run {facts.name}: {count} {what} for {expected}; the policy or evaluation is another's"
+            )
     if not images:
-        raise AdaptiveError(f"run {name}: split {split} holds no images; give another one with --split")
+        raise AdaptiveError(f"run {facts.name}: split {facts.split} holds no images; give another one with --split")
 
 
 def _answers(outputs: Outputs, policy: Policy | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WIDEST = 1000  # columns of a table that is not for a terminal
+MAX_WIDTH = 1000  # columns of a table that is not for a terminal
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -35,6 +35,12 @@ def human(number: float, digits: int = 3) -> str:
             whole = len(str(int(abs(number) / size)))
             return f"{number / size:.{max(digits - whole, 0)}f} {unit}"
     return f"{number:.{digits}g}"
+
+
+def tick_label(text: str) -> str:
+    """Shorten a number with a unit for an axis: "1.20 G" to "1.2 G", "0.50 ms" to "0.5"."""
+    number, *unit = text.split()
+    return " ".join([f"{float(number):g}", *(part for part in unit if part != "ms")])
 
 
 def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -64,6 +70,6 @@ def print_table(table: Table) -> None:
     """Print ``table`` to standard output; into a pipe or a job's log as wide as it is, so that no column is cut."""
     console = Console()
     if not console.is_terminal:
-        options = console.options.update(max_width=WIDEST)
+        options = console.options.update(max_width=MAX_WIDTH)
         console = Console(width=max(console.width, console.measure(table, options=options).maximum))
     console.print(table)

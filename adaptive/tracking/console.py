@@ -1,4 +1,4 @@
-"""What a person sees while training: a progress bar on a terminal, one line per record in a log file."""
+"""Console output of training: a progress bar on a terminal, one line per record in a log file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def _observing(method: Method) -> Method:
-    """Let a method fail without stopping the run: the console falls silent, and says so once."""
+    """Decorate a method so that its failure does not stop the run: the console is switched off, with one warning."""
 
     @functools.wraps(method)
     def guarded(self: Console, *arguments: Any) -> None:
@@ -108,7 +108,7 @@ class Console:
 
     @_observing
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Stop the progress bar, and restore the terminal."""
         if self._progress is not None:
             self._progress.stop()
 

@@ -1,8 +1,8 @@
-"""The window on a run: its records in Weights & Biases, as far as W&B lives.
+"""The dashboard of a run: sends its metrics, tables and pictures to Weights & Biases.
 
-The W&B client runs in a process of its own (``wandb_client.py``), fed over a socket with a time limit on every
-exchange. So nothing that happens to it, a dead server, one that never answers, an error inside the client, can hold
-up or end training: the first trouble is reported once, the process is ended, and the run goes on without W&B.
+The W&B client runs in a process of its own (``wandb_client.py``), which gets them over a socket with a time limit on
+every exchange. So no failure of it, be it a server that is down or hangs, or an error inside the client, can delay or
+end training: the first one is logged, the process is ended, and the run goes on without W&B.
 """
 
 from __future__ import annotations
@@ -21,38 +21,36 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adaptive.config.sections import TrackingConfig
 from adaptive.tracking.redaction import without_secrets
-
-if TYPE_CHECKING:
-    from adaptive.config.sections import TrackingConfig
 
 LOGGER = logging.getLogger(__name__)
 ENDED = "the client has ended, see client.log in the run's wandb folder"
 CLIENT = Path(__file__).with_name("wandb_client.py")
-HASTE = 15.0  # seconds for the end of a run that was asked to stop; Slurm kills 30 s after its SIGTERM
+PREEMPTED_SECONDS = 15.0  # to finish after a run was asked to stop; Slurm kills 30 s after its SIGTERM
 
 
 @dataclass(frozen=True)
-class Shown:
-    """How far earlier starts have fed a run's dashboard: to ``step``, of which it has the records with these keys."""
+class SentRecords:
+    """What earlier starts of a run have sent: all records before ``step``, and those of that step with these keys."""
 
     step: int = -1
     records: frozenset[frozenset[str]] = frozenset()
 
     def has(self, record: Mapping[str, Any]) -> bool:
-        """Whether the dashboard has a record, told by its ``step`` and its keys."""
+        """Whether the dashboard has a record, identified by its ``step`` and its keys."""
         return record["step"] < self.step or (record["step"] == self.step and frozenset(record) in self.records)
 
 
 class Dashboard:
-    """A dashboard that shows nothing: what a run without W&B gets, and what every dashboard offers."""
+    """The interface of a dashboard; this one shows nothing, for runs without W&B."""
 
-    shown = Shown()
+    shown = SentRecords()
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Send one record; ``step`` becomes its position on the horizontal axis."""
+        """Send one record; ``step`` is its value on the horizontal axis."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set figures that describe the whole run, such as the best accuracy."""
@@ -67,10 +65,10 @@ class Dashboard:
         """Show named lines of points (x, y) as one chart under ``key``."""
 
     def checkpoint(self, path: str | Path, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
-        """Show a checkpoint's folder as a version of the run's model, by reference; nothing of it is uploaded."""
+        """Register a checkpoint's folder as a version of the run's model, by reference; nothing of it is uploaded."""
 
     def alert(self, title: str, text: str, error: bool = True) -> None:
-        """Send the user a message by the dashboard's own ways (mail, Slack)."""
+        """Notify the user as the dashboard is set up to (mail, Slack)."""
 
     def finish(self, exit_code: int = 0, preempted: bool = False) -> None:
         """End the run on the dashboard, 0 as finished and anything else as failed, or as ``preempted``: it goes on
@@ -84,16 +82,16 @@ def open_dashboard(
     """Open the run's dashboard, or continue it; call on rank 0 alone.
 
     The run's W&B id lies in ``run_folder/wandb/run_id`` before anything is sent, so that a requeued job continues the
-    same W&B run. Passwords and signatures in URLs are struck out. Never raises for W&B's sake: whatever goes wrong
-    becomes one logged warning and a dashboard that shows nothing. Waits at most ``tracking.init_timeout`` seconds, here
-    and in every later call.
+    same W&B run. Passwords and signatures in URLs are removed. Any failure of W&B becomes one logged warning and a
+    dashboard that shows nothing, never an exception. Waits at most ``tracking.init_timeout`` seconds, here and in every
+    later call.
 
     Args:
         tracking: mode, project, names and the time limit.
         run_folder: the run's folder; the client's files go to its ``wandb`` folder.
         config: the resolved configuration, shown as the run's.
-        notes: what else describes the run (versions, parameters, MACs), shown under ``notes`` in its configuration;
-            None leaves those of a run that is continued as they are.
+        notes: further facts about the run (versions, parameters, MACs), shown under ``notes`` in its configuration;
+            None keeps those of a continued run.
     """
     if tracking.wandb == "disabled":
         return Dashboard()
@@ -108,12 +106,12 @@ class _ClientError(Exception):
 
 
 class _ClientDashboard(Dashboard):
-    """A dashboard fed through the client's process; after the first trouble it shows nothing more."""
+    """A dashboard behind the client's process; after its first failure it shows nothing more."""
 
     def __init__(self, tracking: TrackingConfig) -> None:
         self._tracking, self._limit = tracking, tracking.init_timeout
         self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
+        self._socket: socket.socket | None = None
         self._received = b""
         self._folder = ""
         self._offline = False
@@ -128,28 +126,28 @@ class _ClientDashboard(Dashboard):
             self._send("init", _init_command(tracking, folder, config, self._limit))
             ready = self._wait_for("ready")
             self._folder = ready["folder"]
-            self.shown = Shown(ready["step"], frozenset(map(frozenset, ready["records"])))
+            self.shown = SentRecords(ready["step"], frozenset(map(frozenset, ready["records"])))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        if self._link is not None:
+        if self._socket is not None:
             with self._watched("log"):
                 self._check()
                 self._send("log", {**values, "step": step})
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        if self._link is not None:
+        if self._socket is not None:
             with self._watched("log"):
                 self._check()
                 self._send("summary", dict(values))
 
     def image(self, key: str, path: str | Path) -> None:
-        if self._link is not None:
+        if self._socket is not None:
             with self._watched("log"):
                 self._check()
                 self._send("image", {"key": key, "path": str(Path(path).resolve())})
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
-        if self._link is not None:
+        if self._socket is not None:
             with self._watched("log"):
                 self._check()
                 self._send(
@@ -157,29 +155,29 @@ class _ClientDashboard(Dashboard):
                 )
 
     def lines(self, key: str, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_name: str) -> None:
-        if self._link is not None:
+        if self._socket is not None:
             with self._watched("log"):
                 self._check()
                 self._send("lines", {"key": key, "lines": dict(lines), "title": title, "x_name": x_name})
 
     def checkpoint(self, path: str | Path, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
-        if self._link is not None and self._tracking.checkpoints:
+        if self._socket is not None and self._tracking.checkpoints:
             with self._watched("log"):
                 self._check()
                 where = Path(path).resolve()
                 self._send("checkpoint", {"path": str(where), "aliases": list(aliases), "about": dict(about)})
 
     def alert(self, title: str, text: str, error: bool = True) -> None:
-        if self._link is not None and self._tracking.alerts:
+        if self._socket is not None and self._tracking.alerts:
             with self._watched("alert"):
                 self._send("alert", {"title": title, "text": text, "level": "ERROR" if error else "WARN"})
 
     def finish(self, exit_code: int = 0, preempted: bool = False) -> None:
-        if self._link is None:
+        if self._socket is None:
             return
         if preempted:
-            self._limit = min(self._limit, HASTE)
-            self._link.settimeout(self._limit)
+            self._limit = min(self._limit, PREEMPTED_SECONDS)
+            self._socket.settimeout(self._limit)
         with self._watched("finish"):
             self._send("finish", {"exit_code": exit_code, "preempted": preempted})
             self._wait_for("finished")
@@ -189,7 +187,7 @@ class _ClientDashboard(Dashboard):
 
     @contextlib.contextmanager
     def _watched(self, action: str) -> Iterator[None]:
-        """Turn any trouble into the one warning, and end the client."""
+        """Turn any failure into one warning, and end the client."""
         try:
             yield
         except Exception as error:
@@ -199,7 +197,7 @@ class _ClientDashboard(Dashboard):
 
     def _launch(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
-        self._link = ours
+        self._socket = ours
         ours.settimeout(self._limit)
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
         with theirs, (folder / "wandb" / "client.log").open("ab") as log:
@@ -209,10 +207,10 @@ class _ClientDashboard(Dashboard):
             )
 
     def _send(self, command: str, content: Any) -> None:
-        if self._link is None:
+        if self._socket is None:
             raise _ClientError("the client has ended")
         try:
-            self._link.sendall((json.dumps({command: content}, default=_scalar) + "\n").encode())
+            self._socket.sendall((json.dumps({command: content}, default=_scalar) + "\n").encode())
         except TimeoutError:
             raise _ClientError(f"the client took nothing for {self._limit:g} s") from None
         except OSError:
@@ -220,7 +218,7 @@ class _ClientDashboard(Dashboard):
 
     def _check(self) -> None:
         """Raise if the client has reported an error or ended since the last call."""
-        if self._link is not None and select.select([self._link], [], [], 0)[0]:
+        if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             self._wait_for("nothing")
 
     def _wait_for(self, kind: str) -> Any:
@@ -228,10 +226,10 @@ class _ClientDashboard(Dashboard):
         deadline = time.monotonic() + self._limit
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
-            if self._link is None or not select.select([self._link], [], [], max(left, 0))[0]:
+            if self._socket is None or not select.select([self._socket], [], [], max(left, 0))[0]:
                 raise _ClientError(f"no answer within {self._limit:g} s")
             try:
-                received = self._link.recv(65536)
+                received = self._socket.recv(65536)
             except ConnectionError:
                 received = b""
             if not received:
@@ -250,10 +248,10 @@ class _ClientDashboard(Dashboard):
         return f"wandb sync --include-online {shlex.quote(str(folder))}"
 
     def _stop(self, grace: float = 0.5) -> None:
-        """End the client's process, whatever state it is in, after ``grace`` seconds to leave by itself."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        """Kill the client's process unless it ends by itself within ``grace`` seconds."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=grace)
@@ -280,10 +278,7 @@ def _init_command(tracking: TrackingConfig, folder: Path, config: Mapping[str, A
 
 
 def _run_id(path: Path) -> str:
-    """Return the run's stored W&B id, or store a new one: a requeued job must find it, however early it was killed.
-
-    An agent of a W&B sweep has chosen one already.
-    """
+    """Return the run's stored W&B id, or store a new one, which later starts of the run find; a sweep gives its own."""
     if not path.exists():
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
@@ -293,10 +288,10 @@ def _run_id(path: Path) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Make a picture's path independent of the client's working folder."""
+    """Return a table's cell, a picture's path made absolute: the client has another working folder."""
     return {"image": str(Path(value["image"]).resolve())} if isinstance(value, dict) else value
 
 
 def _scalar(value: Any) -> Any:
-    """Return a scalar of numpy or torch, or anything else JSON does not know, in a form that it does."""
+    """Return a scalar of numpy or torch as a number, and anything else that JSON lacks as text."""
     return value.item() if hasattr(value, "item") else str(value)

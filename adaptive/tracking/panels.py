@@ -1,6 +1,6 @@
-"""What the shared W&B workspace shows: sections of panels over the keys that runs write.
+"""The panels of the shared W&B workspace, in sections, over the metrics that runs write.
 
-The number of exits, blocks and nodes differs from run to run, so most panels select their keys by a regular expression.
+The number of exits, blocks and nodes differs from run to run, so most panels select metrics by a regular expression.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any, Literal
 from adaptive.tracking.record_keys import exit_key
 
 Kind = Literal["lines", "scatter", "table chart", "media", "parallel", "comparer"]
-OF_NODES = "(_(min|mean|max))?"  # of more than 8 nodes the records hold these
+NODE_SUMMARY = "(_(min|mean|max))?"  # which records hold in place of single values for more than 8 nodes
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
+    """A chart, table or picture of the workspace.
 
     Attributes:
         title: shown above it.
         kind: ``lines`` over the step; ``scatter`` of two summary values, one point a run; ``table chart`` over a logged
             table's columns; ``media``; ``parallel`` coordinates of settings and results; ``comparer`` of runs.
-        regex: pattern of the keys it shows, for ``lines``; anchored at both ends.
-        keys: the keys themselves, where there is no pattern; of a scatter x and y.
+        regex: pattern of the metrics' keys, for ``lines``; anchored at both ends.
+        keys: the keys themselves, where there is no pattern; for a scatter x and y.
         settings: configuration keys, for ``parallel``, before the results.
         chart: W&B's name of the chart, for ``table chart``.
         columns: of a ``table chart``: the chart's field -> the table's column.
@@ -41,13 +41,13 @@ class Panel:
 
     @property
     def shows(self) -> str:
-        """Its keys in words."""
+        """Its metrics, as a text."""
         return self.regex or ", ".join((*self.settings, *self.keys)) or "all settings and results"
 
 
 @dataclass(frozen=True)
-class Section:
-    """A named row of panels, folded unless ``open``."""
+class PanelSection:
+    """A named section of the workspace with its panels, folded unless ``open``."""
 
     name: str
     panels: tuple[Panel, ...]
@@ -63,11 +63,11 @@ def _per_exit(title: str, group: str, name: str) -> Panel:
 
 
 def _node(title: str, measure: str) -> Panel:
-    return _lines(title, f"system/[^/]+/{measure}{OF_NODES}")
+    return _lines(title, f"system/[^/]+/{measure}{NODE_SUMMARY}")
 
 
 SECTIONS = (
-    Section(
+    PanelSection(
         "Accuracy of every exit",
         (
             _per_exit("validation, top-1 %", "val", "top1"),
@@ -77,7 +77,7 @@ SECTIONS = (
             _per_exit("training, top-1 %", "train", "top1"),
         ),
     ),
-    Section(
+    PanelSection(
         "Accuracy against multiply-adds",
         (
             Panel(
@@ -98,7 +98,7 @@ SECTIONS = (
             Panel("as in the report", "media", keys=("report/accuracy_macs",)),
         ),
     ),
-    Section(
+    PanelSection(
         "Who leaves where",
         (
             Panel(
@@ -112,14 +112,14 @@ SECTIONS = (
             Panel("as in the report", "media", keys=("report/shares", "report/leavers")),
         ),
     ),
-    Section(
+    PanelSection(
         "Gradient balance",
         (
             _lines("norm per block", "train/gradient_norm/block_[0-9]+", log=True),
             _lines("norm per exit", "train/gradient_norm/exit_[0-9]+", log=True),
         ),
     ),
-    Section(
+    PanelSection(
         "Loss",
         (
             _lines("sum over the exits", "(train|val|val_ema)/loss"),
@@ -128,7 +128,7 @@ SECTIONS = (
             _per_exit("divergence from the teacher", "train", "divergence"),
         ),
     ),
-    Section(
+    PanelSection(
         "Throughput",
         (
             _lines("images per second", "train/images_per_second"),
@@ -138,7 +138,7 @@ SECTIONS = (
             _lines("skipped steps", "train/skipped_steps"),
         ),
     ),
-    Section(
+    PanelSection(
         "Nodes",
         (
             _node("processor, %", "cpu_percent"),
@@ -150,7 +150,7 @@ SECTIONS = (
         ),
         open=False,
     ),
-    Section(
+    PanelSection(
         "Runs compared",
         (
             Panel(

@@ -1,4 +1,4 @@
-"""The log of record: one JSON object per line in ``metrics.jsonl``.
+"""The record of a run: its metrics in ``metrics.jsonl``, one JSON object per line, from which all else is derived.
 
 A record carries ``step`` (optimizer steps taken), ``epoch``, ``samples`` (images seen) and metrics under keys such as
 ``train/loss`` or ``val/exit_1/top1`` (percent). JSON knows no infinities, and ``null`` would hide which one it was, so
@@ -23,7 +23,7 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class Record:
     """Append-only writer of a run's records; it belongs to rank 0 alone.
 
-    Every record reaches the file by a single append of a whole line, so a kill at any moment leaves at most one torn
+    Every record is appended as a whole line by a single write, so a kill at any moment leaves at most one incomplete
     line, the last one. Opening an existing file drops such a line.
 
     Raises:
@@ -34,7 +34,7 @@ class Record:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._drop_torn_line()
+            self._drop_incomplete_line()
         except OSError as error:
             raise _machine_error("open", self.path, error) from error
 
@@ -49,7 +49,7 @@ class Record:
             raise _machine_error("write", self.path, error) from error
 
     def trim(self, step: int, validated: bool = True) -> None:
-        """Drop a torn last line and every record after ``step``, as if the run had never gone further.
+        """Drop an incomplete last line and every record after ``step``, as if the run had never gone further.
 
         Without ``validated`` the validation of ``step`` itself is dropped as well: it will be measured again.
         The kept lines stay byte for byte as they were; the file is replaced atomically.
@@ -80,7 +80,7 @@ class Record:
         finally:
             os.close(descriptor)
 
-    def _drop_torn_line(self) -> None:
+    def _drop_incomplete_line(self) -> None:
         if not self.path.exists() or not stat.S_ISREG(self.path.stat().st_mode):
             return
         content = self.path.read_bytes()
@@ -90,7 +90,7 @@ class Record:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """Return all records of a log in the order written; a torn last line, as a kill leaves it, is passed over.
+    """Return all records of a run in the order written; an incomplete last line, as a kill leaves it, is skipped.
 
     Raises:
         MachineError: the file cannot be read.
@@ -105,7 +105,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _parse(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return every whole line with its record."""
+    """Return every complete line with its record."""
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -122,7 +122,7 @@ def _parse(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it."""
+    """Return ``value`` in types of JSON."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Undo ``_plain`` for numbers that are not finite."""
+    """Return numbers that are not finite as floats again, the inverse of ``_plain``."""
     if isinstance(value, str):
         return NOT_FINITE.get(value, value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Upload of what runs recorded offline: all starts of a run, in order, as the one W&B run that they are."""
+"""Upload of offline runs to W&B: all starts of a run, in order, as one W&B run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adaptive.errors import MachineError
-from adaptive.tracking.account import run_client
+from adaptive.tracking.wandb_server import run_client
 
 # A .wandb file is a LevelDB log: a header, then blocks of chunks, each with checksum, length and kind.
 MAGIC, FILE_HEADER, BLOCK, CHUNK = b":W&B", 7, 2**15, struct.Struct("<IHB")
-WHOLE, LAST = 1, 4  # kinds of chunks that end a record
+FULL, LAST = 1, 4  # kinds of chunks that end a record
 
 
 @dataclass(frozen=True)
-class Synced:
-    """What became of a run's upload: ``starts`` were uploaded now, ``before`` had been; or why they were not.
+class SyncResult:
+    """The outcome of a run's upload: the number of starts uploaded now and ``before``, or the reason of its failure.
 
     ``empty`` starts were killed before anything was written.
     """
@@ -32,8 +32,8 @@ class Synced:
     fault: str = ""
 
     @property
-    def told(self) -> str:
-        """One line."""
+    def summary(self) -> str:
+        """The outcome in one line."""
         if self.fault:
             return f"{self.run}: not uploaded: {self.fault}"
         before = f", {self.before} before" if self.before else ""
@@ -53,8 +53,8 @@ def offline_starts(run: str | Path) -> list[Path]:
     return files
 
 
-def sync(run: str | Path, limit: float) -> Synced:
-    """Upload a run's offline starts through ``wandb sync``; those that are uploaded already are passed over.
+def sync(run: str | Path, limit: float) -> SyncResult:
+    """Upload a run's offline starts through ``wandb sync``; those that are uploaded already are skipped.
 
     Args:
         run: run folder.
@@ -65,51 +65,51 @@ def sync(run: str | Path, limit: float) -> Synced:
     named, missing = ", ".join(ids), _missing(files)
     before = len(files) - len(missing)
     if in_progress(run):
-        return Synced(str(run), named, fault="it is being trained; upload it when it has ended")
+        return SyncResult(str(run), named, fault="it is being trained; upload it when it has ended")
     try:
         due = [file for file in missing if mend(file)]
     except OSError as error:
-        return Synced(str(run), named, fault=f"{error.filename}: {error.strerror}")
+        return SyncResult(str(run), named, fault=f"{error.filename}: {error.strerror}")
     empty = len(missing) - len(due)
     if not due:
-        return Synced(str(run), named, before=before, empty=empty)
+        return SyncResult(str(run), named, before=before, empty=empty)
     ended = run_client(["-m", "wandb", "sync", *(str(file.parent) for file in due)], limit, folder=str(run))
     if ended.code is None:
-        return Synced(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
-    # The client's exit code is 0 also where a run was refused: the mark that it leaves beside a file is what counts.
+        return SyncResult(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
+    # The client's exit code is 0 also where a run was refused; of an uploaded file it leaves a mark beside it.
     if missing := _missing(due):
         first = missing[0].parent.name
         reason = _reason([*ended.out.splitlines(), *ended.err.splitlines()])
-        return Synced(str(run), named, fault=f"{len(missing)} of {len(due)} starts, the first {first}: {reason}")
-    return Synced(str(run), named, len(due), before, empty)
+        return SyncResult(str(run), named, fault=f"{len(missing)} of {len(due)} starts, the first {first}: {reason}")
+    return SyncResult(str(run), named, len(due), before, empty)
 
 
 def mend(file: Path) -> bool:
-    """Cut off the record that a kill left unfinished; returns whether anything is in the file.
+    """Truncate a start's file after its last complete record, and return whether it holds any.
 
-    For one such start the client would refuse all later ones of its run as well.
+    A start that was killed ends in an incomplete one, and the client would refuse all later starts of its run as well.
     """
     content = file.read_bytes()
     if not content.startswith(MAGIC):
-        return len(content) > FILE_HEADER  # what that is, the client will say
-    position, records, end = FILE_HEADER, 0, FILE_HEADER
-    while position + CHUNK.size <= len(content):
-        if BLOCK - position % BLOCK < CHUNK.size:
-            position += BLOCK - position % BLOCK
+        return len(content) > FILE_HEADER  # another format, which the client will refuse
+    offset, records, end = FILE_HEADER, 0, FILE_HEADER
+    while offset + CHUNK.size <= len(content):
+        if BLOCK - offset % BLOCK < CHUNK.size:
+            offset += BLOCK - offset % BLOCK
             continue
-        _, length, kind = CHUNK.unpack_from(content, position)
-        position += CHUNK.size + length
-        if not WHOLE <= kind <= LAST or position > len(content):
+        _, length, kind = CHUNK.unpack_from(content, offset)
+        offset += CHUNK.size + length
+        if not FULL <= kind <= LAST or offset > len(content):
             break
-        if kind in (WHOLE, LAST):
-            records, end = records + 1, position
+        if kind in (FULL, LAST):
+            records, end = records + 1, offset
     if end < len(content):
         os.truncate(file, end)
-    return records > 1  # the first one only tells the client's version
+    return records > 1  # the first one holds only the client's version
 
 
 def in_progress(run: str | Path) -> bool:
-    """Whether a training process holds the run folder; what it still writes to its start would not be uploaded."""
+    """Whether a training process has locked the run folder; what it writes after an upload would be missing there."""
     path = Path(run) / ".lock"
     if not path.exists():
         return False
@@ -127,7 +127,7 @@ def _missing(files: list[Path]) -> list[Path]:
 
 
 def _reason(printed: list[str]) -> str:
-    """The client's line that tells of the fault, or its last one."""
+    """Return the line that holds the client's error, or its last line."""
     lines = [line.removeprefix("wandb: ").strip() for line in printed if line.strip()]
     faults = [line for line in lines if line.startswith(("ERROR", "Error"))]
     return (faults or lines or ["wandb sync said nothing"])[-1 if not faults else 0][:300]

@@ -23,12 +23,12 @@ OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class History:
-    """The run's rows. W&B's own counter follows the records' step; it refuses what comes at a step that is closed.
+    """Writes a run's records to W&B, whose own step counter follows theirs and accepts nothing for a past step.
 
-    Records of one step share a row. A server that continues a run begins after its last row: what a stopped run still
-    owes to that very step, its validation say, gets the next number. The axis is `step`, which stays as it is.
+    Records of one step share a row. A continued run begins after its last row on the server: a record that is still
+    missing in that row, of its validation say, gets the next number. Charts use `step` as axis, which is unchanged.
 
-    ``file`` tells later starts how far this one came: the last step, and the keys of each record of it.
+    ``file`` stores for later starts how far this one came: the last step, and the keys of each of its records.
     """
 
     def __init__(self, run: Run, file: Path) -> None:
@@ -59,14 +59,14 @@ class History:
             temporary.replace(self.file)
 
     def between(self, content: dict[str, Any]) -> None:
-        """Write what has no step, such as a picture, after all that came before."""
+        """Write something without a step, such as a picture, after all that came before."""
         self.last = max(self.last, self.open_from)
         self.run.log(content, step=self.last, commit=True)
         self.open_from = self.last + 1
 
 
 def serve(commands: TextIO, answers: TextIO) -> None:
-    """Carry out commands until ``finish`` or the end of the trainer, which counts as a failed run."""
+    """Carry out commands until ``finish``, or until the trainer has gone, which counts as a failed run."""
 
     def answer(kind: str, content: Any) -> None:
         answers.write(json.dumps({kind: content}) + "\n")
@@ -179,7 +179,7 @@ def main() -> None:
     # The scheduler's warnings and Ctrl+C are for the trainer, which ends this process by a command.
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
-    # This file's folder comes first on the path of a script and would shadow other packages' modules.
+    # A script's folder comes first on sys.path, where its modules would shadow those of other packages.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
     with socket.socket(fileno=os.dup(0)) as link:
         serve(link.makefile("r", encoding="utf-8"), link.makefile("w", encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""The saved W&B workspace, in a process of its own: reads one JSON object from standard input, writes one answer.
+"""Saves the shared W&B workspace, in a process of its own: one JSON object on standard input, one answer.
 
-The library and the client below it may wait for a server as long as they like, and leave a service behind;
-``account.run_client`` bounds the time of this process and ends all of it. Asked with ``entity`` (or None:
-the account's own), ``project`` and ``name``; answers ``url``, ``created`` and the number of ``panels``, or ``error``.
+The library and its client may wait for a server without limit, and leave a service behind; ``wandb_server.run_client``
+limits the time of this process and kills all of it. The request holds ``entity`` (or None: the account's own),
+``project`` and ``name``; the answer ``url``, ``created`` and the number of ``panels``, or ``error``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def view_key(name: str) -> str:
-    """Return the id that a workspace of this name has in every project: its ``nw=`` in the address.
-
-    It follows from the name alone, so that whoever updates the workspace, on any machine, finds the same one.
-    """
+    """Return the id of a workspace (``nw=`` in its URL), a hash of its name: updates from any machine find it."""
     return base64.b32encode(hashlib.sha256(f"adaptive {name}".encode()).digest()).decode().lower()[:11]
 
 
@@ -34,13 +31,13 @@ def build(entity: str, project: str, name: str) -> Workspace:
 
     settings = WorkspaceSettings(x_axis="step", max_runs=20)
     workspace = Workspace(entity=entity, project=project, name=name, sections=sections(), settings=settings)
-    # The library's name for "where in the views' table"; left empty, it would draw a new one at random.
+    # The key of the view in W&B's table of views; left empty, the library would draw a random one.
     workspace._internal_name = f"nw-{view_key(name)}-v"
     return workspace
 
 
 def sections() -> list[Section]:
-    """Return the sections in the library's own types."""
+    """Return the sections of panels in the library's own types."""
     from wandb_workspaces.workspaces import Section
 
     return [

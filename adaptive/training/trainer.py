@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.data.reading.stream import Batch, EvaluationStream, TrainStream
+from adaptive.data.reading.stream import Batch, EvaluationStream, LoaderOptions, TrainStream
 from adaptive.errors import StoppedError, TrainingError
 from adaptive.metrics import Measurement, measure_exits
 from adaptive.networks.precision import autocast, memory_format
@@ -84,17 +84,16 @@ class Trainer:
         self.data_seconds = 0.0
         self.step_ended = time.perf_counter()
         self._active: ActivePhase | None = None
-        index, batch, data, train = prepared.index, prepared.batch, prepared.config.data, prepared.config.train
-        layout = memory_format(train.channels_last)
+        config, index, batch = prepared.config, prepared.index, prepared.batch
+        layout = memory_format(config.train.channels_last)
+        loader = LoaderOptions(self.rank, batch.world, config.data.workers, self.device, layout)
         self.stream = TrainStream(
-            index, data.path, data.train_split, data, seed=train.seed, global_batch=batch.global_batch,
-            micro_batch=batch.micro_batch, rank=self.rank, world=batch.world, workers=data.workers,
-            device=self.device, layout=layout,
+            index, config.data, config.data.train_split, loader,
+            seed=config.train.seed, global_batch=batch.global_batch, micro_batch=batch.micro_batch,
         )  # fmt: skip
         self.validation_stream = EvaluationStream(
-            index, data.path, data.val_split, data, batch=self.config.evaluate.batch, rank=self.rank,
-            world=batch.world, workers=data.workers, device=self.device, layout=layout,
-        )  # fmt: skip
+            index, config.data, config.data.val_split, loader, batch=config.evaluate.batch
+        )
 
     @property
     def active(self) -> ActivePhase:

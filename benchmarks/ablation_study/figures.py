@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptive.reporting.drawing import COLOURS, DOTS_PER_INCH, MARKERS, STYLE
+from adaptive.reporting.style import COLOURS, DOTS_PER_INCH, MARKERS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -93,7 +93,7 @@ def order_digest(config: Config, index: DatasetIndex) -> str:
 def stream(config: Config, split: str, batch: int) -> EvaluationStream:
     """Return one pass over a split, through the test-time transform."""
     index = load_index(config.data.path, config.data)
-    return EvaluationStream(index, config.data.path, split, config.data, batch=batch, rank=0, world=1, workers=0)
+    return EvaluationStream(index, config.data, split, batch=batch)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from torchvision.io import ImageReadMode, decode_jpeg  # type: ignore[import-unt
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.packing.pack import pack
-from adaptive.data.reading.stream import TrainStream
+from adaptive.data.reading.stream import LoaderOptions, TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.errors import DataError
 
@@ -111,10 +111,10 @@ def adaptive_stream(job: Job, shards: str = "packed", device: str = "cpu") -> It
     """Yield the sizes of the batches that TrainStream makes."""
     folder = str(Path(job.photos).with_name(shards))
     data = DataConfig(path=folder, image_size=SIZE, interpolation=job.interpolation, workers=job.workers, flip=0.5)
+    loader = LoaderOptions(workers=job.workers, device=torch.device(device))
     stream = TrainStream(
-        load_index(folder), folder, "train", data, seed=0, global_batch=job.batch, micro_batch=job.batch, rank=0,
-        world=1, workers=job.workers, device=torch.device(device),
-    )  # fmt: skip
+        load_index(folder), data, "train", loader, seed=0, global_batch=job.batch, micro_batch=job.batch
+    )
     return (len(batch.images) for batch in stream.batches(0, 10**9))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaptive import create_model, load
 from adaptive.config.sections import Config
-from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.networks.network import AdaptiveNetwork
@@ -50,18 +50,8 @@ def network_at(run_folder: Path, size: int, steps: int, batch: int) -> tuple[Tra
 
 def _adapt(network: AdaptiveNetwork, config: Config, steps: int, batch: int) -> None:
     index = load_index(config.data.path, config.data)
-    stream = TrainStream(
-        index,
-        config.data.path,
-        config.data.train_split,
-        config.data,
-        seed=0,
-        global_batch=batch,
-        micro_batch=batch,
-        rank=0,
-        world=1,
-        workers=1,
-    )
+    loader, split = LoaderOptions(workers=1), config.data.train_split
+    stream = TrainStream(index, config.data, split, loader, seed=0, global_batch=batch, micro_batch=batch)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
     network.train()
     for step, data in enumerate(stream.batches(0, steps), start=1):
@@ -77,9 +67,8 @@ def _adapt(network: AdaptiveNetwork, config: Config, steps: int, batch: int) -> 
 def split_outputs(network: AdaptiveNetwork, config: Config, split: str, images: int) -> tuple[Outputs, Tensor]:
     """What every exit answers to the first ``images`` images of a split, and the first 64 of these."""
     index = load_index(config.data.path, config.data)
-    stream = EvaluationStream(
-        index, config.data.path, split, config.data, batch=64, rank=0, world=1, workers=0, layout=torch.channels_last
-    )
+    loader = LoaderOptions(layout=torch.channels_last)
+    stream = EvaluationStream(index, config.data, split, loader, batch=64)
     batches = list(islice(iter(stream), -(-images // 64)))
     real = sum(int((batch.labels >= 0).sum()) for batch in batches)
     device = next(network.parameters()).device

@@ -64,10 +64,8 @@ def test_variants_of_a_seed_start_alike_and_see_the_same_images(miniature: Path,
         for variant in VARIANTS:
             config = load_config(miniature / "runs" / f"{variant}_seed{seed}.yaml")
             weights.append(build_network(config, len(index.classes)).state_dict())
-            batches = TrainStream(
-                index, digits, "train", config.data, seed=seed, global_batch=64, micro_batch=64, rank=0, world=1,
-                workers=0,
-            ).batches(0, 12)  # fmt: skip
+            stream = TrainStream(index, config.data, "train", seed=seed, global_batch=64, micro_batch=64)
+            batches = stream.batches(0, 12)
             orders.append(list(batches))
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

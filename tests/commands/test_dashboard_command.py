@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adaptive.config.keys import documented_keys
-from adaptive.reporting.dashboard_tables import show
+from adaptive.reporting.dashboard_report import show
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.panels import SECTIONS, Panel
 from adaptive.tracking.record import read

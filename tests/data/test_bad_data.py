@@ -14,7 +14,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.packing.pack import pack
 from adaptive.data.packing.verify import verify
-from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.remote import transfer
 from adaptive.data.shards import reader
 from adaptive.data.shards.index import SplitInfo, load_index, write_index
@@ -102,16 +102,14 @@ def spoil(*numbers, how="image", split="train"):
 def train(folder, *, max_bad, workers=0, rank=0, world=1, **changes):
     data = {"image_size": 8, "crop": "none", "flip": 0.0, "shuffle_window": 2, "max_bad": max_bad, **changes}
     config = DataConfig(**{"path": str(folder), **data})
-    return TrainStream(
-        load_index(folder, config), folder, "train", config, seed=5, global_batch=48, micro_batch=48 // world,
-        rank=rank, world=world, workers=workers,
-    )  # fmt: skip
+    index, loader = load_index(folder, config), LoaderOptions(rank, world, workers)
+    return TrainStream(index, config, "train", loader, seed=5, global_batch=48, micro_batch=48 // world)
 
 
 def evaluation(folder, *, max_bad, workers=0, rank=0, world=1):
     config = DataConfig(path=str(folder), image_size=8, max_bad=max_bad)
     index = load_index(folder)
-    return EvaluationStream(index, folder, "val", config, batch=32, rank=rank, world=world, workers=workers)
+    return EvaluationStream(index, config, "val", LoaderOptions(rank, world, workers), batch=32)
 
 
 def epoch(stream):
@@ -341,7 +339,7 @@ class TestVerify:
         with serve(folder) as server:
             server.faults = {"val-00000.tar": Faulty("wrong")}
             found = verify(server.url, DataConfig(path=server.url, attempts=2), workers=1, progress=False)
-        kinds = [(finding.kind, finding.shard, finding.key) for finding in found.findings]
+        kinds = [(fault.kind, fault.shard, fault.key) for fault in found.faults]
         assert kinds[0] == ("undecodable image", "train-00000.tar", "train-00000003")
         assert ("checksum mismatch", "val-00000.tar", "") in kinds
         assert found.total == 1797

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from webdataset.tariterators import base_plus_ext
 
 from adaptive.data.images.decode import decode_image
 from adaptive.data.packing import archives
@@ -177,7 +176,7 @@ def read_all(folder, name, count):
     """Read every sample of a shard as the stream does."""
     path = folder / name
     info = ShardInfo(name=name, count=count, bytes=path.stat().st_size, sha256="0" * 64)
-    reader = ShardReader(LocalFiles(folder), [info], base_plus_ext, capacity=1)
+    reader = ShardReader(LocalFiles(folder), [info], capacity=1)
     errors = 0
     try:
         for position in range(count):
@@ -366,7 +365,7 @@ def _resident():
 
 
 def test_compressed_archives_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_MOST_DECOMPRESSED", 5 << 20)
+    monkeypatch.setattr(archives, "_MAX_DECOMPRESSED", 5 << 20)
     with tarfile.open(tmp_path / "bomb.tgz", "w:gz") as tar:
         info = tarfile.TarInfo("zeros")
         info.size = 50 << 20
@@ -410,11 +409,11 @@ def test_names_reach_no_shell_and_no_other_folder(tmp_path, monkeypatch):
     destination = tmp_path / "packed;$(touch owned) 'x'"
     index = pack(source, destination, progress=False, workers=1, max_bad=1)
     assert index.classes == sorted(NAMES)
-    assert verify(str(destination), workers=1, progress=False).findings == []
+    assert verify(str(destination), workers=1, progress=False).faults == []
     from adaptive.config.sections import DataConfig
 
     config = DataConfig(path=str(destination), image_size=8)
-    stream = EvaluationStream(index, destination, "train", config, batch=8, rank=0, world=1, workers=0)
+    stream = EvaluationStream(index, config, "train", batch=8)
     assert sum(int((batch.labels >= 0).sum()) for batch in stream) == 2 * len(NAMES)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, destination.name])
     error = outcome(lambda: pack(source, destination, progress=False, workers=1, overwrite=True))

@@ -9,9 +9,9 @@ from PIL import Image
 
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
-from adaptive.reporting.page import Written, write_report
-from adaptive.reporting.run_report import RunReport, build_run
-from adaptive.reporting.wall import Tile, choose, tiles
+from adaptive.reporting.image_wall import Tile, choose, tiles
+from adaptive.reporting.page import ReportFiles, write_report
+from adaptive.reporting.run_report import RunFacts, RunReport, build_run
 
 
 def make_outputs(exits: int, images: int, classes: int, seed: int = 0) -> Outputs:
@@ -64,12 +64,11 @@ def make_run(
         "exit_names": [f"blocks.{i}" for i in range(exits)],
         "macs": [1_000_000 * (i + 1) for i in range(exits)],
         "parameters": [20_000 * (i + 1) for i in range(exits)],
-        "evaluation": make_evaluation(exits) if evaluation else None,
         "folder": "runs/digits",
     }
-    return build_run(
-        make_outputs(exits, images, len(names) if names else classes), policy=decides, **{**settings, **changes}
-    )
+    outputs = make_outputs(exits, images, len(names) if names else classes)
+    facts = RunFacts(policy=decides, **{**settings, **changes})
+    return build_run(outputs, facts, make_evaluation(exits) if evaluation else None)
 
 
 def make_tiles(run: RunReport, per_exit: int = 6, size: int = 24) -> list[Tile]:
@@ -79,6 +78,6 @@ def make_tiles(run: RunReport, per_exit: int = 6, size: int = 24) -> list[Tile]:
     return tiles(run, chosen, pictures)
 
 
-def write(runs: list[RunReport], folder: Path, **options: Any) -> Written:
+def write(runs: list[RunReport], folder: Path, **options: Any) -> ReportFiles:
     walls = {i: make_tiles(run) for i, run in enumerate(runs) if run.policy}
     return write_report(runs, folder / "report.html", folder / "figures", walls, **options)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from adaptive.errors import AdaptiveError, MachineError
 from adaptive.inference.calibration.reliability import reliability
+from adaptive.reporting.class_statistics import class_shares, confused_pairs, confusion
 from adaptive.reporting.exit_figures import stem
-from adaptive.reporting.numbers import class_shares, confused_pairs, confusion
+from adaptive.reporting.image_wall import choose as choose_images
+from adaptive.reporting.image_wall import square, thumbnail
 from adaptive.reporting.published import REFERENCES, choose, recognise
-from adaptive.reporting.wall import choose as choose_images
-from adaptive.reporting.wall import grown, thumbnail
 from tests.reporting.reports import make_outputs, make_run, make_tiles, write
 
 HOSTILE = [
@@ -247,10 +247,10 @@ def test_published_numbers_are_shown_where_they_belong(tmp_path):
 
 def test_pictures_keep_their_look():
     digit = Image.fromarray(np.kron(np.eye(2, dtype=np.uint8) * 255, np.ones((4, 4), dtype=np.uint8)))
-    assert set(np.asarray(grown(digit, 112)).ravel().tolist()) == {0, 255}
-    assert grown(Image.new("RGB", (300, 200)), 112).size == (112, 112)
+    assert set(np.asarray(square(digit, 112)).ravel().tolist()) == {0, 255}
+    assert square(Image.new("RGB", (300, 200)), 112).size == (112, 112)
     noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
     assert thumbnail(Image.fromarray(noise)).startswith("data:image/jpeg;base64,")
     assert thumbnail(digit).startswith("data:image/png;base64,")
     tile = next(tile for tile in make_tiles(make_run(), 20) if not tile.right)
-    assert "wrong, it is" in tile.said
+    assert "wrong, it is" in tile.description

@@ -180,7 +180,7 @@ def test_a_server_that_falls_silent_later_bounds_the_end(run_folder, server, mon
 def test_a_run_that_was_asked_to_stop_has_no_time_for_a_silent_server(run_folder, server, monkeypatch, caplog):
     process, url = server
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    monkeypatch.setattr("adaptive.tracking.dashboard.HASTE", 2.0)
+    monkeypatch.setattr("adaptive.tracking.dashboard.PREEMPTED_SECONDS", 2.0)
     dashboard = open_in(run_folder, "online")
     process.send_signal(signal.SIGSTOP)
     try:

@@ -16,7 +16,7 @@ from adaptive.commands.dashboard import remedy, run
 from adaptive.commands.main import build_parser
 from adaptive.doctor.checks.network import free_port
 from adaptive.errors import AdaptiveError, MachineError
-from adaptive.tracking import account
+from adaptive.tracking import wandb_server
 from adaptive.tracking.panels import SECTIONS
 from tests.helpers.commands import Ended
 from tests.tracking.conftest import KEY
@@ -221,23 +221,23 @@ def test_no_login_is_refused_before_anything_is_sent(
     ],
 )
 def test_what_the_client_says_gets_a_remedy(said: str, told: str) -> None:
-    assert told in remedy(said, account.PUBLIC, "exits")
+    assert told in remedy(said, wandb_server.PUBLIC, "exits")
 
 
 def test_login_and_server_are_those_of_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    assert account.server() == account.PUBLIC
+    assert wandb_server.server() == wandb_server.PUBLIC
     with pytest.raises(MachineError, match=r"no W&B login for api\.wandb\.ai; run: wandb login, or"):
-        account.check_login(account.PUBLIC)
+        wandb_server.check_login(wandb_server.PUBLIC)
     home = tmp_path / "home"  # of the fixture `isolated`
     (home / ".config" / "wandb").mkdir(parents=True)
     (home / ".config" / "wandb" / "settings").write_text("[default]\nbase_url = https://wandb.lab:8080/\n")
     (home / ".netrc").write_text(f"machine wandb.lab:8080\n  login user\n  password {KEY}\n")
-    assert account.server() == "https://wandb.lab:8080"
-    account.check_login(account.server())
+    assert wandb_server.server() == "https://wandb.lab:8080"
+    wandb_server.check_login(wandb_server.server())
     with pytest.raises(MachineError):
-        account.check_login(account.PUBLIC)
+        wandb_server.check_login(wandb_server.PUBLIC)
 
 
 def test_a_missing_package_is_named_with_its_command(

@@ -1,4 +1,4 @@
-"""Bytes of an image file to an upright 8-bit RGB image, or a reason why not."""
+"""Decoding: bytes of an image file to an upright 8-bit RGB image, by Pillow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptive.errors import DataError, reason_of
 # Only raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
-# What may be stored as it came: any reader turns these into the same pixels.
+# Modes whose files are packed unchanged: any decoder makes the same pixels of them.
 _PLAIN_MODES = {"JPEG": {"RGB", "L"}, "MPO": {"RGB", "L"}, "PNG": {"RGB", "L", "P"}}
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -25,8 +25,8 @@ class ImageError(DataError):
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """An upright RGB image, the format it came in, and whether its file can be stored as it is."""
+class DecodedImage:
+    """An upright RGB image, its file's format, and whether the file can be packed unchanged (``plain``)."""
 
     image: Image.Image
     format: str
@@ -34,7 +34,7 @@ class Decoded:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Return the image as RGB, 8 bits per channel, turned upright (raises ImageError).
+    """Return an image file's content as RGB, 8 bits per channel, rotated upright (raises ImageError).
 
     Grey and palette images are expanded, alpha is dropped as torchvision does, CMYK is converted, 16 bits are scaled
     to 8.
@@ -42,8 +42,8 @@ def decode_image(data: bytes) -> Image.Image:
     return decode(data).image
 
 
-def decode(data: bytes) -> Decoded:
-    """Decode as `decode_image` does, and say what the file was (raises ImageError)."""
+def decode(data: bytes) -> DecodedImage:
+    """Decode as `decode_image` does, and return format and plainness of the file as well (raises ImageError)."""
     if not data:
         raise ImageError("the file is empty")
     with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def decode(data: bytes) -> Decoded:
             raise ImageError(reason_of(error)) from None
 
 
-def _decode(data: bytes) -> Decoded:
+def _decode(data: bytes) -> DecodedImage:
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     kind = image.format or ""
     # An MPO file is a photograph with a second view behind it; the others are animations or several pages.
@@ -75,11 +75,11 @@ def _decode(data: bytes) -> Decoded:
     plain = image.mode in _PLAIN_MODES.get(kind, ()) and not turned and not deep
     if turned:
         image = ImageOps.exif_transpose(image)
-    return Decoded(_to_rgb(image, kind), kind, plain)
+    return DecodedImage(_to_rgb(image, kind), kind, plain)
 
 
 def orientation(image: Image.Image) -> int | None:
-    """Return what the image's EXIF says of its orientation, 1 for upright, or None (also where it cannot be read)."""
+    """Return the orientation in the image's EXIF, 1 for upright; None where there is none or it cannot be read."""
     try:
         return image.getexif().get(ORIENTATION)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):

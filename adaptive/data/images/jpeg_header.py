@@ -1,6 +1,7 @@
-"""The header of a JPEG file, where a decoder without Pillow can take it: the size, and that the picture is upright.
+"""The header of a JPEG file, read without Pillow: the image's size, and whether libjpeg-turbo may decode it by itself.
 
-Opening a file with Pillow takes as long as decoding a fifth of it, and several times the decoding where there is XMP.
+It may where the image needs no rotation and no colour conversion. Opening a file with Pillow takes a fifth of the time
+of decoding it, and several times as long as decoding where there is XMP.
 """
 
 from __future__ import annotations
@@ -17,70 +18,70 @@ from PIL import Image
 
 from adaptive.data.images.decode import ORIENTATION, orientation
 
-# The start of a file, markers of a frame's header, of application data 1 and 2, and of a scan, and how those data begin
-# that may hold an orientation or further pictures (ITU-T T.81, annex B; Exif 2.3; Adobe's XMP; CIPA DC-007).
+# Markers of ITU-T T.81, annex B: start of a file, frame headers, application data 1 and 2, start of a scan.
 _START = b"\xff\xd8"
-_LEAST = 10  # bytes of a frame's header, the longest that is looked into without its size
 _FRAMES = (0xC0, 0xC1, _PROGRESSIVE := 0xC2)
-_META = (0xE1, 0xE2)
+_APPLICATION_DATA = (0xE1, 0xE2)
 _SCAN = 0xDA
-_EXIF, _XMP, _PICTURES = b"Exif\x00\x00", b"http", b"MPF\x00"
-# Anything but an upright one, and a closing tag (unless a digit follows it, by which Pillow might be misled).
-_TURNED = re.compile(rb'tiff:Orientation(?!="1|>1|(?<=/tiff:Orientation)>\D)')
+_FRAME_BYTES = 10  # of a frame header that are read, more than of any other segment
+# How application data begin that may hold an orientation or further images (Exif 2.3; Adobe's XMP; CIPA DC-007).
+_EXIF, _XMP, _MULTI_PICTURE = b"Exif\x00\x00", b"http", b"MPF\x00"
+# An XMP orientation other than 1. A closing tag is none, unless a digit follows it, which might mislead Pillow.
+_XMP_ROTATED = re.compile(rb'tiff:Orientation(?!="1|>1|(?<=/tiff:Orientation)>\D)')
 # TIFF 6.0: the byte order; tag, type, count and value of an orientation of 1, a single number of two bytes.
-_ORDERS = {b"II*\x00": "<", b"MM\x00*": ">"}
+_BYTE_ORDERS = {b"II*\x00": "<", b"MM\x00*": ">"}
 _UPRIGHT = (ORIENTATION, 3, 1, 1)
 
 
 class JpegFrame(NamedTuple):
-    """What a frame header says: where it begins, the image's size, and whether its rows come one after another.
+    """A JPEG's frame header: its offset in the file (bytes), the image's size, and whether rows are coded in sequence.
 
-    In a progressive file they do not: each of its scans makes all rows a little better.
+    In a progressive file they are not: each of its scans refines all rows.
     """
 
-    place: int
+    offset: int
     height: int
     width: int
     sequential: bool
 
 
 def plain_jpeg(data: bytes) -> JpegFrame | None:
-    """Return the frame of a single upright JPEG, grey or in three colours, of a size `decode_image` accepts, or None.
+    """Return the frame of a JPEG that needs no rotation or colour conversion, None of any other file.
 
-    Where the header is damaged there is none; where it may say more about the picture than is read here, Pillow is
-    asked.
+    It holds a single upright image, grey or in three colours, of a size that `decode_image` accepts. None as well where
+    the header is damaged; where its metadata hold more than is parsed here, Pillow decides.
     """
     if not data.startswith(_START):
         return None
     frame, metas = None, []
-    for marker, place, size in _segments(data):
+    for marker, offset, size in _segments(data):
         if marker == _SCAN:
             return frame if frame is None or _are_upright(metas) or _is_plain_for_pillow(data) else None
         if marker in _FRAMES:
-            if frame is not None or (frame := _frame(data, place, marker)) is None:
+            if frame is not None or (frame := _frame(data, offset, marker)) is None:
                 return None
-        elif marker in _META:
-            metas.append(data[place + 4 : place + 2 + size])
+        elif marker in _APPLICATION_DATA:
+            metas.append(data[offset + 4 : offset + 2 + size])
     return None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each segment's marker, place and size (without the marker's two bytes) up to the first that is damaged."""
-    place = len(_START)
-    while place + _LEAST < len(data) and data[place] == 0xFF:
-        marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+    """Yield each segment's marker, offset and size (without the marker's two bytes) up to the first damaged one."""
+    offset = len(_START)
+    while offset + _FRAME_BYTES < len(data) and data[offset] == 0xFF:
+        marker, size = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
         if size < 2 or not 0xC0 <= marker <= 0xFE:
             return
-        yield marker, place, size
-        place += 2 + size
+        yield marker, offset, size
+        offset += 2 + size
 
 
-def _frame(data: bytes, place: int, marker: int) -> JpegFrame | None:
-    height, width = struct.unpack_from(">HH", data, place + 5)
+def _frame(data: bytes, offset: int, marker: int) -> JpegFrame | None:
+    height, width = struct.unpack_from(">HH", data, offset + 5)
     small = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-    if not small or data[place + 4] != 8 or data[place + 9] not in (1, 3):
+    if not small or data[offset + 4] != 8 or data[offset + 9] not in (1, 3):
         return None
-    return JpegFrame(place, height, width, marker != _PROGRESSIVE)
+    return JpegFrame(offset, height, width, marker != _PROGRESSIVE)
 
 
 def _are_upright(metas: list[bytes]) -> bool:
@@ -89,15 +90,15 @@ def _are_upright(metas: list[bytes]) -> bool:
 
 
 def _is_upright(meta: bytes) -> bool:
-    """Whether application data surely tell of no orientation but upright, and of no further pictures."""
+    """Whether application data certainly hold no orientation but upright, and no further images."""
     if meta.startswith(_EXIF):
         return _is_upright_tiff(meta[len(_EXIF) :])
-    return not (meta.startswith((_EXIF[:4], _PICTURES)) or (meta.startswith(_XMP) and _TURNED.search(meta)))
+    return not (meta.startswith((_EXIF[:4], _MULTI_PICTURE)) or (meta.startswith(_XMP) and _XMP_ROTATED.search(meta)))
 
 
 def _is_upright_tiff(tiff: bytes) -> bool:
     """Whether the first directory can be read, and holds no orientation but upright."""
-    if (order := _ORDERS.get(tiff[:4])) is None:
+    if (order := _BYTE_ORDERS.get(tiff[:4])) is None:
         return False
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
@@ -115,5 +116,5 @@ def _is_plain_for_pillow(data: bytes) -> bool:
         try:
             image = Image.open(io.BytesIO(data), formats=("JPEG",))
             return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) in (None, 1)
-        except Exception:  # decode_image has the words for it
+        except Exception:  # decode_image will say what is wrong
             return False

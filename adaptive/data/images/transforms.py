@@ -1,4 +1,4 @@
-"""Image to normalised tensor, for training and for evaluation, and the mixing of whole batches."""
+"""Augmentation: image to tensor for training and for evaluation, and mixup and CutMix of batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torchvision import transforms  # type: ignore[import-untyped]
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.decode import decode_image
+from adaptive.data.images.decode_window import Window, cut, decode_window, to_pixels
 from adaptive.data.images.eval_crop import EvalCrop
-from adaptive.data.images.pixels import Window, cut, decode_window, to_pixels
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
 
@@ -122,7 +122,7 @@ class Mixer:
 
 
 def _keep_a_bit(augment: object) -> None:
-    """Let timm's Posterize keep one bit at its strongest: it asks for none, which Pillow 13 refuses (before: black)."""
+    """Make timm's Posterize keep one bit at its strongest: it keeps none, which Pillow 13 refuses (before: black)."""
     policies = [getattr(augment, "ops", []), *getattr(augment, "policy", [])]
     for operation in chain.from_iterable(policies):
         if operation.name.startswith("Posterize"):
@@ -138,7 +138,7 @@ def _decoded(image: Image.Image | bytes) -> Image.Image:
 
 
 def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Image | bytes], Tensor]:
-    """Let timm's crop draw as it does, and decode, cut and resample pixels by libjpeg-turbo and torch."""
+    """Return timm's random resized crop, with the same draws, by libjpeg-turbo's decoder and torch's resampling."""
     modes = crop.interpolation if isinstance(crop.interpolation, list | tuple) else [crop.interpolation]
 
     def draw(height: int, width: int) -> Window:
@@ -147,7 +147,7 @@ def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Ima
     def cropped(image: Image.Image | bytes) -> Tensor:
         window = decode_window(image, draw) if isinstance(image, bytes) else cut(to_pixels(image), draw)
         mode = random.choice(modes) if len(modes) > 1 else modes[0]
-        # torch has a kernel for pixels that lie packed, channels innermost: half of the time, this copy included.
+        # torch has a kernel for contiguous channels-last pixels, which takes half of the time, this copy included.
         window = window[None].contiguous(memory_format=torch.channels_last)
         return F.interpolate(window, size=crop.size, mode=mode.value, antialias=True)[0]
 
@@ -155,7 +155,7 @@ def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Ima
 
 
 def _flip_pixels(share: float) -> Callable[[Tensor], Tensor]:
-    """Draw and do what torchvision's RandomHorizontalFlip does, in a third of its time."""
+    """Return torchvision's RandomHorizontalFlip, the same draws included, in a third of its time."""
     return lambda pixels: pixels.flip(-1) if torch.rand(1).item() < share else pixels
 
 

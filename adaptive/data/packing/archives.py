@@ -1,6 +1,6 @@
-"""Tar archives read where they lie: members by offset, also of a tar inside a tar, and small files of a compressed one.
+"""Tar archives read without unpacking: members by offset, also of a tar in a tar, and small files of compressed ones.
 
-Nothing is ever written to disk. Links, devices and sparse members are passed over, names that lead outside are refused.
+Nothing is ever written to disk. Links, devices and sparse members are skipped, names that lead outside are refused.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, decompressed,
 from adaptive.errors import DataError, reason_of
 
 _HEADER = 512
-# One header and the byte before it, by which tarfile tests that a member is complete: more would be read in vain.
+# One header and the byte before it, by which tarfile tests that a member is complete: it uses no more of a buffer.
 _BUFFER = 2 * _HEADER
-_MOST_DECOMPRESSED = 1 << 30  # bytes; CIFAR's are 184 million, the devkit's 10
-_MOST_MEMBERS = 100_000
+_MAX_DECOMPRESSED = 1 << 30  # bytes; CIFAR has 184 million, the devkit 10
+_MAX_MEMBERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file inside an uncompressed tar: the last part of its name, and where its bytes are in the outermost file."""
+    """A file inside an uncompressed tar: the last part of its name, and offset and size in the outermost file."""
 
     name: str
     offset: int
@@ -34,7 +34,7 @@ class Member:
 def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member], int]:
     """Return the regular files of an uncompressed tar, or of a tar that is a member of it, and how many were ignored.
 
-    Of two files of one name the later counts, as in unpacking.
+    Of two files of one name the later one is taken, as in unpacking.
 
     Raises:
         DataError: the archive is compressed, cut off or damaged, or a name in it leads outside.
@@ -45,7 +45,7 @@ def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member]
         start = inside.offset if inside else 0
         size = inside.size if inside else os.fstat(file.fileno()).st_size
         try:
-            part = HeaderReader(io.BufferedReader(_Part(file, start, size), _BUFFER))
+            part = HeaderReader(io.BufferedReader(_ByteRange(file, start, size), _BUFFER))
             with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
                 found, ignored = _regular(tar, shown)
                 end = tar.offset
@@ -53,7 +53,7 @@ def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member]
             raise DataError(
                 f"{shown} is cut off, damaged or not an uncompressed tar ({error}); download it again"
             ) from None
-        # tarfile takes a damaged header for the end. The real end is a block of zeros.
+        # tarfile takes a damaged header for the end of the archive. The true end is a block of zeros.
         file.seek(start + min(end, size))
         mark = file.read(min(_HEADER, size - min(end, size)))
         if mark.strip(b"\0") or not (mark or inside):
@@ -71,12 +71,12 @@ def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> tuple[d
     contents, names = {}, []
     try:
         with decompressed(path) as file:
-            reader = HeaderReader(file, _MOST_DECOMPRESSED)
+            reader = HeaderReader(file, _MAX_DECOMPRESSED)
             with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
                 for member in members(tar):
                     names.append(member.name)
-                    if len(names) > _MOST_MEMBERS:
-                        raise DataError(f"{path} holds over {_MOST_MEMBERS} files, no original archive does")
+                    if len(names) > _MAX_MEMBERS:
+                        raise DataError(f"{path} holds over {_MAX_MEMBERS} files, no original archive does")
                     name = _safe_name(member.name, str(path))
                     if not member.isreg() or member.issparse() or not wanted(name):
                         continue
@@ -109,12 +109,12 @@ def _safe_name(name: str, shown: str) -> str:
     return path.name
 
 
-class _Part(io.RawIOBase):
-    """A range of bytes of an open file, as a file."""
+class _ByteRange(io.RawIOBase):
+    """A range of bytes of an open file, as a file object."""
 
     def __init__(self, file: io.FileIO, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
-        self._position = 0
+        self._offset = 0
 
     def readable(self) -> bool:
         """Say yes."""
@@ -125,18 +125,18 @@ class _Part(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the position in the range."""
-        return self._position
+        """Return the offset in the range."""
+        return self._offset
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position in the range."""
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        return self._position
+        """Move to an offset in the range."""
+        self._offset = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
+        return self._offset
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read at the position, at most up to the end of the range."""
-        count = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._start + self._position)
+        """Read from the offset, at most to the end of the range."""
+        count = max(0, min(len(buffer), self._size - self._offset))
+        self._file.seek(self._start + self._offset)
         done = self._file.readinto(buffer[:count])
-        self._position += done
+        self._offset += done
         return done

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as downloaded, in the binary version: the python version holds pickles, which are code.
+"""CIFAR-10 and CIFAR-100 from their binary archives; the python version holds pickles, which can run code.
 
 https://www.cs.toronto.edu/~kriz/cifar.html: records of one label byte (CIFAR-100: two, coarse then fine) and 3072 bytes
 of pixels, 32 rows of 32 for red, then green, then blue.
@@ -26,7 +26,7 @@ _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 @dataclass(frozen=True)
 class _Layout:
-    """Files of one of the two data sets; the label that counts is the last byte before the pixels."""
+    """The files of one of the two data sets, and the label bytes of a record, of which the last one is used."""
 
     title: str
     classes: str

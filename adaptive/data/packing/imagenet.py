@@ -1,8 +1,8 @@
-"""ImageNet (ILSVRC 2012) as downloaded: the archives of image-net.org, or Kaggle's folders with a flat val.
+"""ImageNet (ILSVRC 2012) from a download: the archives of image-net.org, or Kaggle's folders with a flat val.
 
-The labelled validation images are what papers report on, so they become split test, and 50,000 training images are held
-out as split val. Classes are WordNet IDs (WNIDs) in sorted order, the order of every published network. Items are named
-as in class folders, train/n01440764/... and val/n01440764/...: packing either form gives the same dataset.
+Papers report accuracy on the labelled validation images, so these become split test, and 50,000 training images are
+held out as split val. Classes are WordNet IDs (WNIDs) in sorted order, the order of every published network. Items are
+named as in class folders, train/n01440764/... and val/n01440764/...: packing either form gives the same dataset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from adaptive.data.images.files import is_image
+from adaptive.data.images.image_files import is_image
 from adaptive.data.packing.archives import Member, list_members
 from adaptive.data.packing.imagenet_labels import IMAGE, validation_labels
 from adaptive.data.packing.label_files import labelled

@@ -1,4 +1,4 @@
-"""An index for WebDataset tars that others made, where they lie: nothing is copied or changed."""
+"""An index for existing WebDataset tars, written beside them: nothing is copied or changed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from adaptive.data.packing.progress import PackProgress
+from adaptive.data.packing.progress_bar import PackProgress
 from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, ShardInfo, SplitInfo, write_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of, split_name
+from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of
 from adaptive.errors import DataError, MachineError
 from adaptive.files import file_sha256
 
@@ -39,7 +39,7 @@ def index_tars(folder: Path, progress: bool = True) -> DatasetIndex:
         with PackProgress(len(paths), 0, progress, "indexing shards", "indexed") as shown:
             for path in paths:
                 split = _split_of(path)
-                shard, label = _look_at(path)
+                shard, label = _examine(path)
                 splits[split].append(shard)
                 highest = max(highest, label)
                 shown.advance(1)
@@ -61,15 +61,15 @@ def _split_of(path: Path) -> str:
     raise DataError(f"{path}: no word of its name says which split it is; rename it, for example to train-{path.name}")
 
 
-def _look_at(path: Path) -> tuple[ShardInfo, int]:
-    """Return what the index says of a shard, and its highest label."""
+def _examine(path: Path) -> tuple[ShardInfo, int]:
+    """Return a shard's entry in the index, and its highest label."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        count = len(samples_of(str(path), descriptor, split_name))
+        count = len(samples_of(str(path), descriptor))
     finally:
         os.close(descriptor)
     shard = ShardInfo(name=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
-    reader = ShardReader(LocalFiles(path.parent), [shard], split_name, capacity=1)
+    reader = ShardReader(LocalFiles(path.parent), [shard], capacity=1)
     try:
         labels = [reader.read(0, position).label for position in range(count)]
     finally:

@@ -15,7 +15,7 @@ _SHOWN = 60  # characters of a bad line
 
 @dataclass(frozen=True)
 class Labels:
-    """The class name of every image by its file name, and which file says so."""
+    """The class name of every image by its file name, and the file that they were read from."""
 
     file: Path
     classes: dict[str, str]
@@ -44,7 +44,7 @@ def read_labels(path: Path, line: re.Pattern[str], header: str | None = None) ->
 
 
 def check_same_images(labels: Labels, images: Collection[str], where: Path) -> None:
-    """Check that the labelled images are those that are there (raises DataError)."""
+    """Check that the labelled images are the ones of the source, all of them (raises DataError)."""
     for kind, names in (
         ("lacks", sorted(set(images) - set(labels.classes))),
         ("names", sorted(set(labels.classes) - set(images))),
@@ -58,7 +58,7 @@ def check_same_images(labels: Labels, images: Collection[str], where: Path) -> N
 
 
 def labelled(items: Collection[Item], labels: Labels, classes: list[str]) -> list[Item]:
-    """Give items the labels of their files (DataError: a class that is not one of ``classes``)."""
+    """Return the items with labels by their file names (DataError: a class that is not one of ``classes``)."""
     numbers = {name: label for label, name in enumerate(classes)}
     for image, name in labels.classes.items():
         if name not in numbers:

@@ -1,4 +1,4 @@
-"""Images in class folders or downloads -> WebDataset shards and index.json, written once and all or nothing."""
+"""Packing: images in class folders or downloads to WebDataset shards and index.json, published once all is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptive.data.packing.progress import PackProgress, listing
+from adaptive.data.packing.progress_bar import PackProgress, listing
 from adaptive.data.packing.recognise import open_source
 from adaptive.data.packing.sources import Item, Source, arrange_splits
 from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
@@ -30,8 +30,8 @@ SHARD_BYTES = 256 << 20
 SHARD_COUNT = 10_000
 
 _FORMAT = 1  # of the shards: another number makes an interrupted packing start anew
-_MEMBER_OVERHEAD = 4096  # bytes of tar headers, padding, label and json per sample, roughly
-_LISTED = 5
+_SAMPLE_OVERHEAD = 4096  # bytes of tar headers, padding, label and json per sample, roughly
+_LISTED = 5  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed, and what was not: images stored re-encoded, files ignored, bad files with reasons, remarks."""
+    """The outcome of packing: index, numbers of re-encoded images and ignored files, bad files with reasons, notes."""
 
     index: DatasetIndex
     converted: int
@@ -175,7 +175,7 @@ def _staging(staging: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             raise DataError(f"{staging} is in use by another adaptive pack; wait for it to end") from None
         except OSError:
-            pass  # a file system without locks: two packings at once are then the user's lookout
+            pass  # a file system without locks cannot keep the user from packing twice at once
         yield
 
 
@@ -198,10 +198,10 @@ def _machine_errors(staging: Path) -> Iterator[None]:
 def _plan(source: Source, staging: Path, options: PackOptions) -> list[ShardTask]:
     """Divide the shuffled images of every split evenly over as few shards as the limits allow."""
     tasks = []
-    for number, (split, items) in enumerate(sorted(source.splits.items())):
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, number])))
-        shuffled = [items[place] for place in generator.permutation(len(items))]
-        size = sum(item.size + _MEMBER_OVERHEAD for item in items)
+    for split_number, (split, items) in enumerate(sorted(source.splits.items())):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, split_number])))
+        shuffled = [items[number] for number in generator.permutation(len(items))]
+        size = sum(item.size + _SAMPLE_OVERHEAD for item in items)
         shards = min(len(items), max(-(-size // options.shard_bytes), -(-len(items) // options.shard_count)))
         edges = [len(items) * shard // shards for shard in range(shards + 1)]
         for shard in range(shards):
@@ -222,7 +222,7 @@ def _plan(source: Source, staging: Path, options: PackOptions) -> list[ShardTask
 
 
 def _keep_or_clean(staging: Path, tasks: Sequence[ShardTask], options: PackOptions) -> None:
-    """Keep what an interrupted packing of the very same plan finished; remove anything else that one left."""
+    """Keep the shards that an interrupted packing with the same plan finished; remove all other leftovers."""
     digest = hashlib.sha256(json.dumps([_FORMAT, options.max_side, tasks[0].classes]).encode())
     for task in tasks:
         digest.update(json.dumps([task.name, [_identity(item) for item in task.items]]).encode())

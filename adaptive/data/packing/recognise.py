@@ -1,4 +1,4 @@
-"""Which kind of source lies at a path: class folders, a download as it comes, or a data set of a library."""
+"""Recognises the kind of a source to pack: class folders, a known download, or a library's data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to pack, its plain form (image files in class folders), and what is held out of it."""
+"""Sources: the images to pack by split and class, read from class folders or built in, and the hold-out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adaptive.data.images.files import EXTENSIONS, files_below, is_image
+from adaptive.data.images.image_files import EXTENSIONS, files_below, is_image
 from adaptive.errors import DataError, MachineError
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
@@ -21,7 +21,7 @@ _DIGITS_TEST, _DIGITS_VAL = 300, 200
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to pack: its name (its path in class folders), label, size in bytes, and where its bytes are."""
+    """An image to pack: its name (its path in class folders), label, size in bytes, and the location of its bytes."""
 
     name: str
     label: int
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass
 class Source:
-    """Everything that will be packed; items are sorted, shuffling comes later.
+    """All images to pack, by split, in sorted order; they are shuffled later.
 
     ``hold_out`` is how many training images become split val unless the user says otherwise; ``notes`` are sentences
     for the summary.
@@ -110,19 +110,20 @@ def _take(items: list[Item], count: int, seed: int, flag: str) -> tuple[list[Ite
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed], spawn_key=(1,))))
     seen: Counter[int] = Counter()
     ranks = np.empty(len(items))
-    # An image's rank in its class, as a share of the class, orders all classes evenly; the last of each is kept.
-    for position in generator.permutation(len(items)):
-        label = items[position].label
+    # Ordered by an image's random rank in its class, divided by the size of the class, the first ``count`` images hold
+    # an equal share of every class; the last image of each is kept.
+    for number in generator.permutation(len(items)):
+        label = items[number].label
         seen[label] += 1
         last = seen[label] == sizes[label]
-        ranks[position] = np.inf if last else (seen[label] - generator.random()) / sizes[label]
+        ranks[number] = np.inf if last else (seen[label] - generator.random()) / sizes[label]
     taken = set(np.argsort(ranks, kind="stable")[:count].tolist())
     return [i for n, i in enumerate(items) if n in taken], [i for n, i in enumerate(items) if n not in taken]
 
 
 @dataclass
 class FolderScan:
-    """Walks a source folder and counts the files that are not images."""
+    """A walk over a source folder: lists its images by class, and counts the files that are not images."""
 
     root: Path
     ignored: int = field(default=0)
@@ -182,7 +183,7 @@ class FolderScan:
             name = path.relative_to(self.root).as_posix()
             try:
                 status = path.stat()
-            except OSError:  # a dangling link: reading it will say so, and it counts as a bad image
+            except OSError:  # a dangling link; reading it fails later, and it counts as a bad image
                 yield Item(name, label, 0)
             else:
                 yield Item(name, label, status.st_size, status.st_mtime_ns)

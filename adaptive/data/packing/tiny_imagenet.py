@@ -1,4 +1,4 @@
-"""Tiny-ImageNet-200 as unpacked from tiny-imagenet-200.zip: train in class folders, val flat with a table of labels.
+"""Tiny-ImageNet-200, unpacked from tiny-imagenet-200.zip: train in class folders, val flat with a table of labels.
 
 The labelled val images become split test, and training images are held out as split val: test has no labels.
 """

@@ -1,4 +1,4 @@
-"""Everything about a packed dataset that can be checked: index, shards, and every sample in them."""
+"""Verification of a packed dataset: its index, its shards, and every sample in them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import NamedTuple
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import CHECKSUM, MISSING, TRUNCATED, BadDataError
 from adaptive.data.images.decode import decode_image
-from adaptive.data.packing.progress import PackProgress
+from adaptive.data.packing.progress_bar import PackProgress
 from adaptive.data.packing.writer import prepare_worker
 from adaptive.data.reading.samples import decode_sample
 from adaptive.data.remote.transfer import Mismatch
 from adaptive.data.remote.urls import is_remote, open_remote
-from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, place
-from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
+from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, location
+from adaptive.data.shards.reader import LocalFiles, ShardReader
 from adaptive.errors import MachineError
 from adaptive.files import file_sha256
 
 
-class Finding(NamedTuple):
-    """One fault: its kind, the shard, the sample's key (empty: all of the shard), and the whole line about it."""
+class DatasetFault(NamedTuple):
+    """A fault of a dataset: its kind, the shard, the sample's key (empty: all of the shard), and the message."""
 
     kind: str
     shard: str
@@ -39,15 +39,15 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """A dataset's index, how many of its samples are fine, and what is not."""
+    """The outcome of verifying a dataset: its index, how many of its samples are fine, and the faults of others."""
 
     index: DatasetIndex
     fine: int
-    findings: list[Finding]
+    faults: list[DatasetFault]
 
     @property
     def total(self) -> int:
-        """Number of samples that the index promises."""
+        """Number of samples by the index."""
         return sum(split.count for split in self.index.splits.values())
 
 
@@ -63,10 +63,10 @@ def verify(
     settings = settings or DataConfig(path=folder)
     index = load_index(folder, settings)
     shards = [shard for split in index.splits.values() for shard in split.shards]
-    fine, findings = 0, {}
+    fine, faults = 0, {}
     count = min(workers or len(os.sched_getaffinity(0)), max(1, len(shards)))
     total = sum(shard.count for shard in shards)
-    context = multiprocessing.get_context("spawn" if is_remote(folder) else None)  # clients of stores dislike forks
+    context = multiprocessing.get_context("spawn" if is_remote(folder) else None)  # store clients break in a fork
     stop = context.Event()
     with (
         PackProgress(total, 0, progress, "verifying", "verified") as shown,
@@ -80,7 +80,7 @@ def verify(
         try:
             for future in as_completed(futures):
                 good, found, size = future.result()
-                findings[futures[future]] = found
+                faults[futures[future]] = found
                 fine += good
                 shown.advance(size)
         except BrokenProcessPool:
@@ -89,24 +89,26 @@ def verify(
             )
         finally:
             pool.shutdown(cancel_futures=True)
-    return Verification(index, fine, [finding for shard in shards for finding in findings[shard.name]])
+    return Verification(index, fine, [fault for shard in shards for fault in faults[shard.name]])
 
 
-def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataConfig) -> tuple[int, list[Finding], int]:
+def _verify_shard(
+    folder: str, shard: ShardInfo, classes: int, settings: DataConfig
+) -> tuple[int, list[DatasetFault], int]:
     """Return how many samples are fine, the faults, and the number of samples."""
-    fine, findings = 0, []
+    fine, faults = 0, []
 
     def note(error: BadDataError) -> None:
-        findings.append(Finding(error.kind, shard.name, error.key, str(error)))
+        faults.append(DatasetFault(error.kind, shard.name, error.key, str(error)))
 
     try:
-        with _file(folder, shard, settings) as here:
-            shown = place(folder, shard)
+        with _local_folder(folder, shard, settings) as here:
+            shown = location(folder, shard)
             if difference := _difference(here / shard.name, shown, shard):
                 note(difference)
                 if difference.kind != CHECKSUM:
-                    return 0, findings, shard.count
-            reader = ShardReader(_Named(here, shown), [shard], split_name, capacity=1)
+                    return 0, faults, shard.count
+            reader = ShardReader(_NamedFiles(here, shown), [shard], capacity=1)
             for position in range(shard.count):
                 try:
                     decode_sample(reader.read(0, position), classes, decode_image)
@@ -118,12 +120,12 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
             reader.close()
     except BadDataError as error:
         note(error)
-    return fine, findings, shard.count
+    return fine, faults, shard.count
 
 
 @contextmanager
-def _file(folder: str, shard: ShardInfo, settings: DataConfig) -> Iterator[Path]:
-    """Yield the folder of a shard's file on this machine, fetched for the moment from a URL (raises BadDataError)."""
+def _local_folder(folder: str, shard: ShardInfo, settings: DataConfig) -> Iterator[Path]:
+    """Yield a folder with the shard's file: from a URL it is downloaded to a temporary one (raises BadDataError)."""
     if not is_remote(folder):
         yield Path(folder)
         return
@@ -142,19 +144,19 @@ def _file(folder: str, shard: ShardInfo, settings: DataConfig) -> Iterator[Path]
         except BadDataError as error:
             if error.kind != CHECKSUM:
                 raise
-            # It is the store's copy that is wrong: look at what is there.
+            # The store's own copy is wrong: verify the samples in it.
             remote.fetch(shard.name, path, 2 * shard.bytes + 10240, lambda _: None, Event())
         yield Path(temporary)
 
 
 @dataclass(frozen=True)
-class _Named(LocalFiles):
-    """Shards of a folder under the name that the user gave."""
+class _NamedFiles(LocalFiles):
+    """Shards in a folder, called in messages by the path or URL that the user gave."""
 
     name: str
 
     def shown(self, shard: ShardInfo) -> str:
-        """Return that name."""
+        """Return that path or URL."""
         return self.name
 
 

@@ -1,4 +1,4 @@
-"""Writing one shard: the workers' side of packing."""
+"""The shard writer: what a worker process of packing does for one shard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _stop: Event | None = None
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What one worker writes: a tar in ``folder`` and a record of it in ``records``."""
+    """The task of a worker: a tar to write into ``folder``, and a record of it into ``records``."""
 
     name: str
     folder: Path
@@ -41,7 +41,7 @@ class ShardTask:
 
 
 class ShardRecord(BaseModel):
-    """The outcome of one task; its file exists only beside a finished shard."""
+    """The outcome of one task; it is written once its shard is complete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,12 +50,12 @@ class ShardRecord(BaseModel):
     bad: list[tuple[str, str]]
 
 
-class Interrupted(Exception):  # noqa: N818 - the parent's wish, not an error
+class Interrupted(Exception):  # noqa: N818 - a request of the parent, not an error
     """The parent asked its workers to stop."""
 
 
 def prepare_worker(stop: Event, parent: int) -> None:
-    """Make a pool worker stop with its parent: when asked to, and also when the parent was killed."""
+    """Make a pool worker stop with its parent: when ``stop`` is set, and also when the parent was killed."""
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,7 +114,9 @@ def finished_record(task: ShardTask) -> ShardRecord | None:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _EncodedImage:
+    """An image as it is stored: its file's bytes, extension and size, and whether it was re-encoded (``converted``)."""
+
     data: bytes
     extension: str
     width: int
@@ -122,7 +124,7 @@ class _Prepared:
     converted: bool
 
 
-def _prepare(task: ShardTask, item: Item) -> _Prepared:
+def _prepare(task: ShardTask, item: Item) -> _EncodedImage:
     data = _read(task, item)
     decoded = decode(data)
     image = decoded.image
@@ -132,10 +134,10 @@ def _prepare(task: ShardTask, item: Item) -> _Prepared:
         scale = task.max_side / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-        return _Prepared(_encode(image, jpeg, quality=92), extension, width, height, True)
+        return _EncodedImage(_encode(image, jpeg, quality=92), extension, width, height, True)
     if not decoded.plain:
         data = _encode(image, jpeg, quality=95)
-    return _Prepared(data, extension, *image.size, not decoded.plain)
+    return _EncodedImage(data, extension, *image.size, not decoded.plain)
 
 
 def _read(task: ShardTask, item: Item) -> bytes:
@@ -164,7 +166,7 @@ def _encode(image: Image.Image, jpeg: bool, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, task: ShardTask, item: Item, image: _Prepared) -> None:
+def _add_sample(tar: tarfile.TarFile, key: str, task: ShardTask, item: Item, image: _EncodedImage) -> None:
     about = {
         "class": task.classes[item.label],
         "source": item.name,

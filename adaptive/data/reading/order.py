@@ -1,6 +1,6 @@
-"""Which sample is read when: pure functions of (shard counts, seed, epoch), and of rank and world only for the share.
+"""The order of samples: pure functions of shard counts, seed and epoch; a rank takes its share of every global batch.
 
-A sample's id is its place in the dataset: shard 0's samples first, then shard 1's, and so on. The order of an epoch is
+A sample's id is its number in the split: shard 0's samples first, then shard 1's, and so on. The order of an epoch is
 the same on any number of ranks and workers; ranks take their slots of each global batch, so training at another world
 size sees the same global batches in the same sequence.
 """

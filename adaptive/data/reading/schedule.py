@@ -1,4 +1,4 @@
-"""A rank's batches by number, and the shards that each of them needs, in the order in which shards are come by."""
+"""A rank's batches by number: the samples of each, and which shards it reads, by their position in the order of use."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from adaptive.data.reading.order import epoch_order, locate, rank_batches, shard
 
 
 class Schedule(Protocol):
-    """Batches of one rank, numbered from 0."""
+    """The batches of one rank, numbered from 0, and the order in which they read the shards."""
 
     def batch(self, number: int) -> tuple[int, NDArray[np.int64]]:
         """Return the epoch of a batch and its sample ids, -1 for padding."""
 
     def needs(self, number: int) -> tuple[int, int]:
-        """Return the range [first, end) of places in the sequence of shards that a batch reads from."""
+        """Return the range [first, end) of positions, in the order of the shards, that a batch reads from."""
 
-    def shard(self, place: int) -> int:
-        """Return the shard at a place of that sequence."""
+    def shard(self, position: int) -> int:
+        """Return the shard at a position of that order."""
 
 
 @dataclass
 class TrainSchedule:
-    """Batches over all epochs; the sequence of shards is each epoch's order, one epoch after another."""
+    """Training batches over all epochs; the order of the shards is each epoch's own, one epoch after another."""
 
     counts: list[int]
     seed: int
@@ -42,33 +42,33 @@ class TrainSchedule:
 
     def batch(self, number: int) -> tuple[int, NDArray[np.int64]]:
         """Return the epoch of a batch and its sample ids, shape (micro_batch,)."""
-        epoch, place = divmod(number, self._per_epoch)
+        epoch, micro_batch = divmod(number, self._per_epoch)
         if self._batches is None or epoch != self._epoch:
             order = epoch_order(self.counts, self.seed, epoch, self.shuffle_window)
             self._batches = rank_batches(order, self.global_batch, self.micro_batch, self.rank, self.world)
             self._epoch = epoch
-        return epoch, self._batches[place]
+        return epoch, self._batches[micro_batch]
 
     def needs(self, number: int) -> tuple[int, int]:
-        """Return the places of the windows that the global batch of this micro batch touches."""
-        epoch, place = divmod(number, self._per_epoch)
-        first = place // self.accumulation * self.global_batch
+        """Return the positions of the shuffle windows that the global batch of this micro batch reads from."""
+        epoch, micro_batch = divmod(number, self._per_epoch)
+        first = micro_batch // self.accumulation * self.global_batch
         ends = np.cumsum(np.asarray(self.counts)[self._order(epoch)])
         low, high = np.searchsorted(ends, [first, first + self.global_batch - 1], side="right").tolist()
         base, window = epoch * len(self.counts), self.shuffle_window
         return base + low // window * window, base + min((high // window + 1) * window, len(self.counts))
 
-    def shard(self, place: int) -> int:
-        """Return the shard at a place of the sequence."""
-        epoch, position = divmod(place, len(self.counts))
-        return int(self._order(epoch)[position])
+    def shard(self, position: int) -> int:
+        """Return the shard at a position, counted over all epochs."""
+        epoch, within = divmod(position, len(self.counts))
+        return int(self._order(epoch)[within])
 
     @property
     def _per_epoch(self) -> int:
         return sum(self.counts) // self.global_batch * self.accumulation
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        # The thread that fetches ahead asks too; at most two epochs are in use at a time.
+        # The prefetching thread asks too; at most two epochs are in use at a time.
         order = self._orders.get(epoch)
         if order is None:
             order = shard_order(len(self.counts), self.seed, epoch)
@@ -78,7 +78,7 @@ class TrainSchedule:
 
 @dataclass
 class EvaluationSchedule:
-    """One pass; the sequence of shards is their own order."""
+    """The batches of one pass over a split, its shards in the order of the index."""
 
     counts: list[int]
     ids: NDArray[np.int64]
@@ -95,6 +95,6 @@ class EvaluationSchedule:
         shards, _ = locate(real[[0, -1]], self.counts)
         return int(shards[0]), int(shards[1]) + 1
 
-    def shard(self, place: int) -> int:
-        """Return the shard at a place: itself."""
-        return place
+    def shard(self, position: int) -> int:
+        """Return the shard at a position: the one of that number."""
+        return position

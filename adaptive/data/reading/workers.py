@@ -1,8 +1,8 @@
-"""Loader processes: how they live and end, and what becomes of those that die or hang.
+"""Data loader workers: forked processes that are watched by heartbeats, and killed when they hang.
 
-They are forked, which starts them in a moment, from a process that has threads (of gloo, NCCL, pinned memory). A lock
-that such a thread held at that moment stays locked in the worker for ever: one that waits for it inside a library, with
-Python's own lock, is deaf to everything. So workers give signs of life, and whoever is silent is ended.
+A fork is fast, but the training process has threads (of gloo, NCCL, pinned memory). A lock that one of them holds at
+the fork stays locked in the worker for ever; a worker that waits for it inside a library, holding Python's GIL, reacts
+to nothing, not even signals. Therefore every worker has a heartbeat, and one whose heartbeat stops is killed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from adaptive.errors import MachineError
 
-BEAT = 1.0  # seconds between two signs of life of a worker
-LOOK = 5.0  # seconds between two looks at the workers
-PATIENCE = 12  # looks in a row that find nothing new of a worker before it is ended: a minute that this process ran
+HEARTBEAT_EVERY = 1.0  # seconds between two heartbeats of a worker
+CHECK_EVERY = 5.0  # seconds between two checks of the heartbeats
+MISSED_CHECKS = 12  # in a row without a heartbeat, then a worker is killed: a minute in which this process did run
 _PR_SET_PDEATHSIG = 1  # of prctl: the signal to get when the thread that forked this process ends
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # not looked up in a worker, where it might hang
 
 
 class HungWorkerError(MachineError):
-    """A worker gave no sign of life for a minute and was killed; another one may do its work."""
+    """A worker sent no heartbeat for a minute and was killed; another one may do its work."""
 
 
-def work(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Generator[Any, None, None]:
-    """Yield the pipeline's items, made in so many worker processes (0: in this one); closing it ends them.
+def iterate(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Generator[Any, None, None]:
+    """Yield the pipeline's items from so many worker processes (0: from this one); closing the iterator ends them.
 
     Raises:
         HungWorkerError: a worker hung; the items that were not yielded have to be made again.
@@ -52,7 +52,7 @@ def work(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Generato
         num_workers=workers,
         pin_memory=pinned,
         multiprocessing_context=processes,
-        # The loader draws a seed that nothing here uses; from torch's own generator, a resumed run would see the gap.
+        # The loader draws a seed that nothing uses; drawn from torch's own generator, it would change a resumed run.
         generator=torch.Generator(),
     )
     if processes is None:
@@ -70,8 +70,8 @@ def work(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Generato
         processes.end(by_force=ended() is None)
 
 
-def without_room(error: RuntimeError) -> MachineError:
-    """Return what to say of torch's refusal of shared memory for a batch (raises ``error`` where it is another)."""
+def shared_memory_error(error: RuntimeError) -> MachineError:
+    """Turn torch's error about shared memory for a batch into one with a remedy (raises any other ``error``)."""
     if "shared memory" not in str(error):
         raise error
     return MachineError(
@@ -81,11 +81,14 @@ def without_room(error: RuntimeError) -> MachineError:
 
 
 class _Workers(ForkContext):
-    """Forks one loader's workers, whatever Python's default: this process has to be their parent."""
+    """The multiprocessing context of one DataLoader: forks its workers, and watches their heartbeats.
+
+    Always fork, whatever Python's default: workers end themselves when this process, their parent, has gone.
+    """
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self._beats = mmap(-1, count)  # shared with the workers, each of which counts in its own byte
+        self._heartbeats = mmap(-1, count)  # shared memory; each worker counts up its own byte
         self._started: list[_Worker] = []
         self._waiting = False
         self._hung = ""
@@ -95,12 +98,12 @@ class _Workers(ForkContext):
         """Return the next worker, for the loader to start."""
         worker = _Worker(*arguments, **named)
         bound = threading.current_thread() is threading.main_thread()
-        worker.settle = partial(_settle, getpid(), self._beats, len(self._started), bound)
+        worker.prepare = partial(_prepare_worker, getpid(), self._heartbeats, len(self._started), bound)
         self._started.append(worker)
         return worker
 
     def watch(self) -> None:
-        """Begin to look at the workers; all have been started."""
+        """Begin to check heartbeats; all workers have been started."""
         threading.Thread(target=self._watch, name="data-workers", daemon=True).start()
 
     def next_of(self, iterator: Iterator[Any]) -> Any:
@@ -109,25 +112,25 @@ class _Workers(ForkContext):
         try:
             return next(iterator, None)
         except (RuntimeError, EOFError, ConnectionError) as error:
-            problem = self._explained(error)
+            problem = self._explain(error)
         finally:
             self._waiting = False
-        # Neither this error nor the loader's, with their tracebacks, may keep the loader.
+        # No error's traceback may keep a reference to the loader, which ends its workers when it is dropped.
         del iterator
         raise problem
 
     def end(self, by_force: bool) -> None:
-        """Look no longer; ``by_force``: end those as well that the loader could not end."""
+        """Stop checking heartbeats; with ``by_force`` kill the workers that the loader could not end."""
         self._stop.set()
         for worker in self._started if by_force else ():
             if worker.is_alive():
                 worker.kill()
-                worker.join(LOOK)
+                worker.join(CHECK_EVERY)
 
-    def _explained(self, error: Exception) -> Exception:
+    def _explain(self, error: Exception) -> Exception:
         if self._hung:
             return HungWorkerError(self._hung)
-        reason = type(error).__name__  # it died while it handed over a batch
+        reason = type(error).__name__  # the connection broke while a worker handed over a batch
         if isinstance(error, RuntimeError):
             if "exited unexpectedly" not in str(error) and "DataLoader worker (pid" not in str(error):
                 return error
@@ -138,57 +141,58 @@ class _Workers(ForkContext):
         )
 
     def _watch(self) -> None:
-        seen, silent = bytes(len(self._started)), [0] * len(self._started)
-        while not self._stop.wait(LOOK):
-            now = self._beats[:]
-            silent = [count + 1 if old == new else 0 for count, old, new in zip(silent, seen, now, strict=True)]
-            seen = now
-            for worker, count in zip(self._started, silent, strict=True):
-                # Not before its batch is needed: the death of a worker is an exception in the main thread.
-                if count >= PATIENCE and self._waiting and worker.is_alive():
-                    self._hung = f"data worker {worker.pid} gave no sign of life for {count * LOOK:g} s{_where(worker)}"
+        last, missed = bytes(len(self._started)), [0] * len(self._started)
+        while not self._stop.wait(CHECK_EVERY):
+            now = self._heartbeats[:]
+            missed = [count + 1 if old == new else 0 for count, old, new in zip(missed, last, now, strict=True)]
+            last = now
+            for worker, count in zip(self._started, missed, strict=True):
+                # Only while its batch is waited for: killing a worker raises an exception in the main thread.
+                if count >= MISSED_CHECKS and self._waiting and worker.is_alive():
+                    silence = f"no heartbeat for {count * CHECK_EVERY:g} s"
+                    self._hung = f"data worker {worker.pid} sent {silence}{_process_state(worker)}"
                     worker.kill()
 
 
 class _Worker(ForkProcess):
-    """A worker that has settled before the loader's own code begins, in which it might hang."""
+    """A worker process that prepares itself before the loader's own code begins, in which it might hang."""
 
-    settle: Callable[[], None]
+    prepare: Callable[[], None]
 
     def run(self) -> None:
         """Do the loader's work."""
-        self.settle()
+        self.prepare()
         super().run()
 
 
-def _settle(parent: int, beats: mmap, place: int, bound: bool) -> None:
-    """Leave signals to the training process, ``parent``: Slurm sends them to every process of a job, workers included.
+def _prepare_worker(parent: int, heartbeats: mmap, number: int, bound: bool) -> None:
+    """Start this worker's heartbeat, and ignore signals unless they come from the training process, ``parent``.
 
-    The loader itself ends workers with SIGTERM when they hang, so that one is obeyed if it comes from the parent. A
-    worker whose parent was killed ends within a second: by itself it might wait for ever to hand over its last batch.
-    With ``bound`` the kernel ends it, deaf or not, with the thread that forked it.
+    Slurm sends signals to every process of a job, workers included; the loader itself ends workers with SIGTERM. A
+    worker whose parent was killed ends within a second: otherwise it might wait for ever to hand over its last batch.
+    With ``bound`` the kernel kills it, hung or not, when the thread that forked it ends.
     """
     if bound and _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    gc.freeze()  # what was inherited stays: looking through it costs time, and copies its pages
+    gc.freeze()  # collecting inherited objects costs time, and copies their pages
     signal.set_wakeup_fd(-1)  # inherited with the training process's signals
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def live() -> None:
+    def beat() -> None:
         while getppid() == parent:
-            beats[place] = (beats[place] + 1) % 256
-            received = signal.sigtimedwait({signal.SIGTERM}, BEAT)
+            heartbeats[number] = (heartbeats[number] + 1) % 256
+            received = signal.sigtimedwait({signal.SIGTERM}, HEARTBEAT_EVERY)
             if received is not None and received.si_pid == parent:
                 break
         kill(getpid(), signal.SIGKILL)
 
-    threading.Thread(target=live, name="life", daemon=True).start()
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
 
 
-def _where(worker: _Worker) -> str:
-    """Return what the kernel says of where a process is: its state and what it waits in; may be empty."""
+def _process_state(worker: _Worker) -> str:
+    """Return the kernel's state of a process and the kernel function that it waits in; may be empty."""
     found = []
     with suppress(OSError, StopIteration):
         status = Path(f"/proc/{worker.pid}/status").read_text().splitlines()

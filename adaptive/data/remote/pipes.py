@@ -1,6 +1,6 @@
-"""Files that a command of the user's writes to its standard output: the one place that starts a shell.
+"""Datasets behind a shell command (``pipe:COMMAND {}``) that writes a file to its standard output.
 
-Only with data.pipe = true; the file's name is quoted, whatever it holds.
+The one module that starts a shell: only with data.pipe = true, and with the file's name quoted.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptive.data.remote.transfer import Arrivals, Running, Transfer, in_thread
+from adaptive.data.remote.transfer import ByteCounter, RemoteFolder, StartedTransfer, in_thread
 from adaptive.errors import ConfigError
 
 PIPE = "pipe:"
-_PLACE = "{}"
+_PLACEHOLDER = "{}"
 _CHUNK = 1 << 20
-_TOLD = 2000  # bytes of a command's error output that are kept
+_STDERR_BYTES = 2000  # the last ones of a command's error output are kept
 
 
 @dataclass(frozen=True)
-class PipeFiles(Transfer):
-    """Files by a command of the form ``pipe:COMMAND {}``."""
+class PipeFolder(RemoteFolder):
+    """A folder whose files a command of the form ``pipe:COMMAND {}`` writes to its standard output."""
 
     def __post_init__(self) -> None:
-        if _PLACE not in self.location:
+        if _PLACEHOLDER not in self.location:
             raise ConfigError(f"data.path = {self.location!r} names no file: write {{}} where the file's name belongs")
 
     def command(self, name: str) -> str:
-        """Return the shell's words for one file."""
-        return self.location.removeprefix(PIPE).replace(_PLACE, shlex.quote(name))
+        """Return the command line for one file."""
+        return self.location.removeprefix(PIPE).replace(_PLACEHOLDER, shlex.quote(name))
 
     def shown(self, name: str) -> str:
         """Return the command."""
         return f"{PIPE}{self.command(name)}"
 
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[None]:
-        """Begin to run the command."""
+    def start(self, name: str, path: Path, received: ByteCounter) -> StartedTransfer[None]:
+        """Start the command."""
         process = subprocess.Popen(
             self.command(name),
             shell=True,
@@ -50,13 +50,13 @@ class PipeFiles(Transfer):
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        return Running(in_thread(lambda: _drain(process, path, arrivals)), lambda: _end(process))
+        return StartedTransfer(in_thread(lambda: _drain(process, path, received)), lambda: _end(process))
 
-    def start_size(self, name: str) -> Running[int | None]:
-        """Answer at once: a command's output has no size before it has run."""
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
+        """Return no size: a command's output has none before it has run."""
         future: Future[int | None] = Future()
         future.set_result(None)
-        return Running(future)
+        return StartedTransfer(future)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -67,17 +67,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _drain(process: subprocess.Popen[bytes], path: Path, arrivals: Arrivals) -> None:
+def _drain(process: subprocess.Popen[bytes], path: Path, received: ByteCounter) -> None:
     """Write a command's output to a file (raises OSError when the command fails)."""
     assert process.stdout is not None
     assert process.stderr is not None
     errors = bytearray()
-    told = process.stderr
+    stderr = process.stderr
 
     def listen() -> None:
-        while chunk := told.read1(_CHUNK):  # type: ignore[attr-defined]
+        while chunk := stderr.read1(_CHUNK):  # type: ignore[attr-defined]
             errors.extend(chunk)
-            del errors[:-_TOLD]
+            del errors[:-_STDERR_BYTES]
 
     listener = threading.Thread(target=listen, name="pipe-errors", daemon=True)
     listener.start()
@@ -85,7 +85,7 @@ def _drain(process: subprocess.Popen[bytes], path: Path, arrivals: Arrivals) -> 
         with path.open("wb") as file:
             while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]
                 file.write(chunk)
-                arrivals.relative_update(len(chunk))
+                received.relative_update(len(chunk))
         code = process.wait()
     finally:
         _end(process)

@@ -1,4 +1,4 @@
-"""Reading files that are elsewhere: several attempts with growing pauses, a time-out, and one line when all failed."""
+"""Downloads of single files: several attempts with growing pauses, a time-out, and one line when all failed."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from adaptive.errors import DataError, MachineError, reason_of
 
 FIRST_PAUSE = 0.5  # seconds; doubled after every failed attempt, plus up to as much again by chance
 LONGEST_PAUSE = 30.0
-_POLL = 0.2  # seconds between two looks at a transfer
-_PASSING_STATUS = {408, 425, 429}
-# Of botocore and google.auth, which need not be installed.
+_POLL = 0.2  # seconds between two checks of a transfer
+_RETRIED_STATUS = {408, 425, 429}  # of HTTP, beside the server's errors
+# Exceptions of botocore and google.auth, which need not be installed.
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
-_REASON = 300  # characters of a library's message that are shown
+_REASON_LENGTH = 300  # characters of a library's message that are shown
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
 
-class Cancelled(Exception):  # noqa: N818 - a wish, not an error
-    """Whoever wanted the file does not want it any more."""
+class Cancelled(Exception):  # noqa: N818 - a request, not an error
+    """A transfer was cancelled: its file is not wanted any more."""
 
 
 class Mismatch(Exception):  # noqa: N818 - becomes a DataError once the attempts are used up
-    """What arrived is not what the index describes."""
+    """A downloaded file is not the one that the index describes."""
 
 
 @dataclass(frozen=True)
-class Running(Generic[T]):
-    """A transfer that was begun: its result, and how to give it up."""
+class StartedTransfer(Generic[T]):
+    """A transfer that was started: its result, and how to cancel it."""
 
     future: Future[T]
     stop: Callable[[], object] = lambda: None
 
 
-class Arrivals(Callback):
-    """Counts the bytes of one file as they arrive, and refuses more than ``limit``."""
+class ByteCounter(Callback):
+    """Counts the bytes of one file as they arrive, as fsspec reports them, and refuses more than ``limit``."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -65,18 +65,18 @@ class Arrivals(Callback):
         if self.total > self.limit:
             raise Mismatch(f"more than {self.limit} bytes arrive")
 
-    def wait(self, running: Running[T], timeout: float, cancel: threading.Event) -> T:
+    def wait(self, running: StartedTransfer[T], timeout: float, cancel: threading.Event) -> T:
         """Return the transfer's result.
 
         Raises:
-            TimeoutError: no byte arrived for ``timeout`` seconds; the transfer is given up.
+            TimeoutError: no byte arrived for ``timeout`` seconds; the transfer is cancelled.
             Cancelled: ``cancel`` was set.
         """
         while True:
             try:
                 return running.future.result(_POLL)
             except NotYet:
-                if running.future.done():  # the transfer's own time-out, which is the same class
+                if running.future.done():  # the transfer itself timed out, which raises the same class
                     raise
             if cancel.is_set():
                 running.stop()
@@ -87,8 +87,8 @@ class Arrivals(Callback):
 
 
 @dataclass(frozen=True)
-class Transfer(ABC):
-    """A folder that is read from elsewhere.
+class RemoteFolder(ABC):
+    """A folder on another machine, whose files are downloaded one at a time.
 
     Attributes:
         location: of the folder, as the user wrote it.
@@ -102,22 +102,22 @@ class Transfer(ABC):
 
     @abstractmethod
     def shown(self, name: str) -> str:
-        """Return a file's address for messages, without passwords."""
+        """Return a file's URL or command for messages, without passwords."""
 
     @abstractmethod
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
-        """Begin to write a file's content to ``path``."""
+    def start(self, name: str, path: Path, received: ByteCounter) -> StartedTransfer[Any]:
+        """Start writing a file's content to ``path``."""
 
     @abstractmethod
-    def start_size(self, name: str) -> Running[int | None]:
-        """Begin to find out a file's size in bytes; None where it cannot be known without reading it."""
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
+        """Start a request for a file's size in bytes; None where it cannot be known without reading it."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Close what is open; the next use opens it anew."""
+    def close(self) -> None:  # noqa: B027 - not all have something to close
+        """Close connections; the next use opens new ones."""
 
     def reason(self, error: BaseException) -> str:
         """Return why an attempt failed, in one short line."""
-        return reason_of(error, _REASON)
+        return reason_of(error, _REASON_LENGTH)
 
     def fetch(self, name: str, path: Path, limit: int, check: Callable[[Path], None], cancel: threading.Event) -> None:
         """Write a file of at most ``limit`` bytes to ``path``; ``check`` raises Mismatch if it is not the right one.
@@ -130,8 +130,8 @@ class Transfer(ABC):
 
         def attempt() -> None:
             path.unlink(missing_ok=True)
-            arrivals = Arrivals(limit)
-            arrivals.wait(self.start(name, path, arrivals), self.timeout, cancel)
+            received = ByteCounter(limit)
+            received.wait(self.start(name, path, received), self.timeout, cancel)
             check(path)
 
         self._retry(name, attempt, cancel)
@@ -146,7 +146,7 @@ class Transfer(ABC):
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, None where it is not known (raises BadDataError, as `fetch` does)."""
         cancel = threading.Event()
-        return self._retry(name, lambda: Arrivals(0).wait(self.start_size(name), self.timeout, cancel), cancel)
+        return self._retry(name, lambda: ByteCounter(0).wait(self.start_size(name), self.timeout, cancel), cancel)
 
     def _retry(self, name: str, attempt: Callable[[], T], cancel: threading.Event) -> T:
         tried = 0
@@ -159,7 +159,7 @@ class Transfer(ABC):
         retrying = Retrying(
             stop=stop_after_attempt(self.attempts),
             wait=wait_exponential_jitter(FIRST_PAUSE, LONGEST_PAUSE, jitter=FIRST_PAUSE),
-            retry=retry_if_exception(may_pass),
+            retry=retry_if_exception(may_succeed_later),
             sleep=sleep_using_event(cancel),
             before=count,
             reraise=True,
@@ -181,16 +181,16 @@ class Transfer(ABC):
         if isinstance(error, Mismatch):
             remedy = "copy it there again or pack again"
             return BadDataError(f"{shown} is not what was packed ({error}; {attempts}); {remedy}", CHECKSUM, whole=True)
-        if may_pass(error):
+        if may_succeed_later(error):
             remedy = f"check the server and the network, or raise data.timeout = {self.timeout:g} or data.attempts"
         else:
-            remedy = "check the address and your right to read it"
+            remedy = "check the URL and your right to read it"
         message = f"{shown} cannot be read ({self.reason(error)}; {attempts}); {remedy}"
         return BadDataError(message, UNREADABLE, whole=True)
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run ``work`` in a thread that never keeps the process alive."""
+    """Run ``work`` in a daemon thread, which does not keep the process alive."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -204,18 +204,18 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 
 
 def cause(error: BaseException) -> BaseException:
-    """Return what really happened where fsspec's HTTP calls any failure of a size request a missing file."""
+    """Return the error behind fsspec's, whose HTTP reports any failure of a size request as a missing file."""
     behind = error.__cause__
     ours = isinstance(behind, OSError) or type(behind).__module__.startswith("aiohttp")
     return behind if isinstance(error, FileNotFoundError) and behind is not None and ours else error
 
 
-def may_pass(error: BaseException) -> bool:
+def may_succeed_later(error: BaseException) -> bool:
     """Say whether another attempt may succeed."""
     error = cause(error)
     code = status(error)
     if code is not None:
-        return not 400 <= code < 500 or code in _PASSING_STATUS
+        return not 400 <= code < 500 or code in _RETRIED_STATUS
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return False
     if type(error).__name__ in _NO_CREDENTIALS:
@@ -234,7 +234,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def status(error: BaseException) -> int | None:
-    """Return the HTTP status that a store's library tells of, if it does."""
+    """Return the HTTP status that an error of a store's library holds, if it does."""
     for name in ("status", "code"):
         value = getattr(error, name, None)
         if isinstance(value, (int, str)) and str(value).isdecimal():

@@ -1,4 +1,4 @@
-"""Datasets at a URL (http, https, s3, gs, or whatever else fsspec knows), and by a command where that is allowed."""
+"""Datasets at a URL: http, https, s3, gs, or any other protocol that fsspec knows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fsspec.asyn import get_loop
 from fsspec.spec import AbstractFileSystem
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.remote.pipes import PIPE, PipeFiles
-from adaptive.data.remote.transfer import Arrivals, Running, Transfer, in_thread, status
+from adaptive.data.remote.pipes import PIPE, PipeFolder
+from adaptive.data.remote.transfer import ByteCounter, RemoteFolder, StartedTransfer, in_thread, status
 from adaptive.errors import ConfigError, DataError, MachineError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_CLOSING = 2.0  # seconds
+_CLOSE_SECONDS = 2.0
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -32,8 +32,8 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, str) and (path.startswith(PIPE) or _URL.match(path) is not None)
 
 
-def open_remote(path: str, settings: DataConfig) -> Transfer:
-    """Return the folder at a URL or behind a command, of which nothing is read yet.
+def open_remote(path: str, settings: DataConfig) -> RemoteFolder:
+    """Return the folder at a URL or behind a command, without reading anything of it yet.
 
     Raises:
         ConfigError: a command, and data.pipe does not allow it.
@@ -46,7 +46,7 @@ def open_remote(path: str, settings: DataConfig) -> Transfer:
                 f"data.path = {path!r} would run a command in a shell, as you and with your rights, for every file; "
                 "if you wrote that command yourself, allow it with data.pipe=true"
             )
-        return PipeFiles(path, settings.attempts, settings.timeout)
+        return PipeFolder(path, settings.attempts, settings.timeout)
     protocol = urlsplit(path).scheme.lower()
     try:
         fsspec.get_filesystem_class(protocol)
@@ -57,12 +57,12 @@ def open_remote(path: str, settings: DataConfig) -> Transfer:
         raise DataError(
             f"data.path = {path!r}: {protocol} is no kind of URL that fsspec knows; use http, s3 or gs"
         ) from (None)
-    return UrlFiles(path, settings.attempts, settings.timeout)
+    return UrlFolder(path, settings.attempts, settings.timeout)
 
 
 @dataclass(frozen=True)
-class UrlFiles(Transfer):
-    """Files below a URL; one connection pool per process, also after a fork."""
+class UrlFolder(RemoteFolder):
+    """A folder at a URL; each process has its own connection pool, also after a fork."""
 
     _pool: dict[int, Any] = field(default_factory=dict, compare=False)
     _opening: threading.Lock = field(default_factory=threading.Lock, compare=False)
@@ -73,7 +73,7 @@ class UrlFiles(Transfer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def address(self, name: str) -> str:
+    def url(self, name: str) -> str:
         """Return the URL of a file; a query, such as a signature, stays at the end."""
         parts = urlsplit(self.location)
         if parts.scheme.lower() in ("http", "https"):
@@ -82,7 +82,7 @@ class UrlFiles(Transfer):
 
     def shown(self, name: str) -> str:
         """Return the URL without user, password and query."""
-        parts = urlsplit(self.address(name))
+        parts = urlsplit(self.url(name))
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
     def reason(self, error: BaseException) -> str:
@@ -97,18 +97,18 @@ class UrlFiles(Transfer):
             words = words.replace(secret, "***") if secret else words
         return words
 
-    def start(self, name: str, path: Path, arrivals: Arrivals) -> Running[Any]:
-        """Begin to write a file's content to ``path``, by one request and in sequence."""
-        if self._protocol() == "file":  # its own way tells of no progress
+    def start(self, name: str, path: Path, received: ByteCounter) -> StartedTransfer[Any]:
+        """Start writing a file's content to ``path``, by one request and in sequence."""
+        if self._protocol() == "file":  # its own get_file reports no progress
             files = self._filesystem()
             copy = AbstractFileSystem.get_file
-            return Running(in_thread(lambda: copy(files, self.address(name), str(path), callback=arrivals)))
+            return StartedTransfer(in_thread(lambda: copy(files, self.url(name), str(path), callback=received)))
         one_stream = {"concurrency": 1} if self._protocol() in ("gs", "gcs") else {}
-        return self._call("get_file", self.address(name), str(path), callback=arrivals, **one_stream)
+        return self._call("get_file", self.url(name), str(path), callback=received, **one_stream)
 
-    def start_size(self, name: str) -> Running[int | None]:
-        """Begin to ask for a file's size."""
-        return self._call("size", self.address(name))
+    def start_size(self, name: str) -> StartedTransfer[int | None]:
+        """Start a request for a file's size."""
+        return self._call("size", self.url(name))
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
@@ -118,17 +118,17 @@ class UrlFiles(Transfer):
             session = getattr(files, name, None)
             if session is not None and asyncio.iscoroutinefunction(getattr(session, "close", None)):
                 with suppress(Exception):
-                    asyncio.run_coroutine_threadsafe(session.close(), get_loop()).result(_CLOSING)
+                    asyncio.run_coroutine_threadsafe(session.close(), get_loop()).result(_CLOSE_SECONDS)
 
     def _protocol(self) -> str:
         return urlsplit(self.location).scheme.lower()
 
-    def _call(self, method: str, *words: Any, **options: Any) -> Running[Any]:
+    def _call(self, method: str, *words: Any, **options: Any) -> StartedTransfer[Any]:
         files = self._filesystem()
         if not files.async_impl:
-            return Running(in_thread(lambda: getattr(files, method)(*words, **options)))
+            return StartedTransfer(in_thread(lambda: getattr(files, method)(*words, **options)))
         future = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(*words, **options), get_loop())
-        return Running(future, future.cancel)
+        return StartedTransfer(future, future.cancel)
 
     def _filesystem(self) -> Any:
         with self._opening:
@@ -138,8 +138,8 @@ class UrlFiles(Transfer):
             return self._pool[os.getpid()]
 
     def _open(self) -> Any:
-        """Open the store with its library's own retries off, as far as it lets us, and our time-out in."""
-        import aiohttp  # takes a while, and folders do without
+        """Open the store with our time-out, and without its library's own retries as far as possible."""
+        import aiohttp  # slow to import, and not needed for folders
 
         protocol = self._protocol()
         waiting = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=self.timeout)
@@ -151,9 +151,9 @@ class UrlFiles(Transfer):
             options = {"config_kwargs": {**times, "retries": {"max_attempts": 1}}, "max_concurrency": 1}
         elif protocol in ("gs", "gcs"):
             options = {"requests_timeout": waiting}
-            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what we report in a line
-        # Its coroutines run in fsspec's thread by our hand. With asynchronous=False it would close its connections when
-        # it is collected, and wait for them where that happens in a forked process, which has no such thread.
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that we report
+        # We run its coroutines in fsspec's thread ourselves. With asynchronous=False it would close its connections in
+        # its finalizer, which in a forked process waits for ever: that process has no such thread.
         if fsspec.get_filesystem_class(protocol).async_impl:
             options["asynchronous"] = True
         files = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)

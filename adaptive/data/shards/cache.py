@@ -1,8 +1,8 @@
-"""Whole shards of a URL kept on this machine's disk: one download per shard, whoever on the machine wants it.
+"""A cache of remote shards on this machine's disk: one download per shard, shared by all processes of the machine.
 
-A shard is fetched under a lock of its own, into a file beside, and appears by a rename once its size and sha256 are
-those of the index. The shards that were not used for longest make room for new ones. What is removed while a process
-reads it stays readable for that process.
+A shard is downloaded under a lock of its own into a temporary file beside its path, and renamed once its size and
+sha256 are those of the index. The least recently used shards make room for new ones; a process that reads one while it
+is removed can go on reading it.
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ from filelock import FileLock, Timeout
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import BadDataError
-from adaptive.data.remote.transfer import Cancelled, Mismatch, Transfer
+from adaptive.data.remote.transfer import Cancelled, Mismatch, RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo
-from adaptive.data.shards.reader import Files, LocalFiles
+from adaptive.data.shards.reader import LocalFiles, ShardFiles
 from adaptive.errors import ConfigError, MachineError
 from adaptive.files import file_sha256
 
 GIB = 2**30
 MIB = 2**20
-# Marks a folder as ours to delete from; the standard's name and first line, so that backups pass it over.
+# Marks a folder as ours to delete from; name and first line are those of the standard by which backups skip caches.
 _TAG = "CACHEDIR.TAG"
 _TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# Shards that adaptive can fetch again.\n"
 _FOLDER = re.compile(r"[0-9a-f]{32}")  # the beginning of a dataset's fingerprint
 _PART = re.compile(r"\.(?P<name>[A-Za-z0-9_-]+\.tar)\.(?P<size>\d+)\.\d+-\d+\.part")
-_WAIT = 0.1  # seconds between two looks for room that other downloads hold
-_OPENINGS = 100
-_FRESH = 1.0  # seconds for which a failure is not tried again
-_numbers = count()
+_ROOM_POLL = 0.1  # seconds between two checks whether other downloads have freed room
+_OPEN_ATTEMPTS = 100
+_FAILURE_SECONDS = 1.0  # for which a failed download is not tried again
+_part_numbers = count()
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CachedShard:
+    """A shard in the cache: when it was last used, its size in bytes, and its file."""
+
     used: float
     size: int
     path: Path
 
 
 def cache_folder(settings: DataConfig) -> Path:
-    """Return where shards of URLs are kept."""
+    """Return the folder in which shards of URLs are cached."""
     if staged := stage_folder():
         return staged
     if settings.cache is not None:
@@ -84,12 +86,12 @@ def check_cache(index: DatasetIndex, split: str, settings: DataConfig) -> int:
 
 
 class ShardCache:
-    """The shards of one dataset at a URL, by way of this machine's disk.
+    """The shards of one dataset at a URL, downloaded to this machine's disk when they are first opened.
 
-    ``downloads`` counts the shards that this object fetched.
+    ``downloads`` counts those that this object has downloaded.
     """
 
-    def __init__(self, remote: Transfer, fingerprint: str, root: Path, bound: int) -> None:
+    def __init__(self, remote: RemoteFolder, fingerprint: str, root: Path, bound: int) -> None:
         self.remote = remote
         self.root = root
         self.folder = root / fingerprint[:32]
@@ -98,7 +100,7 @@ class ShardCache:
         self._failed: dict[str, tuple[float, BadDataError]] = {}
 
     def shown(self, shard: ShardInfo) -> str:
-        """Return a shard's address for messages."""
+        """Return a shard's URL for messages."""
         return self.remote.shown(shard.name)
 
     def close(self) -> None:
@@ -106,8 +108,8 @@ class ShardCache:
         self.remote.close()
 
     def open(self, shard: ShardInfo) -> int:
-        """Return a descriptor of a shard's file, fetching it first where it is not there (raises as `fetch` does)."""
-        for _ in range(_OPENINGS):
+        """Return a descriptor of a shard's file, downloaded first if needed (raises as `fetch` does)."""
+        for _ in range(_OPEN_ATTEMPTS):
             path = self.fetch(shard)
             with suppress(FileNotFoundError):  # another process made room before it was opened
                 return os.open(path, os.O_RDONLY)
@@ -117,10 +119,10 @@ class ShardCache:
         )
 
     def fetch(self, shard: ShardInfo, wait: bool = True, cancel: threading.Event | None = None) -> Path:
-        """Bring a shard here, unless it is, and return its path; without ``wait`` not if another is at it.
+        """Download a shard unless it is cached, and return its path; without ``wait`` not if another process does so.
 
         Raises:
-            BadDataError: the shard cannot be had; see `Transfer.fetch`.
+            BadDataError: the shard cannot be downloaded; see `RemoteFolder.fetch`.
             MachineError: no space, or no right to write.
             Cancelled: ``cancel`` was set.
         """
@@ -144,14 +146,14 @@ class ShardCache:
         return path
 
     def holds(self, shard: ShardInfo) -> bool:
-        """Say whether a shard is here, whole."""
+        """Say whether a shard is in the cache, complete."""
         path = self.folder / shard.name
         return path.is_file() and path.stat().st_size == shard.bytes
 
     def _raise_known(self, shard: ShardInfo, began: float) -> None:
-        """Raise what another thread of this process met while this one waited: all attempts are made already."""
+        """Raise the error of another thread of this process, which made all attempts while this one waited."""
         when, error = self._failed.get(shard.name, (0.0, None))
-        if error and when > began - _FRESH:
+        if error and when > began - _FAILURE_SECONDS:
             raise BadDataError(str(error), error.kind, whole=True)
 
     def _prepare(self) -> None:
@@ -161,20 +163,20 @@ class ShardCache:
             tag.write_text(_TAG_CONTENT)
 
     def _use(self, path: Path, size: int) -> bool:
-        """Say whether a shard is here, and note that it was used."""
+        """Say whether a shard is in the cache, and mark it as used now."""
         try:
             if path.stat().st_size == size:
                 os.utime(path)
                 return True
-            path.unlink(missing_ok=True)  # nothing but a damaged disk does that
+            path.unlink(missing_ok=True)  # of another size: only a damaged disk does that
         except FileNotFoundError:
             pass
         return False
 
     def _download(self, path: Path, shard: ShardInfo, cancel: threading.Event) -> None:
-        for leftover in self.folder.glob(f".{shard.name}.*.part"):  # of killed processes: the lock is ours
+        for leftover in self.folder.glob(f".{shard.name}.*.part"):  # of killed processes: this one holds the lock
             leftover.unlink(missing_ok=True)
-        part = self.folder / f".{shard.name}.{shard.bytes}.{os.getpid()}-{next(_numbers)}.part"
+        part = self.folder / f".{shard.name}.{shard.bytes}.{os.getpid()}-{next(_part_numbers)}.part"
         self._make_room(part, shard, cancel)
 
         def check(found: Path) -> None:
@@ -193,7 +195,7 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _make_room(self, part: Path, shard: ShardInfo, cancel: threading.Event) -> None:
-        """Remove what was not used for longest until the shard fits, and reserve its size by creating ``part``."""
+        """Remove the least recently used shards until the new one fits, and reserve its size by creating ``part``."""
         while True:
             with _locked(self.root / ".room.lock"):
                 kept, reserved, missing = self._survey()
@@ -213,12 +215,12 @@ class ShardCache:
                         f"no space left in data.cache = {str(self.root)!r}: {shard.name} has {shard.bytes / MIB:.1f} "
                         f"MiB, {free / MIB:.1f} MiB are free; free some, or give another folder"
                     )
-            if cancel.wait(_WAIT):  # downloads of others hold the room; what they bring can be removed
+            if cancel.wait(_ROOM_POLL):  # other downloads have reserved the room; once complete they can be removed
                 raise Cancelled
 
-    def _survey(self) -> tuple[list[_Kept], int, int]:
-        """Return what is kept for all datasets, the bytes that downloads reserve, and how many are yet to come."""
-        kept: list[_Kept] = []
+    def _survey(self) -> tuple[list[_CachedShard], int, int]:
+        """Return the cached shards of all datasets, the bytes that downloads reserve, and those still to be written."""
+        kept: list[_CachedShard] = []
         reserved = missing = 0
         for folder in self.root.iterdir():
             if not _FOLDER.fullmatch(folder.name) or not (folder / _TAG).is_file():
@@ -227,7 +229,7 @@ class ShardCache:
                 with suppress(FileNotFoundError):
                     if path.suffix == ".tar":
                         found = path.stat()
-                        kept.append(_Kept(found.st_mtime, found.st_size, path))
+                        kept.append(_CachedShard(found.st_mtime, found.st_size, path))
                     elif match := _PART.fullmatch(path.name):
                         if _abandoned(path, match["name"]):
                             continue
@@ -237,7 +239,7 @@ class ShardCache:
 
 
 def _abandoned(part: Path, shard: str) -> bool:
-    """Remove what a killed process left: nobody holds the lock of that shard."""
+    """Remove a partial download whose lock nobody holds, for its process was killed; says whether it was one."""
     with _locked(_lock_of(part.with_name(shard)), wait=False) as held:
         if held:
             part.unlink(missing_ok=True)
@@ -250,7 +252,7 @@ def _lock_of(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock, which ends with the process; yields whether it was to be had."""
+    """Hold a file lock, which ends with the process; yields whether it was acquired."""
     lock = FileLock(path, blocking=wait)
     try:
         lock.acquire()
@@ -263,10 +265,10 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | None = None) -> Files:
-    """Return the shards of a dataset: a folder's where they are, a URL's by way of the cache.
+def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | None = None) -> ShardFiles:
+    """Return the shards of a dataset: a folder's directly, a URL's through the cache.
 
-    With ADAPTIVE_STAGE a folder's come by way of that one, bounded by its disk. Raises as `open_remote` does.
+    With ADAPTIVE_STAGE a folder's, too, are cached, in that folder, bounded by its disk. Raises as `open_remote` does.
     """
     remote = isinstance(folder, str) and is_remote(folder)
     staged = stage_folder()

@@ -1,4 +1,4 @@
-"""index.json: what a packed dataset holds, and whether the shards beside it are those that were packed."""
+"""index.json: the classes, splits and shards of a packed dataset, and a check that the shards are those packed."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
-from adaptive.data.remote.transfer import Transfer
+from adaptive.data.remote.transfer import RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.errors import DataError, nearest
 from adaptive.files import file_sha256, write_atomically
 
 INDEX_NAME = "index.json"
 VERSION = 1
-_LARGEST = 1 << 28  # bytes of an index that are read from a URL
-_MOST = 10**12  # samples of a shard or split: beyond that it is no dataset, and the numbers would overflow
-_AT_ONCE = 16  # shards asked for at a time
+_MAX_INDEX_BYTES = 1 << 28  # of an index at a URL
+_MAX_COUNT = 10**12  # samples or bytes: more is no dataset, and would overflow
+_PARALLEL_REQUESTS = 16
 _LOG = logging.getLogger(__name__)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Frozen(BaseModel):
+class _IndexModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ShardInfo(_Frozen):
+class ShardInfo(_IndexModel):
     """One tar file: its name inside the dataset folder, samples, size in bytes and checksum."""
 
-    # A name, never a path: a foreign index must not make us read outside its folder.
+    # A name, never a path: an index from elsewhere must not make us read outside its folder.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$")]
-    count: Annotated[int, Field(ge=0, le=_MOST)]
-    bytes: Annotated[int, Field(ge=0, le=_MOST)]
+    count: Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+    bytes: Annotated[int, Field(ge=0, le=_MAX_COUNT)]
     sha256: Sha256
 
 
-class SplitInfo(_Frozen):
-    """The shards of one split, in the order that sample ids follow, and the number of samples in them."""
+class SplitInfo(_IndexModel):
+    """The shards of one split, in the order of the sample ids, and the number of samples in them."""
 
     shards: list[ShardInfo]
-    count: Annotated[int, Field(ge=0, le=_MOST)]
+    count: Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 
     @model_validator(mode="after")
     def _count_is_sum(self) -> SplitInfo:
@@ -66,7 +66,7 @@ class SplitInfo(_Frozen):
         return sum(shard.bytes for shard in self.shards)
 
 
-class DatasetIndex(_Frozen):
+class DatasetIndex(_IndexModel):
     """A packed dataset: class names in label order, splits, and a fingerprint of both."""
 
     version: int
@@ -100,7 +100,7 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
 
     Args:
         folder: of the dataset, or its URL.
-        settings: how a URL is read; by default as by default.
+        settings: how a URL is read; by default with the defaults of the configuration.
 
     Raises:
         DataError: the folder or the index is missing, is not one of ours, or its fingerprint does not fit its content.
@@ -109,7 +109,7 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
     """
     if isinstance(folder, str) and is_remote(folder):
         with closing(open_remote(folder, settings or DataConfig(path=folder))) as remote:
-            shown, content = remote.shown(INDEX_NAME), remote.read(INDEX_NAME, _LARGEST)
+            shown, content = remote.shown(INDEX_NAME), remote.read(INDEX_NAME, _MAX_INDEX_BYTES)
     else:
         shown, content = _read_local(Path(folder))
     try:
@@ -169,7 +169,7 @@ def check_shards(
     changed = [
         (shard, message)
         for shard in shards
-        if shard.name in sizes and (message := _difference(shard, place(folder, shard), sizes[shard.name], deep))
+        if shard.name in sizes and (message := _difference(shard, location(folder, shard), sizes[shard.name], deep))
     ]
     messages = [message for _, message in changed]
     if missing:
@@ -186,7 +186,7 @@ def check_shards(
 
 
 def _difference(shard: ShardInfo, shown: str, size: int | None, deep: bool) -> str | None:
-    """Return in what a shard that is there differs from the one that was packed."""
+    """Return how an existing shard differs from the one that was packed, None where it does not."""
     if size is not None and size != shard.bytes:
         return (
             f"shard {shown} has {size} bytes, the index says {shard.bytes}: copied incompletely or changed; copy it "
@@ -200,21 +200,21 @@ def _difference(shard: ShardInfo, shown: str, size: int | None, deep: bool) -> s
     return None
 
 
-def place(folder: str | Path, shard: ShardInfo) -> str:
-    """Return where a shard is, for messages."""
+def location(folder: str | Path, shard: ShardInfo) -> str:
+    """Return a shard's path or URL, for messages."""
     return str(folder / shard.name) if isinstance(folder, Path) else f"{folder.rstrip('/')}/{shard.name}"
 
 
-def _remote_sizes(remote: Transfer, shards: list[ShardInfo]) -> dict[str, int | None]:
-    """Ask for the sizes of many shards at once; those that do not exist are left out."""
+def _remote_sizes(remote: RemoteFolder, shards: list[ShardInfo]) -> dict[str, int | None]:
+    """Return the sizes of many shards, requested in parallel; those that do not exist are left out."""
     found: dict[str, int | None] = {}
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sizes") as pool:
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="sizes") as pool:
         futures = {pool.submit(remote.size, shard.name): shard.name for shard in shards}
         for future in as_completed(futures):
             try:
                 found[futures[future]] = future.result()
             except BadDataError as error:
-                if error.kind != MISSING:  # not one shard's fault: the others need not be tried
+                if error.kind != MISSING:  # the store's fault, not one shard's: the others need not be tried
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     return found

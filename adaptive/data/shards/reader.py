@@ -1,4 +1,4 @@
-"""Random access to the samples of tar shards: headers are read once, samples by their offsets."""
+"""Random access to the samples of tar shards: the headers of a shard are read once, then samples by their offsets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import tarfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +22,22 @@ from adaptive.data.shards.index import ShardInfo
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
 from adaptive.errors import one_line
 
-# What pack writes. Members of any other kind, pickles above all, are never read.
-_IMAGES = {"jpg", "jpeg", "png"}
-_LABEL_BYTES = 64  # of a number; more is none
+# Extensions that pack writes. Members of any other kind, pickles above all, are never read.
+_IMAGE_EXTENSIONS = {"jpg", "jpeg", "png"}
+_LABEL_BYTES = 64  # a longer text is no label
 _KEY_BYTES = 250  # of a key that are kept for messages
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25  # seconds, doubled after every failed attempt
 
 
-class Files(Protocol):
-    """Where the shards of a split are."""
+class ShardFiles(Protocol):
+    """Opens shards, wherever they are: the interface of `LocalFiles` and `adaptive.data.shards.cache.ShardCache`."""
 
     def open(self, shard: ShardInfo) -> int:
         """Return a descriptor of a shard's file (raises OSError, BadDataError)."""
 
     def shown(self, shard: ShardInfo) -> str:
-        """Return its place for messages."""
+        """Return a shard's path or URL for messages."""
 
     def close(self) -> None:
         """Close connections."""
@@ -62,8 +62,8 @@ class LocalFiles:
 
 
 @dataclass(frozen=True)
-class Raw:
-    """One sample as stored: the shard it came from, its key, image bytes and label."""
+class RawSample:
+    """A sample as stored: its shard, key, undecoded image bytes, and label."""
 
     shard: str
     key: str
@@ -72,15 +72,15 @@ class Raw:
 
 
 @dataclass
-class Reads:
-    """What a reader asked of the disk.
+class ReadCounts:
+    """Counts of a reader's disk accesses.
 
     Attributes:
         opens: files opened.
-        reads: pieces read, two for a sample.
-        bytes: their size.
-        forward: reads of a shard that began where the one before ended, or behind.
-        backward: reads that began before that.
+        reads: read calls, two for a sample.
+        bytes: read by them.
+        forward: reads that began at or after the end of the previous one in the same shard.
+        backward: the other reads.
     """
 
     opens: int = 0
@@ -91,41 +91,38 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Places of a shard's samples: rows of image offset and size, label offset and size (bytes), and their keys.
+class _ShardTable:
+    """Offsets of a shard's samples: rows of image offset and size, label offset and size (bytes), and their keys.
 
-    A sample that lacks one of the two has a row of -1, and an entry in ``lacking``.
+    A sample that lacks one of the two has a row of -1, and an entry in ``incomplete``.
     """
 
-    places: NDArray[np.int64]
+    offsets: NDArray[np.int64]
     keys: NDArray[np.bytes_]
-    lacking: dict[int, str]
+    incomplete: dict[int, str]
 
 
 class ShardReader:
-    """Reads samples of one split by shard and position, with few files open at a time.
+    """Reads samples of one split by shard and position in it, with at most ``capacity`` files open at a time.
 
-    ``split_name`` is WebDataset's rule that divides a member's name into key and extension. A shard's headers are
-    scanned at its first use and kept (about 50 bytes per sample); ``capacity`` shards stay open.
+    A shard's headers are scanned at its first use and kept (about 50 bytes per sample). ``done`` counts disk accesses.
     """
 
     def __init__(
         self,
-        files: Files,
+        files: ShardFiles,
         shards: Sequence[ShardInfo],
-        split_name: Callable[[str], tuple[str | None, str | None]],
         capacity: int,
     ) -> None:
         self.files = files
         self.shards = shards
         self.capacity = capacity
-        self.done = Reads()
-        self._split_name = split_name
-        self._tables: dict[int, _Table] = {}
+        self.done = ReadCounts()
+        self._tables: dict[int, _ShardTable] = {}
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ends: dict[int, int] = {}
 
-    def read(self, shard: int, position: int) -> Raw:
+    def read(self, shard: int, position: int) -> RawSample:
         """Return one sample.
 
         Raises:
@@ -147,27 +144,27 @@ class ShardReader:
         raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
-        """Close all files, and the connections they came by."""
+        """Close all files, and the connections to a store."""
         for shard in list(self._open):
             self._forget(shard)
         self.files.close()
 
-    def _read(self, shown: str, shard: int, position: int) -> Raw:
+    def _read(self, shown: str, shard: int, position: int) -> RawSample:
         descriptor = self._descriptor(shard)
         if shard not in self._tables:
             self._tables[shard] = self._scan(shown, descriptor, self.shards[shard])
         table = self._tables[shard]
         key = one_line(table.keys[position].decode(errors="replace"))
-        if position in table.lacking:
-            raise BadDataError(f"shard {shown}, sample {key}: {table.lacking[position]}; pack again", MEMBER, key)
-        image_at, image_size, label_at, label_size = (int(value) for value in table.places[position])
+        if position in table.incomplete:
+            raise BadDataError(f"shard {shown}, sample {key}: {table.incomplete[position]}; pack again", MEMBER, key)
+        image_at, image_size, label_at, label_size = (int(value) for value in table.offsets[position])
         image = self._piece(shard, descriptor, image_at, image_size)
         text = self._piece(shard, descriptor, label_at, min(label_size, _LABEL_BYTES))
         if len(image) != image_size or len(text) < min(label_size, _LABEL_BYTES):
             message = f"shard {shown}, sample {key}: the file ends too early; copy it again or pack again"
             raise BadDataError(message, TRUNCATED, key)
         try:
-            return Raw(shown, key, image, int(text))
+            return RawSample(shown, key, image, int(text))
         except ValueError:
             message = f"shard {shown}, sample {key}: label {text[:20]!r} is not a number; pack again"
             raise BadDataError(message, LABEL, key) from None
@@ -195,7 +192,7 @@ class ShardReader:
         self._ends[shard] = 0
         self.done.opens += 1
         if hasattr(os, "posix_fadvise"):
-            # Samples are read in small pieces from anywhere in it: let the disk bring it in one go.
+            # Samples are read in small pieces from anywhere in the shard: let the kernel read all of it ahead.
             with suppress(OSError):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         return descriptor
@@ -205,34 +202,32 @@ class ShardReader:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _scan(self, shown: str, descriptor: int, shard: ShardInfo) -> _Table:
+    def _scan(self, shown: str, descriptor: int, shard: ShardInfo) -> _ShardTable:
         if (size := os.fstat(descriptor).st_size) < shard.bytes:
             message = f"shard {shown} has {size} bytes, the index says {shard.bytes}; copy it again or pack again"
             raise BadDataError(message, TRUNCATED, whole=True)
-        samples = samples_of(shown, descriptor, self._split_name)
+        samples = samples_of(shown, descriptor)
         if len(samples) != shard.count:
             message = f"shard {shown} holds {len(samples)} samples, the index says {shard.count}; pack again"
             raise BadDataError(message, COUNT, whole=True)
-        lacking: dict[int, str] = {}
-        places = np.full((len(samples), 4), -1, dtype=np.int64)
+        incomplete: dict[int, str] = {}
+        offsets = np.full((len(samples), 4), -1, dtype=np.int64)
         for number, (_, parts) in enumerate(samples):
-            image = next((parts[extension] for extension in parts if extension in _IMAGES), None)
+            image = next((parts[extension] for extension in parts if extension in _IMAGE_EXTENSIONS), None)
             if image is None or "cls" not in parts:
                 missing = "image (jpg or png)" if image is None else "label (cls)"
-                lacking[number] = f"has no {missing}, only {', '.join(sorted(parts))}"
+                incomplete[number] = f"has no {missing}, only {', '.join(sorted(parts))}"
             else:
-                places[number] = (*image, *parts["cls"])
-        return _Table(
-            places,
+                offsets[number] = (*image, *parts["cls"])
+        return _ShardTable(
+            offsets,
             np.array([key.encode(errors="replace")[:_KEY_BYTES] for key, _ in samples], dtype=np.bytes_),
-            lacking,
+            incomplete,
         )
 
 
-def samples_of(
-    shown: str, descriptor: int, split_name: Callable[[str], tuple[str | None, str | None]]
-) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Return the samples of a shard: key, and by extension where the member's bytes are (offset and size)."""
+def samples_of(shown: str, descriptor: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+    """Return the samples of a shard: key, and offset and size of each member's bytes, by extension."""
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
     for name, offset, size in _members(shown, descriptor):
         key, extension = split_name(name)
@@ -247,28 +242,28 @@ def samples_of(
 def _members(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
     """Return name, offset of the data and size in bytes of every file in a tar.
 
-    Every worker scans every shard, and tarfile takes ten times as long as the two fields need: read them directly, and
-    leave anything but the plain headers that pack writes (long names, links) to tarfile.
+    Every worker scans every shard, and tarfile takes ten times as long as the two fields need: they are parsed here,
+    and tarfile is used for archives with other headers than the plain ones that pack writes (long names, links).
     """
     found = []
     try:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-            place = 0
-            while (header := content[place : place + tarfile.BLOCKSIZE]).strip(b"\0"):
+            offset = 0
+            while (header := content[offset : offset + tarfile.BLOCKSIZE]).strip(b"\0"):
                 if header[156:157] != tarfile.REGTYPE or header[257:262] != b"ustar" or header[345] or header[99]:
                     return _members_of_any_tar(shown, descriptor)
                 size = int(header[124:135], 8)
-                if size < 0 or place + tarfile.BLOCKSIZE + size > len(content):
+                if size < 0 or offset + tarfile.BLOCKSIZE + size > len(content):
                     return _members_of_any_tar(shown, descriptor)
-                found.append((header[: header.index(0)].decode(), place + tarfile.BLOCKSIZE, size))
-                place += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                found.append((header[: header.index(0)].decode(), offset + tarfile.BLOCKSIZE, size))
+                offset += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except (ValueError, IndexError):  # no numbers or text where they belong, cut off, or an empty file
         return _members_of_any_tar(shown, descriptor)
     return found
 
 
 def _members_of_any_tar(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
-    """Do the same for any tar; files with holes are passed over, of one that is cut off one byte too much is told."""
+    """Do the same for any tar; sparse files are skipped, a truncated one is listed with one byte more than it has."""
     end = os.fstat(descriptor).st_size
     found = []
     try:
@@ -287,9 +282,13 @@ def _members_of_any_tar(shown: str, descriptor: int) -> list[tuple[str, int, int
 
 
 def split_name(name: str) -> tuple[str | None, str | None]:
-    """WebDataset's rule: the extension begins at the first dot of the file's name, folders included in the key."""
-    folder, _, file = name.rpartition("/")
-    key, dot, extension = file.partition(".")
-    if not key or not dot:
+    """Return key and extension of a member's name by WebDataset's rule, None for both where there is no key.
+
+    The extension begins at the first dot of the file's name, the key holds its folders. This equals webdataset's
+    ``base_plus_ext``, a regular expression that takes quadratic time on long names; a test compares them.
+    """
+    dot = name.find(".", name.rfind("/") + 1)
+    start = name.partition("\n")[0].rfind("/", 0, max(dot - 1, 0)) + 1
+    if dot < 1 or "." in name[start:dot]:
         return None, None
-    return (f"{folder}/{key}" if folder else key), extension
+    return name[:dot], name[dot + 1 :]

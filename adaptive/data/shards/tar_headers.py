@@ -1,7 +1,7 @@
-"""The members of a tar that nobody vouches for: tarfile's reading of headers, within bounds.
+"""Untrusted tar files: tarfile's parsing of headers, within bounds.
 
-tarfile believes what a header says: a size below zero sends it back to where it was, for ever, and an extended header
-of many gigabytes is read into memory. Nothing is ever extracted.
+tarfile believes what a header says: a negative size makes it loop for ever, and an extended header of many gigabytes is
+read into memory. Nothing is ever extracted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFi
 
 
 class HeaderReader:
-    """What tarfile needs of a file, and no more of it at a time than a header may have.
+    """A file for tarfile to read headers from, each of bounded size.
 
-    ``limit`` bounds the position that is reached, in bytes: decompressing further would be a bomb's work.
+    ``limit`` bounds the offset that is reached, in bytes: to get further, a decompression bomb would be unpacked.
     """
 
     def __init__(self, file: IO[bytes] | Any, limit: int = _FURTHEST) -> None:
@@ -38,15 +38,15 @@ class HeaderReader:
         self._check(self._file.tell() + size)
         return self._file.read(size)
 
-    def seek(self, position: int) -> int:
-        """Go to a place from the beginning."""
-        if position < 0:
+    def seek(self, offset: int) -> int:
+        """Move to an offset from the beginning."""
+        if offset < 0:
             raise tarfile.ReadError("a header points backwards")
-        self._check(position)
-        return self._file.seek(position)
+        self._check(offset)
+        return self._file.seek(offset)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the offset."""
         return self._file.tell()
 
     def content(self, offset: int, size: int) -> bytes:
@@ -55,8 +55,8 @@ class HeaderReader:
         self._file.seek(offset)
         return self._file.read(size)
 
-    def _check(self, position: int) -> None:
-        if position > self._limit:
+    def _check(self, offset: int) -> None:
+        if offset > self._limit:
             raise tarfile.ReadError(f"more than {self._limit} bytes once decompressed")
 
 

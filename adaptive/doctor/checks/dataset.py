@@ -13,7 +13,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.images.decode import decode_image
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo, check_shards, load_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
+from adaptive.data.shards.reader import LocalFiles, ShardReader
 from adaptive.doctor.finding import Check, Finding, Settings, ok, warning
 from adaptive.errors import UsageError
 
@@ -83,7 +83,7 @@ def decoding(settings: Settings) -> Finding:
             folder = Path(temporary)
             with closing(open_remote(path, config)) as remote:
                 remote.fetch(shard.name, folder / shard.name, shard.bytes, lambda _: None, Event())
-        reader = ShardReader(LocalFiles(folder), [shard], split_name, capacity=1)
+        reader = ShardReader(LocalFiles(folder), [shard], capacity=1)
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < SECONDS and count < shard.count:
             decode_image(reader.read(0, count).image)

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 
 from adaptive.doctor.finding import Check, Finding, Settings, ok, skipped, warning
-from adaptive.tracking.account import find_key, server
+from adaptive.tracking.wandb_server import find_key, server
 
 SECONDS = 8.0
 OFFLINE = "tracking.wandb=offline needs none"

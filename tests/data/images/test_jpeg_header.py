@@ -97,7 +97,7 @@ def test_of_most_files_pillow_is_not_asked(name, asked):
     frame = plain_jpeg(data)
     assert frame is not None
     assert frame[1:] == (HEIGHT, WIDTH, True)
-    assert data[frame.place : frame.place + 2] == b"\xff\xc0"
+    assert data[frame.offset : frame.offset + 2] == b"\xff\xc0"
     assert not asked
     assert upright(data)
 
@@ -151,7 +151,7 @@ def test_a_second_picture_is_no_doubt_where_it_is_none(asked):
 
 
 def test_frames_that_are_none():
-    frame = plain_jpeg(PLAIN).place
+    frame = plain_jpeg(PLAIN).offset
     grey = Image.fromarray(np.zeros((8, 8), np.uint8))
     buffer = io.BytesIO()
     grey.save(buffer, "jpeg")

@@ -50,9 +50,9 @@ def test_an_index_beside_what_is_there(folder, capsys):
     assert {name: (folder / name).read_bytes() for name in before} == before
     index = load_index(folder)
     assert index.classes == ["0", "1", "2"]
-    assert verify(str(folder), workers=1, progress=False).findings == []
+    assert verify(str(folder), workers=1, progress=False).faults == []
     config = DataConfig(path=str(folder), image_size=8)
-    batches = list(EvaluationStream(index, folder, "train", config, batch=4, rank=0, world=1, workers=0))
+    batches = list(EvaluationStream(index, config, "train", batch=4))
     assert torch.equal(batches[0].labels, torch.tensor([0, 2, 1, 2]))
     assert run(["pack", "--index", str(folder)]) == 1
     assert "has an index.json already" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from adaptive.data.images.files import EXTENSIONS
+from adaptive.data.images.image_files import EXTENSIONS
 from adaptive.data.packing import writer
 from adaptive.data.packing.pack import PackOptions, pack
 from adaptive.data.shards.index import check_shards, load_index

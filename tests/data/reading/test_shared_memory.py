@@ -10,14 +10,13 @@ READ = """
 import sys
 from adaptive.config.sections import DataConfig
 from adaptive.data.shards.index import load_index
-from adaptive.data.reading.stream import TrainStream
+from adaptive.data.reading.stream import LoaderOptions, TrainStream
 from adaptive.errors import MachineError
 
 folder, erasing = sys.argv[1], float(sys.argv[2])
 data = DataConfig(path=folder, image_size=64, erasing=erasing)
-stream = TrainStream(
-    load_index(folder), folder, "train", data, seed=0, global_batch=48, micro_batch=48, rank=0, world=1, workers=2
-)
+loader = LoaderOptions(workers=2)
+stream = TrainStream(load_index(folder), data, "train", loader, seed=0, global_batch=48, micro_batch=48)
 try:
     print(sum(len(batch.images) for batch in stream.batches(0, 8)))
 except MachineError as error:

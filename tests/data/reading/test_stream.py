@@ -11,7 +11,7 @@ from PIL import Image
 from adaptive.config.sections import DataConfig
 from adaptive.data.packing.pack import pack
 from adaptive.data.reading.order import epoch_order
-from adaptive.data.reading.stream import PADDING, EvaluationStream, TrainStream
+from adaptive.data.reading.stream import PADDING, EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import SplitInfo, load_index, write_index
 from adaptive.errors import ConfigError, DataError
 from adaptive.files import file_sha256 as sha256
@@ -26,31 +26,13 @@ def config(folder, **changes):
 
 
 def train(folder, *, workers=0, rank=0, world=1, micro=16, batch=48, seed=5, **changes):
-    return TrainStream(
-        load_index(folder),
-        folder,
-        "train",
-        config(folder, **changes),
-        seed=seed,
-        global_batch=batch,
-        micro_batch=micro,
-        rank=rank,
-        world=world,
-        workers=workers,
-    )
+    data, loader = config(folder, **changes), LoaderOptions(rank, world, workers)
+    return TrainStream(load_index(folder), data, "train", loader, seed=seed, global_batch=batch, micro_batch=micro)
 
 
 def evaluation(folder, split="val", *, batch=32, rank=0, world=1, workers=0, **changes):
-    return EvaluationStream(
-        load_index(folder),
-        folder,
-        split,
-        config(folder, **changes),
-        batch=batch,
-        rank=rank,
-        world=world,
-        workers=workers,
-    )
+    data, loader = config(folder, **changes), LoaderOptions(rank, world, workers)
+    return EvaluationStream(load_index(folder), data, split, loader, batch=batch)
 
 
 def same(first, second):
@@ -249,10 +231,10 @@ def test_settings_that_cannot_work_are_refused(small):
 def test_images_come_in_the_layout_asked_for(digits, erasing):
     def batches(layout):
         data = config(digits, erasing=erasing)
-        both = {"rank": 0, "world": 1, "workers": 1, "layout": layout}
+        loader = LoaderOptions(workers=1, layout=layout)
         index = load_index(digits)
-        stream = TrainStream(index, digits, "train", data, seed=5, global_batch=16, micro_batch=16, **both)
-        return [*stream.batches(0, 2), *EvaluationStream(index, digits, "val", data, batch=32, **both)]
+        stream = TrainStream(index, data, "train", loader, seed=5, global_batch=16, micro_batch=16)
+        return [*stream.batches(0, 2), *EvaluationStream(index, data, "val", loader, batch=32)]
 
     for plain, last in zip(batches(torch.contiguous_format), batches(torch.channels_last), strict=True):
         assert plain.images.is_contiguous()

@@ -15,8 +15,8 @@ import torch
 from adaptive.config.sections import DataConfig
 from adaptive.data.images import transforms
 from adaptive.data.images.decode import decode_image
-from adaptive.data.reading import stream, workers
-from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.data.reading import pipeline, workers
+from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.errors import MachineError
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 def train(folder, count):
     data = DataConfig(path=str(folder), image_size=8, crop="pad", crop_padding=1, erasing=0.3, shuffle_window=2)
-    both = {"seed": 5, "global_batch": 48, "micro_batch": 16, "rank": 0, "world": 1}
-    return TrainStream(load_index(folder), folder, "train", data, workers=count, **both)
+    loader = LoaderOptions(workers=count)
+    return TrainStream(load_index(folder), data, "train", loader, seed=5, global_batch=48, micro_batch=16)
 
 
 def evaluation(folder, count):
     data = DataConfig(path=str(folder), image_size=8)
-    return EvaluationStream(load_index(folder), folder, "val", data, batch=32, rank=0, world=1, workers=count)
+    return EvaluationStream(load_index(folder), data, "val", LoaderOptions(workers=count), batch=32)
 
 
 def processes():
@@ -55,9 +55,9 @@ def hang():
 @pytest.fixture
 def hanging(monkeypatch, tmp_path):
     """Makes worker processes hang at their so many-th image, one for each time given; all is watched more closely."""
-    monkeypatch.setattr(workers, "BEAT", 0.1)
-    monkeypatch.setattr(workers, "LOOK", 0.5)
-    monkeypatch.setattr(workers, "PATIENCE", 6)
+    monkeypatch.setattr(workers, "HEARTBEAT_EVERY", 0.1)
+    monkeypatch.setattr(workers, "CHECK_EVERY", 0.5)
+    monkeypatch.setattr(workers, "MISSED_CHECKS", 6)
     here = os.getpid()
 
     def at(image, times):
@@ -77,7 +77,7 @@ def hanging(monkeypatch, tmp_path):
                     hang()
             return decode_image(data)
 
-        for module in (transforms, stream):  # training's images and evaluation's
+        for module in (transforms, pipeline):  # training's images and evaluation's
             monkeypatch.setattr(module, "decode_image", decode)
 
     return at
@@ -123,7 +123,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost(digits, hanging, ca
         found.append(list(train(digits, 2).batches(3, 9)))
     [said] = caplog.messages
     assert said.startswith("data worker ")
-    assert "gave no sign of life for 3 s, S (sleeping)" in said
+    assert "sent no heartbeat for 3 s, S (sleeping)" in said
     assert said.endswith(": the workers are started again, and nothing is lost")
     hanging(image, times=2)  # both at once: one is replaced with the other
     found.append(list(evaluation(digits, 2)))
@@ -135,7 +135,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost(digits, hanging, ca
 def test_workers_that_hang_one_after_the_other_end_the_run_with_a_remedy(digits, hanging):
     before = processes()
     hanging(1, times=100)
-    with pytest.raises(MachineError, match=r"no sign of life.*like 3 before it; data\.workers=0 does without them"):
+    with pytest.raises(MachineError, match=r"no heartbeat.*like 3 before it; data\.workers=0 does without them"):
         list(evaluation(digits, 1))
     assert processes() == before
 

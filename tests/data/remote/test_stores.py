@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.reading.stream import EvaluationStream
+from adaptive.data.reading.stream import EvaluationStream, LoaderOptions
 from adaptive.data.remote import transfer
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import DataError
@@ -67,7 +67,8 @@ def test_batches_are_those_of_the_folder(store, workers, digits, tmp_path, reque
     check_shards(index, url, "val", settings=data)
 
     def batches(where):
-        return list(EvaluationStream(index, where, "val", data, batch=50, rank=0, world=1, workers=workers))
+        there = data.model_copy(update={"path": str(where)})
+        return list(EvaluationStream(index, there, "val", LoaderOptions(workers=workers), batch=50))
 
     for one, other in zip(batches(url), batches(digits), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -83,5 +84,5 @@ def test_without_credentials_it_is_not_tried_again(s3, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    with pytest.raises(DataError, match=r"Unable to locate credentials; 1 attempt in \d+ s\); check the address and"):
+    with pytest.raises(DataError, match=r"Unable to locate credentials; 1 attempt in \d+ s\); check the URL and"):
         load_index(s3, DataConfig(path=s3))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adaptive.config.sections import Config, DataConfig
-from adaptive.data.reading.single_images import read_images
-from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.data.reading.images_by_id import read_images
+from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.remote import transfer
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import check_shards, load_index
@@ -44,14 +44,18 @@ def settings(server, tmp_path):
 
 
 def train(where, data, *, rank=0, world=1, workers=0, index=None):
-    return TrainStream(
-        index or load_index(where, data), where, "train", data, seed=5, global_batch=48, micro_batch=48 // world,
-        rank=rank, world=world, workers=workers,
-    )  # fmt: skip
+    data, loader = at(where, data), LoaderOptions(rank, world, workers)
+    index = index or load_index(where, data)
+    return TrainStream(index, data, "train", loader, seed=5, global_batch=48, micro_batch=48 // world)
 
 
 def evaluation(where, data, split="val", workers=0):
-    return EvaluationStream(load_index(where, data), where, split, data, batch=32, rank=0, world=1, workers=workers)
+    loader = LoaderOptions(workers=workers)
+    return EvaluationStream(load_index(where, data), at(where, data), split, loader, batch=32)
+
+
+def at(where, data):
+    return data.model_copy(update={"path": str(where)})
 
 
 def same(first, second):
@@ -126,7 +130,7 @@ def test_coming_shards_are_fetched_in_the_order_of_the_plan_and_no_further(serve
     assert [name for _, name, _ in server.requests][2:] == names[2 : len(server.requests)]
     assert len(server.requests) > 2
     batches.close()
-    assert "shards-ahead" not in {thread.name for thread in threading.enumerate()}
+    assert "shard-prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("how", ["503", "429", "drop", "cut", "wrong", "stall"])
@@ -147,7 +151,7 @@ def test_what_passes_is_tried_again(digits, server, settings, how):
         ("stall", 3, r"cannot be read \(.*3 attempts.*data\.timeout = 0\.7"),
         ("wrong", 3, r"is not what was packed \(sha256 .*, the index says .*3 attempts\D.*copy it there again"),
         ("long", 3, r"is not what was packed \(more than \d+ bytes"),
-        ("403", 1, r"HTTP 403 .*1 attempt in \d+ s\); check the address and your right to read it"),
+        ("403", 1, r"HTTP 403 .*1 attempt in \d+ s\); check the URL and your right to read it"),
         ("404", 1, r"does not exist; check data\.path"),
     ],
 )

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
 from adaptive.data.shards import reader as reader_module
 from adaptive.data.shards.index import load_index
-from adaptive.data.shards.reader import LocalFiles, ShardReader
+from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
 from adaptive.errors import DataError
 
 
 @pytest.fixture
 def reader(digits, monkeypatch):
     monkeypatch.setattr(reader_module, "_FIRST_PAUSE", 0.001)
-    found = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, base_plus_ext, capacity=2)
+    found = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, capacity=2)
     yield found
     found.close()
 
@@ -57,7 +59,7 @@ def test_what_was_read_is_counted_and_goes_forward_within_a_batch(digits):
     from adaptive.data.reading.samples import SampleReader
 
     info = load_index(digits).split("train")
-    reader = ShardReader(LocalFiles(digits), info.shards, base_plus_ext, capacity=8)
+    reader = ShardReader(LocalFiles(digits), info.shards, capacity=8)
     samples = SampleReader(reader, info, 10, replace=True, max_bad=0)
     generator = np.random.default_rng(0)
     for _ in range(3):
@@ -74,10 +76,18 @@ def test_what_was_read_is_counted_and_goes_forward_within_a_batch(digits):
 def test_shards_are_read_ahead(digits, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words[1:]))
-    reader = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, base_plus_ext, capacity=2)
+    reader = ShardReader(LocalFiles(digits), load_index(digits).split("train").shards, capacity=2)
     reader.read(0, 0)
     reader.read(0, 1)
     assert asked == [(0, 0, os.POSIX_FADV_WILLNEED)]
     monkeypatch.delattr(os, "posix_fadvise")
     assert reader.read(1, 0).key.startswith("train-")
     reader.close()
+
+
+@given(st.text(st.sampled_from("a./_é \n\0\\"), max_size=12) | st.text(max_size=12))
+@example("folder.d/key.seg.png")
+@example("./.hidden")
+@example("a/.png")
+def test_names_are_split_as_webdataset_splits_them(name):
+    assert split_name(name) == base_plus_ext(name)

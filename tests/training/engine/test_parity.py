@@ -28,7 +28,7 @@ def _with_stage(sections: dict, stage: int) -> dict:
 
 
 def _engine_run(tree, world: int, steps: int = STEPS):
-    from adaptive.data.reading.stream import TrainStream
+    from adaptive.data.reading.stream import LoaderOptions, TrainStream
     from adaptive.networks.from_config import build_network
     from adaptive.training.batch import batch_sizes
     from adaptive.training.engine.group import all_reduce, init_distributed, resolve_device
@@ -47,8 +47,8 @@ def _engine_run(tree, world: int, steps: int = STEPS):
     task = build_task(setup, plan, learner, plan.weights_from(0, 1, tree.train.seed))
     set_modes(network, plan)
     stream = TrainStream(
-        index, tree.data.path, "train", tree.data, seed=tree.train.seed, global_batch=batch.global_batch,
-        micro_batch=batch.micro_batch, rank=rank, world=world, workers=0,
+        index, tree.data, "train", LoaderOptions(rank, world),
+        seed=tree.train.seed, global_batch=batch.global_batch, micro_batch=batch.micro_batch,
     )  # fmt: skip
     batches = stream.batches(0, steps)
     losses = []
@@ -75,9 +75,7 @@ def plain_losses(data: str, steps: int = STEPS) -> list[float]:
     network = build_network(tree, len(index.classes)).train()
     network.equilibrium = False
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    stream = TrainStream(
-        index, data, "train", tree.data, seed=0, global_batch=32, micro_batch=32, rank=0, world=1, workers=0
-    )  # fmt: skip
+    stream = TrainStream(index, tree.data, "train", seed=0, global_batch=32, micro_batch=32)
     losses = []
     for images, labels, _ in stream.batches(0, steps):
         loss = sum(F.cross_entropy(z, labels) for z in network(images))
@@ -95,7 +93,7 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
     """A BatchNorm network with ISC and summed losses under torch's DistributedDataParallel."""
     import torch.distributed as dist
 
-    from adaptive.data.reading.stream import TrainStream
+    from adaptive.data.reading.stream import LoaderOptions, TrainStream
     from adaptive.data.shards.index import load_index
     from adaptive.networks.from_config import build_network
 
@@ -104,10 +102,8 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
     index = load_index(data)
     network = DistributedDataParallel(build_network(tree, len(index.classes)).train())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    stream = TrainStream(
-        index, data, "train", tree.data, seed=0, global_batch=32, micro_batch=32 // world,
-        rank=dist.get_rank(), world=world, workers=0,
-    )  # fmt: skip
+    loader = LoaderOptions(dist.get_rank(), world)
+    stream = TrainStream(index, tree.data, "train", loader, seed=0, global_batch=32, micro_batch=32 // world)
     losses = []
     for images, labels, _ in stream.batches(0, steps):
         loss = sum(F.cross_entropy(z, labels) for z in network(images))

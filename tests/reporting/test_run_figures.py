@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from adaptive.errors import MachineError
-from adaptive.reporting.drawing import COLOURS
-from adaptive.reporting.figures import Curve, accuracy_against_cost, training_curves
+from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
+from adaptive.reporting.style import COLOURS
 
 CURVES = [
     Curve("GE + ISC", [3e8, 7.5e8, 1.2e9, 1.82e9], [52.1, 61.0, 67.3, 70.2]),
@@ -78,5 +78,5 @@ def test_a_figure_that_cannot_be_written_names_the_file(tmp_path):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    code = "import sys, adaptive.reporting.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, adaptive.reporting.run_figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Numbers that the report draws: who leaves where, by class and by mistake."""
+"""Statistics by class: which classes leave at which exit, and which are confused there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def class_shares(run: RunReport) -> NDArray[np.float64]:
 
 
 def confusion(run: RunReport, number: int) -> NDArray[np.int64]:
-    """Confusion matrix (C, C) of those that leave at an exit: true class in rows, answer in columns."""
+    """Confusion matrix (C, C) of the images that leave at an exit: true class in rows, answer in columns."""
     here = run.left_at(number)
     classes = len(run.classes)
     flat = np.bincount(run.labels[here] * classes + run.given[here], minlength=classes * classes)
@@ -26,7 +26,7 @@ def confusion(run: RunReport, number: int) -> NDArray[np.int64]:
 
 
 def confused_pairs(run: RunReport, number: int, most: int = 10) -> list[tuple[str, str, int]]:
-    """The commonest mistakes of those that leave at an exit: (true class, answer, images), commonest first."""
+    """The most frequent mistakes at an exit, of the images that leave there: (true class, answer, images)."""
     here = run.left_at(number)
     here = here[~run.right[here]]
     pairs, counts = np.unique(np.stack([run.labels[here], run.given[here]], axis=1), axis=0, return_counts=True)

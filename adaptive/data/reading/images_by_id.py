@@ -1,4 +1,4 @@
-"""Single images of a split by their sample ids, for whoever wants to look at them."""
+"""Images of a split by their sample ids, as they are stored, for reports to show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive.data.reading.order import locate
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import shard_files
 from adaptive.data.shards.index import DatasetIndex, check_shards
-from adaptive.data.shards.reader import ShardReader, split_name
+from adaptive.data.shards.reader import ShardReader
 from adaptive.errors import DataError
 
 
@@ -28,7 +28,7 @@ def read_images(
         index: its index.
         split: its split.
         ids: numbers of the samples in the split, as batches carry them; repeats are allowed.
-        settings: how a URL is read; by default as by default.
+        settings: how a URL is read; by default with the defaults of the configuration.
 
     Raises:
         DataError: no such split, a shard is missing, an id is beyond the split, or an image cannot be decoded.
@@ -42,13 +42,13 @@ def read_images(
     except IndexError as error:
         raise DataError(f"split {split} of {folder}: {error}") from None
     images: list[Image.Image | None] = [None] * len(wanted)
-    reader = ShardReader(shard_files(folder, index, settings), info.shards, split_name, capacity=1)
+    reader = ShardReader(shard_files(folder, index, settings), info.shards, capacity=1)
     try:
-        # By shard, so that each is opened once whatever the order asked for.
-        for place in np.lexsort((positions, shards)).tolist():
-            raw = reader.read(int(shards[place]), int(positions[place]))
+        # Sorted by shard, so that each is opened once whatever the order of ids.
+        for row in np.lexsort((positions, shards)).tolist():
+            raw = reader.read(int(shards[row]), int(positions[row]))
             try:
-                images[place] = decode_image(raw.image)
+                images[row] = decode_image(raw.image)
             except ImageError as error:
                 raise DataError(
                     f"shard {raw.shard}, sample {raw.key}: {error}; copy the shard again or pack again"

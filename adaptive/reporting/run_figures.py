@@ -1,4 +1,4 @@
-"""Figures: accuracy against cost, and the course of training."""
+"""The PNG figures of a run folder: accuracy against cost, and the curves of training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptive.errors import MachineError
-from adaptive.reporting.drawing import COLOURS, MARKERS, STYLE
-from adaptive.reporting.tables import human
+from adaptive.reporting.style import COLOURS, DASHES, MARKERS, STYLE
+from adaptive.reporting.tables import human, tick_label
 from adaptive.tracking.record_keys import exit_key, per_exit
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against cost, of one network in one way of use.
+    """The accuracies of one network at several costs: of its exits, or of a policy at several budgets.
 
     Attributes:
         label: its name in the legend; an anytime and a budgeted curve of one label share a colour.
@@ -53,7 +53,7 @@ def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str 
         costs = [cost for curve in curves for cost in curve.macs if cost > 0]
         if costs and max(costs) > 20 * min(costs):
             axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: _without_zeros(human(value)))
+        axes.xaxis.set_major_formatter(lambda value, _: tick_label(human(value)))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=title)
         axes.margins(x=0.06, y=0.1)
@@ -86,7 +86,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> P
 @contextmanager
 def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield a styled figure with its axes, and write it as PNG at the end."""
-    # Figure without pyplot: no window system, no figure left behind in pyplot's list, safe beside a user's own plots.
+    # Figure without pyplot: needs no window system, and is no part of pyplot's list of a user's own plots.
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]
 def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     if curve.kind == "budgeted":
-        axes.plot(curve.macs, curve.top1, color=colour, linestyle=(0, (4, 1.5)), label=f"{curve.label}, budgeted")
+        axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=f"{curve.label}, budgeted")
         return
     marker = MARKERS[index % len(MARKERS)]
     above = 3 + index  # a marker hides another curve's number beneath it, not only its marker
@@ -113,12 +113,6 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
         axes.annotate(
             str(number), point, ha="center", va="center_baseline", fontsize=9, color="white", zorder=above + 0.5
         )
-
-
-def _without_zeros(text: str) -> str:
-    """Shorten "1.20 G" to "1.2 G", as suits a tick."""
-    number, *unit = text.split()
-    return " ".join([f"{float(number):g}", *unit])
 
 
 def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
@@ -136,9 +130,9 @@ def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **s
         axes.plot(*zip(*points, strict=True), **style)
 
 
-def _shade(position: float) -> str:
+def _shade(fraction: float) -> str:
     """Return a colour of the viridis scale, for more exits than there are distinct colours."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["viridis"](0.9 * position))
+    return to_hex(colormaps["viridis"](0.9 * fraction))

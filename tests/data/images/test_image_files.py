@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adaptive.data.images.files import find_images
+from adaptive.data.images.image_files import find_images
 from adaptive.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Images named on a command line: files, folders, patterns, and what comes through a pipe."""
+"""Image files: those that a command line names (files, folders, patterns, stdin), and those below a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image by its name, with its bytes where they did not come from a file."""
+    """An image by its name, with its bytes where they came from stdin."""
 
     name: str
     content: bytes | None = None
@@ -40,7 +40,7 @@ class ImageFile:
 
 
 def find_images(names: Iterable[str], stdin: BinaryIO) -> list[ImageFile]:
-    """Return the images that are named, in that order; those of a folder or pattern sorted by path.
+    """Return the images that a command line names, in that order; those of a folder or pattern sorted by path.
 
     Args:
         names: files, folders (searched to any depth for image files), patterns (``**`` reaches any depth), and ``-``
@@ -91,7 +91,7 @@ def _from_stdin(content: bytes) -> Iterator[ImageFile]:
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file of this name is packed."""
+    """Say whether a file's name is that of an image, to be packed or predicted."""
     return PurePath(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from adaptive.config.sections import TrackingConfig
-from adaptive.reporting.dashboard_tables import EXIT_COLUMNS, accuracy_lines, exit_rows, show
+from adaptive.reporting.dashboard_report import EXIT_COLUMNS, accuracy_lines, exit_rows, show
 from adaptive.tracking.dashboard import Dashboard, open_dashboard
 from tests.reporting.reports import make_run, make_tiles
 from tests.tracking.test_dashboard import get, open_in, stored_id, train, warnings

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from simplejpeg import decode_jpeg
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms.functional import normalize, to_tensor
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.images import pixels
+from adaptive.data.images import decode_window as module
 from adaptive.data.images.decode import ImageError, decode_image
-from adaptive.data.images.pixels import Normalize, Window, decode_window, stack_pixels, to_pixels
+from adaptive.data.images.decode_window import Window, decode_window, to_pixels
 from adaptive.data.images.transforms import train_transform
 from adaptive.data.seeding import AUGMENT, seeded
 from tests.data.conftest import colour_field
@@ -64,7 +63,7 @@ def test_upright_jpegs_never_meet_pillows_decoder(monkeypatch):
     def refuse(data):
         raise AssertionError("Pillow decoded")
 
-    monkeypatch.setattr(pixels, "decode_image", refuse)
+    monkeypatch.setattr(module, "decode_image", refuse)
     for data in (encode(PHOTO), encode(PHOTO.convert("L")), turned(1)):
         decode_window(data, whole)
     for data in (turned(6), encode(PHOTO.convert("CMYK")), encode(PHOTO, "png")):
@@ -92,7 +91,7 @@ def test_no_row_beneath_the_window_is_decoded_and_none_in_it_differs(subsampling
         decoded.append(decode_jpeg(data, colours, **options))
         return decoded[-1]
 
-    monkeypatch.setattr(pixels.simplejpeg, "decode_jpeg", decode)
+    monkeypatch.setattr(module.simplejpeg, "decode_jpeg", decode)
     shape, colours = ((70, 50, 1), "GRAY") if subsampling == "Gray" else ((70, 50, 3), "RGB")
     noise = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
     data = simplejpeg.encode_jpeg(noise, 90, colours, subsampling)
@@ -175,40 +174,6 @@ def timms(data):
         mean=tuple(data.mean), std=tuple(data.std), scale=tuple(data.crop_scale), ratio=tuple(data.crop_ratio),
         re_prob=data.erasing, re_mode="pixel",
     )  # fmt: skip
-
-
-def test_batches_are_normalised_as_images_are():
-    images = torch.stack([to_pixels(PHOTO), to_pixels(PHOTO).flip(2)])
-    expected = torch.stack([normalize(to_tensor(PHOTO), MEAN, STD), normalize(to_tensor(PHOTO), MEAN, STD).flip(2)])
-    kept = images.clone()
-    assert torch.equal(Normalize(MEAN, STD, torch.device("cpu"))(images), expected)
-    assert torch.equal(images, kept)
-
-
-@pytest.mark.parametrize("changes", [{}, {"color_jitter": 0.3}, {"auto_augment": "rand-m9-mstd0.5-inc1"}])
-@pytest.mark.parametrize("crop", ["resize", "pad", "none"])
-def test_pixels_normalised_later_are_the_same(changes, crop):
-    data = DataConfig(path="unused", image_size=32, mean=MEAN, std=STD, crop=crop, **changes)
-    late = Normalize(MEAN, STD, torch.device("cpu"))
-    for seed in range(20):
-        with seeded(AUGMENT, seed):
-            found = train_transform(data, normalize=False)(PHOTO)
-        with seeded(AUGMENT, seed):
-            expected = train_transform(data)(PHOTO)
-        assert found.dtype == torch.uint8
-        assert torch.equal(late(found[None])[0], expected)
-
-
-def test_a_batch_of_pixels_keeps_their_layout_and_is_normalised_into_the_one_asked_for():
-    images = [to_pixels(PHOTO), to_pixels(PHOTO).flip(2), to_pixels(PHOTO).contiguous()]
-    batch = stack_pixels(images)
-    assert torch.equal(batch, torch.stack(images))
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    expected = Normalize(MEAN, STD, torch.device("cpu"))(torch.stack(images))
-    for layout in (torch.contiguous_format, torch.channels_last):
-        found = Normalize(MEAN, STD, torch.device("cpu"), layout)(batch)
-        assert found.is_contiguous(memory_format=layout)
-        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

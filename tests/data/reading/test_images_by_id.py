@@ -5,7 +5,7 @@ import pytest
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.packing.pack import pack
-from adaptive.data.reading.single_images import read_images
+from adaptive.data.reading.images_by_id import read_images
 from adaptive.data.reading.stream import EvaluationStream
 from adaptive.data.shards.index import load_index
 from adaptive.errors import DataError
@@ -16,16 +16,8 @@ def test_images_come_in_the_order_asked_for(digits):
     index = load_index(digits)
     counts = index.split("train").counts
     assert len(counts) > 1
-    stream = EvaluationStream(
-        index,
-        digits,
-        "train",
-        DataConfig(path=str(digits), image_size=8, mean=[0.0] * 3, std=[1.0] * 3, eval_crop=1.0),
-        batch=2000,
-        rank=0,
-        world=1,
-        workers=0,
-    )
+    data = DataConfig(path=str(digits), image_size=8, mean=[0.0] * 3, std=[1.0] * 3, eval_crop=1.0)
+    stream = EvaluationStream(index, data, "train", batch=2000)
     [batch] = stream
     ids = [sum(counts) - 1, 0, counts[0], 3, 3, counts[0] - 1]
     found = read_images(digits, index, "train", ids)

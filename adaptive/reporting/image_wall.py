@@ -1,4 +1,4 @@
-"""The wall: real images by the exit where they left, from easy to hard, as one picture and as thumbnails."""
+"""The image wall: a picture of sample images sorted by the exit at which they leave, from easy to hard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptive.reporting.run_report import RunReport
 from adaptive.reporting.tables import human
 
 THUMBNAIL = 96  # pixels; larger images are scaled down to it
-_PIXEL_ART = 16  # images up to this size keep their pixels' edges when they grow
+_NEAREST_SIZE = 16  # pixels; images up to it are enlarged without smoothing
 
 # Geometry of the picture, in pixels.
 _TILE, _GAP, _CAPTION, _ACROSS = 112, 14, 24, 12
@@ -26,9 +26,9 @@ _GROUND, _LIGHT, _DIM, _RULE, _WRONG = "#0f1318", "#f2f4f7", "#9aa5b1", "#2b333d
 
 @dataclass(frozen=True)
 class Tile:
-    """One image on the wall: its number in the split, true class, answer, the answer's probability, and its exit.
+    """One image on the wall: its id in the split, true class, answer, the answer's probability, and its exit.
 
-    ``right`` is told by the classes' numbers: two classes may share a name.
+    ``right`` compares the classes' numbers: two classes may share a name.
     """
 
     image: Image.Image
@@ -40,14 +40,14 @@ class Tile:
     right: bool
 
     @property
-    def said(self) -> str:
-        """A sentence about it."""
+    def description(self) -> str:
+        """The image in a sentence."""
         verdict = "right" if self.right else f"wrong, it is {self.label}"
         return f"{self.answer}, {100 * self.confidence:.0f} % sure at exit {self.exit}: {verdict} (image {self.id})"
 
 
 def choose(run: RunReport, per_exit: int) -> list[int]:
-    """Choose positions of images, exit after exit, at even steps from the surest to the least sure of each exit."""
+    """Choose images by their index in the run, exit after exit, at even steps from the surest to the least sure."""
     chosen: list[int] = []
     for number in range(1, len(run.macs) + 1):
         ranked = run.left_at(number)
@@ -56,8 +56,8 @@ def choose(run: RunReport, per_exit: int) -> list[int]:
     return chosen
 
 
-def tiles(run: RunReport, positions: Sequence[int], images: Sequence[Image.Image]) -> list[Tile]:
-    """Join chosen positions with their images, in the same order."""
+def tiles(run: RunReport, chosen: Sequence[int], images: Sequence[Image.Image]) -> list[Tile]:
+    """Return the tiles of chosen images, given in the same order."""
     assert run.exits is not None
     assert run.leaving is not None
     given = run.given
@@ -71,18 +71,18 @@ def tiles(run: RunReport, positions: Sequence[int], images: Sequence[Image.Image
             int(run.exits[i]),
             bool(given[i] == run.labels[i]),
         )
-        for i, image in zip(positions, images, strict=True)
+        for i, image in zip(chosen, images, strict=True)
     ]
 
 
 def thumbnail(image: Image.Image) -> str:
-    """Return a ``data:`` address of the image, at most 96 pixels wide and high, in the smaller of PNG and JPEG."""
+    """Return a ``data:`` URL of the image, at most 96 pixels wide and high, in the smaller of PNG and JPEG."""
     image = image.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     found = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85, "optimize": True})):
         if kind == "jpeg" and max(image.size) <= 64:
-            continue  # on so few pixels its blocks show
+            continue  # its block artefacts would show
         buffer = io.BytesIO()
         image.save(buffer, format=kind, **options)
         found.append((len(buffer.getvalue()), kind, buffer.getvalue()))
@@ -90,13 +90,13 @@ def thumbnail(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def grown(image: Image.Image, size: int) -> Image.Image:
-    """Scale an image to a square of this size, centred, cropping what stands out."""
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Crop an image to its central square, and scale it to this size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.convert("RGB").crop((left, top, left + side, top + side))
-    how = Image.Resampling.NEAREST if side <= _PIXEL_ART else Image.Resampling.LANCZOS
-    return square.resize((size, size), how)
+    centre = image.convert("RGB").crop((left, top, left + side, top + side))
+    how = Image.Resampling.NEAREST if side <= _NEAREST_SIZE else Image.Resampling.LANCZOS
+    return centre.resize((size, size), how)
 
 
 def draw_wall(run: RunReport, shown: Sequence[Tile], path: str | Path) -> Path:
@@ -116,8 +116,8 @@ def draw_wall(run: RunReport, shown: Sequence[Tile], path: str | Path) -> Path:
         _side(pen, run, number, top)
         if not band:
             pen.text((_MARGIN + _SIDE, top + tall // 2), "nobody leaves here", _DIM, _font(19), anchor="lm")
-        for place, tile in enumerate(band):
-            row, column = divmod(place, across)
+        for number_in_band, tile in enumerate(band):
+            row, column = divmod(number_in_band, across)
             _tile(picture, pen, tile, _MARGIN + _SIDE + column * (_TILE + _GAP), top + row * (_TILE + _CAPTION + _GAP))
         top += tall + _BAND_GAP
     _foot(pen, width, height)
@@ -140,7 +140,7 @@ def _head(pen: ImageDraw.ImageDraw, run: RunReport, width: int) -> None:
 
 
 def _side(pen: ImageDraw.ImageDraw, run: RunReport, number: int, top: int) -> None:
-    """What is known of an exit, left of its images."""
+    """Write an exit's share, accuracy and cost to the left of its images."""
     share, accuracy = run.shares[number - 1], run.accuracy_at(number)
     pen.text((_MARGIN, top - 6), f"exit {number}", _LIGHT, _font(30, bold=True))
     pen.text((_MARGIN, top + 38), f"{100 * share:.0f} % leave here", _LIGHT, _font(18))
@@ -156,7 +156,7 @@ def _side(pen: ImageDraw.ImageDraw, run: RunReport, number: int, top: int) -> No
 def _tile(picture: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: int) -> None:
     mask = Image.new("L", (2 * _TILE, 2 * _TILE))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, 2 * _TILE - 1, 2 * _TILE - 1), 16, fill=255)
-    picture.paste(grown(tile.image, _TILE), (x, y), mask.resize((_TILE, _TILE), Image.Resampling.LANCZOS))
+    picture.paste(square(tile.image, _TILE), (x, y), mask.resize((_TILE, _TILE), Image.Resampling.LANCZOS))
     middle = x + _TILE // 2
     if tile.right:
         pen.text((middle, y + _TILE + 15), _fitted(tile.answer, _TILE, 16), _DIM, _font(16), anchor="mm")
@@ -188,7 +188,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(text: str, width: int, size: int) -> str:
-    """Cut a line that is longer than ``width`` pixels."""
+    """Shorten a line to at most ``width`` pixels."""
     font = _font(size, bold=True)
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""The report on a run's dashboard: tables of exits and of images, a chart, and every figure."""
+"""The report on a run's dashboard in W&B: tables of exits and of images, a chart, and every figure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptive.reporting.image_wall import Tile
 from adaptive.reporting.run_report import RunReport
-from adaptive.reporting.wall import Tile
 from adaptive.tracking.dashboard import Dashboard
 
 EXIT_COLUMNS = ["exit", "after", "top-1 %", "top-5 %", "MACs", "ms", "parameters", "leave here", "of them right %"]
@@ -23,7 +23,7 @@ def show(dashboard: Dashboard, run: RunReport, tiles: Sequence[Tile], figures: M
     )
     for name, path in figures.items():
         dashboard.image(f"report/{name}", path)
-    # The client reads the files when the table reaches it, which is over when the dashboard has finished.
+    # The client has read the files when the dashboard has finished.
     with tempfile.TemporaryDirectory() as folder:
         if tiles:
             dashboard.table("report/images", WALL_COLUMNS, _wall_rows(tiles, Path(folder)))

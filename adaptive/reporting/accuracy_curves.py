@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptive.reporting.drawing import COLOURS, MARKERS, MUTED, PAPER, Drawing, draw
+from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.published import REFERENCES, TITLES, Reference
 from adaptive.reporting.run_report import RunReport
-from adaptive.reporting.tables import human
+from adaptive.reporting.style import COLOURS, DASHES, MARKERS, MUTED, PAPER
+from adaptive.reporting.tables import human, tick_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 Point = tuple[float, float]
-DASHES = (0, (4, 1.5))
-_NUMBERED = 2  # with more runs, numbers stand beside small markers instead of inside large ones
+_NUMBERED_INSIDE = 2  # runs; of more, the exits' numbers are beside small markers instead of inside large ones
 _REFERENCE_MARKERS = ("^", "v", "<", ">", "d")
 
 
@@ -74,7 +74,7 @@ def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
 
 
 def where(run: RunReport) -> str:
-    """Say where a run was timed."""
+    """Return the machine, device and batch that a run was timed with, as text."""
     assert run.timing is not None
     return f"{run.timing.machine} ({run.timing.device}), batch {run.timing.batch}"
 
@@ -107,14 +107,14 @@ def _draw(
         for i, reference in enumerate(references):
             _published(axes, reference, i)
         for i, one in enumerate(series):
-            _one_run(axes, one, i, numbered_inside=len(series) <= _NUMBERED)
+            _one_run(axes, one, i, numbered_inside=len(series) <= _NUMBERED_INSIDE)
         points = [point for one in series for point in (*one.anytime, *one.budgeted)]
         _cost_axis(axes, [x for x, _ in points] + [x for reference in references for x in reference.macs], spell)
         axes.set(xlabel=label, ylabel="top-1 accuracy (%)")
         axes.margins(x=0.06, y=0.09)
         entries = list(_legend(series, references))
         figure.legend(handles=entries, loc="outside lower center", ncols=2 if len(entries) > 2 else 1, handlelength=2.6)
-        if len(series) > _NUMBERED:
+        if len(series) > _NUMBERED_INSIDE:
             _numbers(axes, series)
 
     rows = -(-(len(series) + len(references) + 2) // 2)
@@ -186,7 +186,7 @@ def _legend(series: Sequence[Series], references: Sequence[Reference]) -> Iterat
 
 
 def _numbers(axes: Axes, series: Sequence[Series]) -> None:
-    """Number the exits above their markers, leaving out what would cover another run's number or marker."""
+    """Number the exits above their markers, except where a number would cover another run's number or marker."""
     scale = 72 / axes.figure.dpi  # pixels to points
     places = [(axes.transData.transform(one.anytime) * scale).tolist() for one in series]
     markers = [(i, x, y) for i, points in enumerate(places) for x, y in points]
@@ -220,15 +220,9 @@ def _cost_axis(axes: Axes, costs: Sequence[float], spell: Callable[[float], str]
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(spell(value)))
-
-
-def _tick(text: str) -> str:
-    """Shorten "1.20 G" to "1.2 G", as suits a tick."""
-    number, *unit = text.split()
-    return " ".join([f"{float(number):g}", *(part for part in unit if part != "ms")])
+    axes.xaxis.set_major_formatter(lambda value, _: tick_label(spell(value)))
 
 
 def short(text: str, most: int) -> str:
-    """Cut a name that is too long for its place."""
+    """Shorten a name to at most so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""Progress of packing on stderr: a bar on a terminal, a line now and then in a log."""
+"""Progress of packing, verifying and indexing on stderr: a bar on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE_EVERY = 10.0  # seconds
 
 
 def listing(source: str | Path, shown: bool) -> AbstractContextManager[object]:
-    """Say on a terminal that the images are being listed, which takes minutes where there are a million."""
+    """Show on a terminal that images are being listed, which takes minutes for a million of them."""
     console = Console(stderr=True)
     return (
         console.status(f"listing the images of {escape(str(source))}")
@@ -25,14 +25,14 @@ def listing(source: str | Path, shown: bool) -> AbstractContextManager[object]:
 
 
 class PackProgress:
-    """Counts packed (or verified) images; a context manager that shows nothing when switched off."""
+    """A progress bar that counts images, as a context manager; shows nothing unless ``shown``."""
 
     def __init__(self, total: int, done: int, shown: bool, doing: str = "packing", did: str = "packed") -> None:
         self._did = did
         self._console = Console(stderr=True, quiet=not shown)
         self._total = total
         self._done = done
-        self._told = time.monotonic()
+        self._printed = time.monotonic()
         columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
         self._task = self._bar.add_task(doing, total=total, completed=done)
@@ -50,6 +50,6 @@ class PackProgress:
         """Count further images as done."""
         self._done += images
         self._bar.advance(self._task, images)
-        if not self._console.is_terminal and time.monotonic() - self._told >= _LINE_EVERY:
-            self._told = time.monotonic()
+        if not self._console.is_terminal and time.monotonic() - self._printed >= _LINE_EVERY:
+            self._printed = time.monotonic()
             self._console.print(f"{self._did} {self._done} of {self._total} images", highlight=False)

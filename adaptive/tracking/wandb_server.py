@@ -1,4 +1,4 @@
-"""Which W&B server is meant, whether there is a login for it and it answers; its client within a time limit."""
+"""The W&B server: its URL, the login for it, whether it answers, and its client run within a time limit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from adaptive.errors import MachineError
 
 PUBLIC = "https://api.wandb.ai"
 LOGIN = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-PROBE = 10.0  # seconds
+PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a client's process left: its exit code, None where its time was over, and what it printed."""
+class ClientResult:
+    """The outcome of a client's process: its exit code, None if its time ran out, and what it printed."""
 
     code: int | None
     out: str
@@ -33,7 +33,7 @@ class Ended:
 
 
 def server() -> str:
-    """Return the server's address, as W&B's client finds it: WANDB_BASE_URL, then what ``wandb login`` wrote."""
+    """Return the server's URL, as W&B's client finds it: WANDB_BASE_URL, then the one that ``wandb login`` stored."""
     if url := os.environ.get("WANDB_BASE_URL"):
         return url.rstrip("/")
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
@@ -56,29 +56,29 @@ def find_key(url: str) -> tuple[str, str]:
 
 
 def check_login(url: str) -> None:
-    """Refuse where no key for this server is set or stored (raises MachineError)."""
+    """Check that a key for this server is set or stored (raises MachineError)."""
     if not find_key(url)[0]:
         host = "" if url == PUBLIC else f" --host {url}"
         raise MachineError(f"no W&B login for {urlsplit(url).netloc}; run: wandb login{host}, or set WANDB_API_KEY")
 
 
 def check_reachable(url: str, limit: float) -> None:
-    """Refuse where the server answers nothing within 10 seconds, or ``limit`` if less (raises MachineError)."""
+    """Check that the server answers within 10 seconds, or ``limit`` if less (raises MachineError)."""
     try:
-        urllib.request.urlopen(url, timeout=min(limit, PROBE)).close()
+        urllib.request.urlopen(url, timeout=min(limit, PROBE_SECONDS)).close()
     except urllib.error.HTTPError:
-        return  # an answer, if an unfriendly one
+        return  # an error is an answer too
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
-            return  # certificates are between the client and the server
+            return  # the server is there; whether its certificate is accepted is up to the client
         raise MachineError(
             f"the W&B server {url} does not answer ({reason}); check the network and WANDB_BASE_URL"
         ) from None
 
 
-def run_client(words: list[str], limit: float, stdin: str = "", folder: str | None = None) -> Ended:
-    """Run ``python WORDS...`` for at most ``limit`` seconds, and end it with all that it started.
+def run_client(words: list[str], limit: float, stdin: str = "", folder: str | None = None) -> ClientResult:
+    """Run ``python WORDS...`` for at most ``limit`` seconds, and kill it with all processes that it started.
 
     The client's own logs go to ``folder/wandb``, by default to the current folder's.
     """
@@ -94,11 +94,11 @@ def run_client(words: list[str], limit: float, stdin: str = "", folder: str | No
     )
     try:
         out, err = process.communicate(stdin, timeout=limit)
-        return Ended(process.returncode, out, err)
+        return ClientResult(process.returncode, out, err)
     except subprocess.TimeoutExpired:
-        return Ended(None, "", "")
+        return ClientResult(None, "", "")
     finally:
-        # Its group holds the client's service too, which would wait for the server on its own.
+        # The process group holds the client's service too, which would go on waiting for the server.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
