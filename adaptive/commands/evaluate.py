@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.files import write_atomically
+    from adaptive.jobs.code_version import check_frozen_code
 
+    check_frozen_code()
     check_loading(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split

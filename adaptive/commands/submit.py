@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    import os
-
     from adaptive.config.loading import load_config
     from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm
 
@@ -96,6 +95,8 @@ def checks(config: Config, resources: Resources) -> None:
     folder = Path(str(config.train.run_folder)).absolute()
     if "\\" in str(folder):
         raise MachineError(f"train.run_folder = {str(folder)!r}: sbatch writes no log below a name with a backslash")
+    if os.pathsep in str(folder):
+        raise MachineError(f"train.run_folder = {str(folder)!r}: PYTHONPATH can name no code below a name with a colon")
     check_plan(config, resources.nodes, resources.ranks_per_node)
     check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
 

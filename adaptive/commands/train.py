@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
 from adaptive.errors import AdaptiveError, StoppedError
+from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_word
 
 
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.help_config or arguments.print_config:
         return _show(arguments)
     try:
+        check_frozen_code()
         code = _train(_configuration(arguments))
     except AdaptiveError as error:
         if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):

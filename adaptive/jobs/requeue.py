@@ -29,6 +29,7 @@ from adaptive.errors import (
     TrainingError,
 )
 from adaptive.files import write_atomically
+from adaptive.jobs.code_version import check_frozen_code
 from adaptive.training.checkpoints.checkpoint_manifest import newest_step
 
 MAX_STALLED = 3
@@ -206,6 +207,7 @@ def main() -> int:
     ending.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     try:
+        check_frozen_code()
         _limit()
         if arguments.action == "begin":
             for word in begin(arguments.words, arguments.seed, arguments.group):

@@ -16,6 +16,7 @@ from adaptive.config.loading import load_config
 from adaptive.data.shards.cache import MIB, ShardCache, shard_files, stage_folder
 from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError, ConfigError, MachineError
+from adaptive.jobs.code_version import check_frozen_code
 
 
 def stage(words: list[str]) -> str:
@@ -60,8 +61,10 @@ def main() -> int:
     """Entry point of the script."""
     parser = argparse.ArgumentParser(prog="stage.py", description="Used by the batch scripts in slurm/.")
     parser.add_argument("words", nargs="+", metavar="CONFIG [key=value]")
+    words = parser.parse_args().words
     try:
-        print(stage(parser.parse_args().words), flush=True)
+        check_frozen_code()
+        print(stage(words), flush=True)
     except AdaptiveError as error:
         print(error.told("train"), file=sys.stderr)
         return error.exit_code
