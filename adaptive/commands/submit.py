@@ -1,4 +1,4 @@
-"""``adaptive submit CONFIG``: a configuration as a Slurm job, with its code frozen in the run folder."""
+"""``adaptive submit CONFIG``: submit a training as a Slurm job, with its code frozen in the run folder."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checks(config: Config, resources: Resources) -> None:
-    """Find here what would fail there (raises AdaptiveError): what a plan checks, and the run folder."""
+    """Make the checks here that would fail in the job (raises AdaptiveError): a plan's, and those of the run folder."""
     from adaptive.errors import MachineError
-    from adaptive.planning.checks import check_plan
+    from adaptive.planning.checked_plan import check_plan
     from adaptive.training.preflight import check_run_folder
 
     folder = Path(str(config.train.run_folder)).absolute()
@@ -132,7 +132,7 @@ def _resources(arguments: argparse.Namespace, config: Config) -> Resources:
 
 
 def _configs(config: Config, seeds: list[int] | None, group: str) -> dict[str, Config]:
-    """The configurations to freeze, by file name: one, or one for each seed."""
+    """Return the configurations to freeze, by file name: one, or one for each seed."""
     from adaptive.jobs.requeue import of_seed
 
     if seeds is None:
@@ -141,7 +141,7 @@ def _configs(config: Config, seeds: list[int] | None, group: str) -> dict[str, C
 
 
 def _refuse_second(folder: Path) -> None:
-    """Refuse to replace what a job that waits or runs would train (raises MachineError)."""
+    """Refuse a run folder that belongs to a job in the queue (raises MachineError)."""
     from adaptive.errors import MachineError
     from adaptive.jobs.submission import slurm
 

@@ -17,7 +17,7 @@ from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
 from adaptive.errors import AdaptiveError, StoppedError
 from adaptive.jobs.code_version import check_frozen_code
-from adaptive.jobs.requeue import leave_word
+from adaptive.jobs.requeue import leave_exit_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception:
         traceback.print_exc()  # a fault of ours; leave as below all the same
         code = 1
-    leave_word(code)
+    leave_exit_code(code)
     sys.stdout.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # a group with a failed peer may abort or hang in its destructors

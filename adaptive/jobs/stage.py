@@ -1,4 +1,4 @@
-"""Brings a dataset's shards to this machine before training: one task per node, started by the batch scripts.
+"""Stages a dataset's shards on this machine's disk before training: one task per node, started by the batch scripts.
 
 Every shard is checked against the index; what is here already stays. Ranks with the same ADAPTIVE_STAGE
 read from there.
@@ -20,7 +20,7 @@ from adaptive.jobs.code_version import check_frozen_code
 
 
 def stage(words: list[str]) -> str:
-    """Fetch the shards of the splits that training reads; return what was done, in a line.
+    """Copy or download the shards of the splits that training reads; return a line about what was done.
 
     Raises:
         ConfigError: ADAPTIVE_STAGE is not set, or the configuration is wrong.

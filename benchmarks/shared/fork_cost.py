@@ -19,7 +19,7 @@ from adaptive.networks.equilibrium import branch
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 from benchmarks.shared.timing import Spread, interleaved
-from benchmarks.shared.variants import Settings, random_batch
+from benchmarks.shared.variants import StepSettings, random_batch
 
 CALLS_ON_CUDA = 10  # per turn: a single fork is shorter than waiting for the device
 
@@ -54,7 +54,7 @@ class ForkCost:
     shapes: list[list[list[int]]]
 
 
-def fork_cost(settings: Settings, network: AdaptiveNetwork, repetitions: int) -> ForkCost:
+def fork_cost(settings: StepSettings, network: AdaptiveNetwork, repetitions: int) -> ForkCost:
     """Measure the forks of a network with GE, repetition by repetition against plain autograd.
 
     Args:
@@ -85,7 +85,7 @@ def fork_cost(settings: Settings, network: AdaptiveNetwork, repetitions: int) ->
     )
 
 
-def record_crossings(settings: Settings, network: AdaptiveNetwork) -> list[Crossing]:
+def record_crossings(settings: StepSettings, network: AdaptiveNetwork) -> list[Crossing]:
     """Run the blocks once and copy what crosses every branching point."""
     crossings = []
     state: tuple[Tensor, ...] = network.start(random_batch(settings)[0])
@@ -97,11 +97,11 @@ def record_crossings(settings: Settings, network: AdaptiveNetwork) -> list[Cross
     return crossings
 
 
-def _autocast(settings: Settings) -> Any:
+def _autocast(settings: StepSettings) -> Any:
     return autocast("bf16", torch.device(settings.device)) if settings.precision == "bf16" else nullcontext()
 
 
-def _arriving(settings: Settings, crossing: Crossing) -> list[Tensor]:
+def _arriving(settings: StepSettings, crossing: Crossing) -> list[Tensor]:
     """Gradients for the exit's logits and for everything that goes onward."""
     with torch.no_grad(), _autocast(settings):
         logits = crossing.exit(crossing.state[0])
@@ -110,7 +110,7 @@ def _arriving(settings: Settings, crossing: Crossing) -> list[Tensor]:
 
 
 def _through_autograd(
-    settings: Settings, crossing: Crossing, scope: str | None, gradients: list[Tensor]
+    settings: StepSettings, crossing: Crossing, scope: str | None, gradients: list[Tensor]
 ) -> Callable[[], Any]:
     """A pass forward and backward over one branching point, forked if a scope is given."""
     sources = [t for t in crossing.state if t.requires_grad]
