@@ -1,7 +1,7 @@
 """``adaptive doctor``: check what training needs of this machine, or of all nodes of a job, with remedies to type.
 
-Alone it checks this machine. Under srun, deepspeed or torchrun every node does so, and then the connections between them
-are checked.
+Alone it checks this machine. Under srun, deepspeed or torchrun every node does so, and then what lies between them is
+checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Gradient Equilibrium adds to a training step, measured at the branching points alone.
+"""What Gradient Equilibrium adds to a training step, measured at the branch points alone.
 
 Two measurements of the whole step differ by more than GE costs. So the forks run by themselves, on tensors of the real
 shapes, through autograd, with the network's real exits: once forked, and once as autograd does it anyway, which adds
@@ -44,7 +44,7 @@ class ForkCost:
 
     Attributes:
         added: seconds that GE adds to a step (forward and backward), one value per repetition.
-        operations: the bare tensor operations in seconds, summed over the branching points: GE's interpolation, and
+        operations: the bare tensor operations in seconds, summed over the branch points: GE's interpolation, and
             the addition in place of it, into the memory of one of the two gradients and into new memory.
         shapes: per branching point, the shapes of the tensors that are rescaled.
     """
@@ -129,7 +129,7 @@ def _through_autograd(
 
 
 def _operations(crossings: list[Crossing], scope: str) -> dict[str, Callable[[], Any]]:
-    """The bare operations over all branching points, on gradients like the tensors."""
+    """The bare operations over all branch points, on gradients like the tensors."""
     taps = [(torch.randn_like(c.state[0]), torch.randn_like(c.state[0]), 1 / c.remaining) for c in crossings]
     others = [
         (torch.randn_like(t), 1 - 1 / c.remaining)
