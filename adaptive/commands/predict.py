@@ -112,7 +112,7 @@ def answers(
             ready = [(i, a) for i, a in zip(chunk, arrays, strict=True) if not isinstance(a, DataError)]
             if not ready:
                 continue
-            if not warm:  # the first call sets things up; its time would be nobody's
+            if not warm:  # the first call sets things up; its time belongs to no image
                 model.answer([ready[0][1]])
                 warm = True
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A check of the doctor and its finding; a check runs within a time limit, and its failure is a finding too."""
+"""The doctor's checks and findings as classes: a check runs within a time limit, and its failure is a finding too."""
 
 from __future__ import annotations
 

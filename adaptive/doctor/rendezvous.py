@@ -32,7 +32,7 @@ class Connection:
         self.socket = connected
         self.buffer = bytearray()
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A machine that loses its power says no goodbye: notice it within half a minute.
+        # A machine that loses power closes no connection: keep-alive packets notice it within half a minute.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)):
             connected.setsockopt(socket.IPPROTO_TCP, option, value)

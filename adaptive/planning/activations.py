@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside the block, while they live.
+    """Counts the live bytes of all tensor storages that operations make while this mode is active.
 
     Attributes:
         live: bytes now.

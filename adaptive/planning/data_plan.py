@@ -134,14 +134,14 @@ def window_bytes(shards: Shards, data: DataConfig, seed: int, global_batch: int,
     """Return the most bytes of shards that one global batch reads from or prefetches."""
     schedule = _schedule(shards, data, seed, global_batch)
     window = data.shuffle_window
-    ahead = window if data.cache_ahead is None else data.cache_ahead
+    prefetch = window if data.cache_ahead is None else data.cache_ahead
     sizes = np.asarray(shards.bytes, dtype=np.int64)
     order = np.array([schedule.shard(epoch * len(sizes) + position) for position in range(len(sizes))])
     ends = np.cumsum(sizes[order])
     most = 0
     for step in range(shards.images // global_batch):
         first, end = schedule.needs(epoch * (shards.images // global_batch) + step)
-        first, end = first - epoch * len(sizes), min(end - epoch * len(sizes) + ahead, len(sizes))
+        first, end = first - epoch * len(sizes), min(end - epoch * len(sizes) + prefetch, len(sizes))
         most = max(most, int(ends[end - 1] - (ends[first - 1] if first else 0)))
     return most
 

@@ -88,7 +88,7 @@ class ScalingRow:
 
 @dataclass(frozen=True)
 class Stop:
-    """The first number of ranks whose efficiency lies below a share, why, and what to do."""
+    """The smallest number of ranks whose efficiency is below a share, with the cause and the remedy."""
 
     batch: str
     below: float

@@ -26,7 +26,7 @@ CALLS_ON_CUDA = 10  # per turn: a single fork is shorter than waiting for the de
 
 @dataclass(frozen=True)
 class Crossing:
-    """The tensors behind one branching point; ``remaining`` exits stand at or behind it."""
+    """The tensors behind one branch point; ``remaining`` exits stand at or behind it."""
 
     state: tuple[Tensor, ...]
     remaining: int
@@ -46,7 +46,7 @@ class ForkCost:
         added: seconds that GE adds to a step (forward and backward), one value per repetition.
         operations: the bare tensor operations in seconds, summed over the branch points: GE's interpolation, and
             the addition in place of it, into the memory of one of the two gradients and into new memory.
-        shapes: per branching point, the shapes of the tensors that are rescaled.
+        shapes: per branch point, the shapes of the tensors that are rescaled.
     """
 
     added: list[float]
@@ -86,7 +86,7 @@ def fork_cost(settings: StepSettings, network: AdaptiveNetwork, repetitions: int
 
 
 def record_crossings(settings: StepSettings, network: AdaptiveNetwork) -> list[Crossing]:
-    """Run the blocks once and copy what crosses every branching point."""
+    """Run the blocks once and copy what crosses every branch point."""
     crossings = []
     state: tuple[Tensor, ...] = network.start(random_batch(settings)[0])
     with _autocast(settings):
@@ -112,7 +112,7 @@ def _arriving(settings: StepSettings, crossing: Crossing) -> list[Tensor]:
 def _through_autograd(
     settings: StepSettings, crossing: Crossing, scope: str | None, gradients: list[Tensor]
 ) -> Callable[[], Any]:
-    """A pass forward and backward over one branching point, forked if a scope is given."""
+    """A pass forward and backward over one branch point, forked if a scope is given."""
     sources = [t for t in crossing.state if t.requires_grad]
 
     def run() -> Any:
