@@ -1,4 +1,4 @@
-"""`load`: reads a run folder as a trained network with its configuration, classes and transforms."""
+"""A finished run: its trained network with configuration, classes and transforms, its policies and outputs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from adaptive.config.loading import load_config
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import eval_transform
-from adaptive.errors import CheckpointError
+from adaptive.data.shards.index import check_shards, check_split, load_index
+from adaptive.errors import CheckpointError, DataError, PolicyError
+from adaptive.inference.outputs import Outputs, collect
+from adaptive.inference.policy import NetworkIdentity, Policy
+from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.from_config import rebuild_network
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse, verify
 
 
@@ -72,6 +78,77 @@ def run_config(folder: Path) -> Config:
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is no run folder: it has no config.yaml; give the folder that train wrote")
     return load_config(config_file)
+
+
+def network_identity(trained: TrainedRun) -> NetworkIdentity:
+    """Return what a policy remembers of the network that it was calibrated for."""
+    return NetworkIdentity(
+        backbone=trained.config.model.backbone,
+        exits=trained.network.exit_names,
+        fingerprint=fingerprint(trained.network),
+    )
+
+
+def load_policy(path: str, trained: TrainedRun) -> Policy:
+    """Read a policy and refuse one that was calibrated for another network (raises PolicyError)."""
+    policy = Policy.load(path)
+    own = network_identity(trained)
+    if policy.exits != len(trained.network.exits):
+        raise PolicyError(
+            f"policy {path} is for {policy.exits} exits, {trained.folder} has {len(trained.network.exits)}; "
+            f"calibrate: adaptive calibrate {trained.folder} --budget 0.5"
+        )
+    if policy.network is not None and policy.network != own:
+        same = policy.network.backbone == own.backbone and policy.network.exits == own.exits
+        theirs = "other weights" if same else f"another network ({policy.network.backbone})"
+        raise PolicyError(
+            f"policy {path} was calibrated for {theirs} than {trained.folder}'s {trained.checkpoint.path.name}; "
+            f"calibrate again: adaptive calibrate {trained.folder} --budget 0.5"
+        )
+    return policy
+
+
+def collect_outputs(
+    trained: TrainedRun,
+    split: str,
+    folder: str | None = None,
+    batch: int | None = None,
+    workers: int | None = None,
+    device: torch.device | None = None,
+    flag: str = "--split",
+) -> Outputs:
+    """Run every exit over a split of a packed dataset.
+
+    Args:
+        trained: the network; it is moved to the device.
+        split: its name.
+        folder: of the dataset, or its URL; by default the run's.
+        batch: images per forward pass; by default evaluate.batch of the run.
+        workers: loader processes; by default data.workers of the run.
+        device: by default the CPU.
+        flag: flag or key that gave the split, for messages.
+
+    Raises:
+        DataError: no such dataset or split, other classes than the run's, or images that cannot be read.
+    """
+    from adaptive.data.reading.stream import (  # webdataset, which other uses of a run do without
+        EvaluationStream,
+        LoaderOptions,
+    )
+
+    config = trained.config
+    data = config.data.model_copy(update={"path": folder or config.data.path})
+    index = load_index(data.path, data)
+    check_split(index, flag, split)
+    check_shards(index, data.path, split, settings=data)
+    if index.classes != trained.classes:
+        raise DataError(f"{data.path} has other classes than {trained.folder} was trained on; give --data its dataset")
+    device = device or torch.device("cpu")
+    network = trained.network.to(device)
+    loader = LoaderOptions(workers=data.workers if workers is None else workers, device=device)
+    stream = EvaluationStream(index, data, split, loader, batch=batch or config.evaluate.batch)
+    with autocast(config.train.precision, device):
+        return collect(network, stream, device, stream.total)
 
 
 def _choose(store: CheckpointStore, which: str) -> Checkpoint:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.backbones_page import Results, page
+from benchmarks.shared.backbones_page import Results, page
 from benchmarks.shared.families import FAMILIES, Family
 from benchmarks.shared.locations import REPOSITORY, RESULTS
 from benchmarks.shared.rank_pair import RankPair

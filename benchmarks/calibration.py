@@ -32,8 +32,8 @@ from adaptive.inference.calibration.calibrate import curve
 from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.thresholds import Scored
 from adaptive.inference.outputs import Outputs, collect, simulate
-from benchmarks.calibration_page import draw, markdown
 from benchmarks.shared import results
+from benchmarks.shared.calibration_page import draw, markdown
 from benchmarks.shared.locations import RESULTS
 
 BUDGETS = 40
@@ -61,11 +61,7 @@ class Held:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    p = argparse.ArgumentParser(prog="calibration", description=(__doc__ or "").partition("\n")[0])
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders that `adaptive train` wrote")
-    p.add_argument("--data", help="packed dataset or its URL; by default that of each run")
-    p.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files (benchmarks/results)")
-    options = p.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         networks = {}
         for folder in options.runs:
@@ -88,6 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(result, options.output / "calibration.png")
     print(f"written: {options.output}/calibration.md, .json, .png")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(prog="calibration", description=(__doc__ or "").partition("\n")[0])
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders that `adaptive train` wrote")
+    p.add_argument("--data", help="packed dataset or its URL; by default that of each run")
+    p.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files (benchmarks/results)")
+    return p
 
 
 def load(folder: Path, data: str | None) -> Held:

@@ -46,7 +46,7 @@ KINDS = ("waits", "beside")  # the loop waits for the disk; a thread writes besi
 
 
 @dataclass(frozen=True)
-class Settings:
+class SavingSettings:
     """What is measured."""
 
     backbone: str = "resnet50"
@@ -78,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(stage["share_percent"]["median"] > LIMIT_PERCENT for stage in found.values()))
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
+def parse(arguments: Sequence[str] | None) -> tuple[SavingSettings, Path]:
     """Read the command line."""
-    d = Settings()
+    d = SavingSettings()
     p = argparse.ArgumentParser(prog="checkpoint", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--backbone", default=d.backbone, help="any timm model (%(default)s)")
     p.add_argument("--stages", type=int, nargs="+", default=list(d.stages), help="ZeRO stages (0 2)")
@@ -92,20 +92,20 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     p.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files (benchmarks/results)")
     given = vars(p.parse_args(arguments))
     output = given.pop("output")
-    return Settings(**{**given, "stages": tuple(given["stages"])}), output
+    return SavingSettings(**{**given, "stages": tuple(given["stages"])}), output
 
 
-def command(settings: Settings) -> str:
+def command(settings: SavingSettings) -> str:
     """Return the command line that repeats this run."""
     words = ["python", "benchmarks/checkpoint.py"]
     for name, value in asdict(settings).items():
-        if value != getattr(Settings(), name):
+        if value != getattr(SavingSettings(), name):
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 
 
-def measure(settings: Settings, stage: int) -> dict[str, Any]:
+def measure(settings: SavingSettings, stage: int) -> dict[str, Any]:
     """Train on two ranks at a ZeRO stage and summarise what rank 0 saw."""
     with tempfile.TemporaryDirectory() as folder:
         from adaptive.data.packing.pack import pack
@@ -116,7 +116,7 @@ def measure(settings: Settings, stage: int) -> dict[str, Any]:
     return summarise(seen)
 
 
-def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> None:
+def _rank(rank: int, port: int, settings: SavingSettings, stage: int, folder: str) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", DS_ACCELERATOR="cpu")
@@ -143,7 +143,7 @@ def _rank(rank: int, port: int, settings: Settings, stage: int, folder: str) -> 
     os._exit(0)  # gloo may abort in its destructors
 
 
-def _config(settings: Settings, stage: int, folder: Path) -> Config:
+def _config(settings: SavingSettings, stage: int, folder: Path) -> Config:
     from adaptive.config.loading import parse_config
 
     steps = WARMUP + settings.rounds * len(KINDS) * (settings.quiet + settings.after) + 1
@@ -168,7 +168,7 @@ def _config(settings: Settings, stage: int, folder: Path) -> Config:
 class Probe(Callback):
     """Saves at fixed steps, the same on all ranks, and times what lies between."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SavingSettings) -> None:
         self.settings = settings
         self.seen: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
         order = random.Random(0)

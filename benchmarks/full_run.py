@@ -38,7 +38,7 @@ from benchmarks.shared import pages
 from benchmarks.shared.exposed import exposed_share
 from benchmarks.shared.results import MIB, machine
 from benchmarks.shared.timing import Spread
-from benchmarks.shared.variants import VARIANTS, Settings, Trainee
+from benchmarks.shared.variants import VARIANTS, StepSettings, Trainee
 
 WARMUP = 3
 TRACED = 3  # steps
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     index = load_index(str(options.data)) if options.data else None
     device = resolve_device(options.device, ranks.local_rank)
     init_distributed()
-    settings = Settings(
+    settings = StepSettings(
         options.backbone, options.exits, options.image_size, options.batch,
         len(index.classes) if index else options.classes, device.type, options.precision, options.channels_last,
         options.compile, "deepspeed", options.stage, ranks.world,

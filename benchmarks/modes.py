@@ -29,7 +29,7 @@ from benchmarks.shared import pages
 from benchmarks.shared.memory import peak_bytes
 from benchmarks.shared.results import MIB, machine
 from benchmarks.shared.timing import Spread, interleaved, ratios
-from benchmarks.shared.variants import VARIANTS, Settings, Trainee
+from benchmarks.shared.variants import VARIANTS, StepSettings, Trainee
 
 LOOP = next(variant for variant in VARIANTS if variant.loop)
 WHOLE = VARIANTS[-1]
@@ -68,9 +68,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def modes(options: argparse.Namespace, device: str) -> dict[str, tuple[str, Settings]]:
+def modes(options: argparse.Namespace, device: str) -> dict[str, tuple[str, StepSettings]]:
     """Title and settings of every mode by key; the reference is not among them."""
-    plain = Settings(options.backbone, options.exits, options.image_size, options.batch, options.classes, device=device)
+    plain = StepSettings(
+        options.backbone, options.exits, options.image_size, options.batch, options.classes, device=device
+    )
     found = {}
     for precision in ("fp32", "bf16"):
         for channels_last in (False, True):

@@ -30,7 +30,7 @@ from adaptive.config.loading import parse_config
 from adaptive.config.sections import Config
 from adaptive.doctor.checks.network import free_port
 from adaptive.networks.create import create_model
-from adaptive.planning.memory import RankMemory, Settings
+from adaptive.planning.memory import RankMemory, ZeroSettings
 from adaptive.planning.plan import cost_phases
 from benchmarks.shared import pages, results
 
@@ -192,7 +192,7 @@ def predict_cases(backbone: str, micro_batch: int, world: int, image_size: int, 
     """Return the prediction of `adaptive plan` for every ZeRO stage."""
     config = case_config(backbone, 0, micro_batch, world, image_size, device)
     network = create_model(backbone, 1000, config.model.exits, input_size=image_size)
-    settings = Settings.of(config, world, 1)
+    settings = ZeroSettings.of(config, world, 1)
     cuda = device == "cuda"
     (phase,) = cost_phases(config, network, settings, micro_batch, 1, cuda)
     return {s: phase.memory(config, replace(settings, stage=s), micro_batch, cuda) for s in STAGES}

@@ -31,7 +31,7 @@ from adaptive.training.engine.group import init_distributed, resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.results import machine
 from benchmarks.shared.timing import Spread, interleaved, ratios
-from benchmarks.shared.variants import VARIANTS, Settings, Trainee
+from benchmarks.shared.variants import VARIANTS, StepSettings, Trainee
 
 LOOP = next(variant for variant in VARIANTS if variant.loop)
 WHOLE = VARIANTS[-1]
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(options.worlds) < 1 or max(options.worlds) > most:
         given = " ".join(map(str, options.worlds))
         raise ConfigError(f"--worlds {given}: this machine has room for 1 to {most} ranks on {device}")
-    settings = Settings(
+    settings = StepSettings(
         options.backbone, options.exits, options.image_size, options.batch, options.classes, device,
         precision=options.precision,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _rank(rank: int, port: int, settings: Settings, rounds: int, folder: str) -> None:
+def _rank(rank: int, port: int, settings: StepSettings, rounds: int, folder: str) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": settings.world, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     if settings.device == "cpu":

@@ -45,7 +45,7 @@ EPOCHS = 60
 
 
 @dataclass(frozen=True)
-class Settings:
+class ResumeSettings:
     """What is measured."""
 
     images: int = 100_000
@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
+def parse(arguments: Sequence[str] | None) -> tuple[ResumeSettings, Path]:
     """Read the command line."""
-    d = Settings()
+    d = ResumeSettings()
     p = argparse.ArgumentParser(prog="resume", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--images", type=int, default=d.images, help="in the data set (%(default)s)")
     p.add_argument("--workers", type=int, default=d.workers, help="loader processes (%(default)s)")
@@ -98,14 +98,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     p.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files (benchmarks/results)")
     given = vars(p.parse_args(arguments))
     output = given.pop("output")
-    return Settings(**given), output
+    return ResumeSettings(**given), output
 
 
-def command(settings: Settings) -> str:
+def command(settings: ResumeSettings) -> str:
     """Return the command line that repeats this run."""
     words = ["python", "benchmarks/resume.py"]
     for name, value in asdict(settings).items():
-        if value != getattr(Settings(), name):
+        if value != getattr(ResumeSettings(), name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 

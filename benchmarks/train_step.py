@@ -35,7 +35,7 @@ from benchmarks.shared.fork_cost import ForkCost, fork_cost
 from benchmarks.shared.locations import RESULTS
 from benchmarks.shared.memory import peak_bytes
 from benchmarks.shared.timing import Spread, interleaved, ratios
-from benchmarks.shared.variants import VARIANTS, Settings, Trainee
+from benchmarks.shared.variants import VARIANTS, StepSettings, Trainee
 
 LIMIT_PERCENT = 0.5  # what Gradient Equilibrium may cost of a step
 LIMIT_RATIO = 1.05  # what the whole method may take: time per multiply-add over plain, memory over the plain loop
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    defaults = Settings()
+    defaults = StepSettings()
     p = argparse.ArgumentParser(prog="train_step", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--backbone", default=defaults.backbone, help="any timm model (%(default)s)")
     p.add_argument("--exits", type=int, default=defaults.exits, help="number of exits; 0: the preset's (%(default)s)")
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def settings_from(options: argparse.Namespace) -> Settings:
+def settings_from(options: argparse.Namespace) -> StepSettings:
     """Check the command line and settle the device (raises ConfigError, MachineError)."""
     least = {"image_size": 1, "batch": 2, "classes": 2, "rounds": 2, "warmup": 1, "repetitions": 2}
     for name, minimum in least.items():
@@ -99,8 +99,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device).type
-    given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
-    return Settings(**{**given, "device": device})
+    given = {field.name: getattr(options, field.name) for field in fields(StepSettings) if hasattr(options, field.name)}
+    return StepSettings(**{**given, "device": device})
 
 
 def command(options: argparse.Namespace) -> str:
@@ -116,7 +116,7 @@ def command(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def run(settings: Settings, rounds: int, warmup: int, repetitions: int) -> dict[str, Any]:
+def run(settings: StepSettings, rounds: int, warmup: int, repetitions: int) -> dict[str, Any]:
     """Measure memory, speed and the forks, one after another.
 
     Raises:

@@ -14,10 +14,8 @@ fail() { # CODE WORDS...
 }
 
 export ADAPTIVE_HOME
-# The code in ADAPTIVE_HOME runs, with -P also where the working folder holds another: a checkout that goes on changing.
-export PYTHONPATH="$ADAPTIVE_HOME${PYTHONPATH:+:$PYTHONPATH}"
 
-prepare() { # python, the words before it, and the environment of all that follows
+prepare() { # program: python and the words before it; and the environment of all that follows
   local modules=()
   read -r -a modules <<< "${ADAPTIVE_MODULES:-}"
   if [ "${#modules[@]}" -gt 0 ]; then
@@ -29,6 +27,7 @@ prepare() { # python, the words before it, and the environment of all that follo
     # shellcheck disable=SC1090
     . "$ADAPTIVE_SETUP" || fail 1 "ADAPTIVE_SETUP = '$ADAPTIVE_SETUP' failed"
   fi
+  local container=() python
   read -r -a container <<< "${ADAPTIVE_CONTAINER:-}"
   read -r -a srun_options <<< "${ADAPTIVE_SRUN:-}"
   python=${ADAPTIVE_PYTHON:-python3}
@@ -41,6 +40,11 @@ prepare() { # python, the words before it, and the environment of all that follo
     case $python in */*) PATH="$(cd "$(dirname "$python")" && pwd):$PATH" ;; esac
     export PATH
   fi
+  # The code in ADAPTIVE_HOME runs: it is put in front here, where no module, no ADAPTIVE_SETUP and no image's own
+  # environment comes after it, and with -P the working folder, a checkout that goes on changing, is not looked into.
+  # shellcheck disable=SC2016  # expanded by the shell that is started, in the container
+  program=("${container[@]}" sh -c \
+    'export ADAPTIVE_HOME="$0" PYTHONPATH="$0${PYTHONPATH:+:$PYTHONPATH}"; exec "$@"' "$ADAPTIVE_HOME" "$python")
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   # From Slurm 22.05 on srun does not take this from sbatch.
   if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"; fi
@@ -85,9 +89,9 @@ helper() { # WORDS...: a small Python program, once; what it prints goes to the 
   done
   if [ "${#srun_options[@]}" -gt 0 ]; then
     srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 "${options[@]}" \
-      "${container[@]}" "$python" "$@" > "$answer" &
+      "${program[@]}" "$@" > "$answer" &
   else
-    "${container[@]}" "$python" "$@" > "$answer" &
+    "${program[@]}" "$@" > "$answer" &
   fi
   await $!
 }
@@ -108,7 +112,7 @@ stage_shards() {
   if [ -z "${ADAPTIVE_STAGE:-}" ]; then return; fi
   say "bringing shards to $ADAPTIVE_STAGE on every node"
   srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    "${srun_options[@]}" "${container[@]}" "$python" -u -P -m adaptive.jobs.stage -- "$@" &
+    "${srun_options[@]}" "${program[@]}" -u -P -m adaptive.jobs.stage -- "$@" &
   await $!
   if [ "$code" != 0 ] && [ -z "$asked" ]; then fail "$code" "the shards could not be staged"; fi
 }
@@ -130,8 +134,8 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   code=75
   if [ -z "$asked" ]; then
     # A task that fails ends the others, which would otherwise wait for it.
-    srun --kill-on-bad-exit=1 "${srun_options[@]}" "${container[@]}" \
-      "$python" -u -P -m adaptive train "${words[@]}" &
+    srun --kill-on-bad-exit=1 "${srun_options[@]}" \
+      "${program[@]}" -u -P -m adaptive train "${words[@]}" &
     ranks=$!
     watch_results "$ranks" &
     local watcher=$!
@@ -169,5 +173,5 @@ requeue() {
 
 evaluate() { # RUN [options of adaptive evaluate]
   prepare
-  srun --nodes=1 --ntasks=1 "${srun_options[@]}" "${container[@]}" "$python" -u -P -m adaptive evaluate "$@"
+  srun --nodes=1 --ntasks=1 "${srun_options[@]}" "${program[@]}" -u -P -m adaptive evaluate "$@"
 }

@@ -1,1 +1,1 @@
-"""The `adaptive` command: one module per sub-command."""
+"""The ``adaptive`` command: one module per sub-command, which parses its options and prints what the wings return."""

@@ -1,4 +1,4 @@
-"""``adaptive bench inference``: where the time of a network with exits goes on this machine."""
+"""``adaptive bench inference``: the time of each block and exit of a trained network on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.trained_run import add_device, add_weights, choose_device, load_policy, load_run
+from adaptive.commands.run_options import add_device, add_weights, choose_device, load_run, network_for_inference
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-
     from adaptive.errors import AdaptiveError
     from adaptive.inference.profile import profile
-    from adaptive.networks.precision import memory_format
 
     for name in ("batch", "rounds"):
         values = getattr(arguments, name)
@@ -51,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     policy = _policy(arguments, trained)
     device = choose_device(arguments.device)
     images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
-    network = trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
+    network = network_for_inference(trained, device)
     precision = arguments.precision or trained.config.train.precision
     found = [profile(network, policy, images[:batch], arguments.rounds, precision) for batch in arguments.batch]
     if arguments.json:
@@ -64,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
     from adaptive.errors import PolicyError
+    from adaptive.runs import load_policy
 
     path = Path(arguments.policy) if arguments.policy else trained.folder / "policy.json"
     if not path.is_file() and not arguments.policy:
@@ -74,7 +73,7 @@ def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
 
 
 def _images(trained: TrainedRun, folder: str | None, split: str | None, count: int) -> torch.Tensor:
-    """The first images of a split, repeated if there are too few."""
+    """Return the first images of a split, repeated if there are too few."""
     import torch
 
     from adaptive.data.reading.stream import EvaluationStream

@@ -1,4 +1,4 @@
-"""``adaptive calibrate RUN --budget X``: chooses on held-out images who leaves where, and writes the policy."""
+"""``adaptive calibrate RUN --budget X``: choose on held-out images the policy by which images leave early."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.trained_run import (
+from adaptive.commands.run_options import (
     add_loading,
     add_weights,
     check_loading,
     choose_device,
-    collect_outputs,
-    identity,
     left_out_words,
     load_run,
+    split_outputs,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.inference.calibration.calibrate import fit
+    from adaptive.runs import network_identity
 
     check_loading(arguments)
     given, budget = _target(arguments)
@@ -85,10 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained.network.to(choose_device(arguments.device))
         costs, unit = _milliseconds(trained, arguments), "ms"
     target = _in_unit(given, budget, costs)  # one out of range is refused before the images are run
-    flag = "--split" if arguments.split else "data.val_split"
-    outputs = collect_outputs(
-        trained, arguments.data, split, arguments.batch, arguments.workers, arguments.device, flag
-    )
+    outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.val_split")
     policy = fit(
         outputs.logits,
         outputs.labels,
@@ -101,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         split=split,
         seed=arguments.seed,
     )
-    policy = policy.model_copy(update={"network": identity(trained)})
+    policy = policy.model_copy(update={"network": network_identity(trained)})
     out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
     _save(policy, out)
     result = _result(trained, policy, outputs, macs, out)
@@ -113,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None]:
-    """Read what is asked for, as far as that goes without the network."""
+    """Parse --budget or --max-loss, as far as that goes without the network."""
     from adaptive.errors import PolicyError
     from adaptive.inference.calibration.budget import Budget
     from adaptive.inference.calibration.calibrate import Target
@@ -135,7 +132,7 @@ def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None
 
 
 def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -> Target:
-    """The target with its budget in the unit of the costs (raises PolicyError if it is out of range)."""
+    """Return the target with its budget in the unit of the costs (raises PolicyError if it is out of range)."""
     from adaptive.errors import PolicyError
     from adaptive.inference.calibration.calibrate import Target
     from adaptive.reporting.tables import human
@@ -162,7 +159,7 @@ def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -
 
 
 def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace) -> list[float]:
-    """What one image takes up to each exit here; each at least a little more than the one before."""
+    """Measure the milliseconds per image up to each exit here; each at least a little more than the one before."""
     from adaptive.inference.profile import exit_milliseconds
 
     batch = arguments.timing_batch or min(arguments.batch or trained.config.evaluate.batch, TIMING_BATCH)
@@ -180,7 +177,7 @@ def _save(policy: Policy, path: Path) -> None:
 
 
 def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, macs: list[float], out: Path) -> dict[str, Any]:
-    """What the policy brings on all of the held-out images."""
+    """Return accuracy and cost of the policy on all of the held-out images."""
     from adaptive.inference.outputs import simulate
 
     found = simulate(policy, outputs.probabilities(policy))

@@ -1,4 +1,4 @@
-"""``adaptive checkpoint RUN``: what a run has saved and whether it is whole; plain weights for other programs."""
+"""``adaptive checkpoint RUN``: list and verify a run's checkpoints; export plain weights for other programs."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _about(trained: TrainedRun) -> dict[str, Any]:
-    """What goes into the file's header."""
+    """Return the metadata for the file's header."""
     return {
         "format": "pt",
         "backbone": trained.config.model.backbone,

@@ -1,6 +1,7 @@
-"""``adaptive doctor``: what training needs of this machine, or of all machines of a job, and how to get it.
+"""``adaptive doctor``: check what training needs of this machine, or of all nodes of a job, with remedies to type.
 
-Alone it checks this machine. Under srun, deepspeed or torchrun every node checks itself, and then the ranks meet.
+Alone it checks this machine. Under srun, deepspeed or torchrun every node does so, and then what lies between them is
+checked.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.distributed.ranks import find_ranks, one_of_several
-    from adaptive.doctor.finding import Settings
-    from adaptive.doctor.running import choose, report, run_all
+    from adaptive.doctor.finding import CheckSettings
+    from adaptive.doctor.run_checks import choose, report, run_all
     from adaptive.errors import UsageError
 
     if not 0 < arguments.patience < 1e6:
         raise UsageError(f"--patience {arguments.patience:g} is out of range; give seconds, for example 60")
     checks = choose(arguments.only, arguments.quick, arguments.data is not None)
-    settings = Settings(Path(arguments.run_folder), arguments.data)
+    settings = CheckSettings(Path(arguments.run_folder), arguments.data)
     if one_of_several(os.environ):
         ranks = find_ranks()
         if ranks.world > 1:

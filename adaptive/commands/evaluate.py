@@ -1,4 +1,4 @@
-"""``adaptive evaluate RUN``: every exit on a split, and what policies bring there, as tables, JSON and figures."""
+"""``adaptive evaluate RUN``: accuracy and cost of every exit, and of policies, on a split, as tables, JSON, figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.trained_run import (
+from adaptive.commands.run_options import (
     add_loading,
     add_weights,
     check_loading,
-    collect_outputs,
     left_out_words,
     load_run,
+    split_outputs,
 )
 
 if TYPE_CHECKING:
@@ -48,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.files import write_atomically
+    from adaptive.jobs.code_version import check_frozen_code
 
+    check_frozen_code()
     check_loading(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split
-    outputs = _outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
+    outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     result = _result(trained, split, outputs)
     if not arguments.no_timing:
         result["milliseconds"] = _milliseconds(trained, arguments.batch or trained.config.evaluate.batch)
@@ -66,10 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
         _print_tables(result)
         print(f"written: {trained.folder / name}.json, {', '.join(map(str, figures))}")
     return 0
-
-
-def _outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str, flag: str) -> Outputs:
-    return collect_outputs(trained, arguments.data, split, arguments.batch, arguments.workers, arguments.device, flag)
 
 
 def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
 
 
 def _milliseconds(trained: TrainedRun, batch: int) -> dict[str, Any]:
-    """What one image takes up to each exit on this machine, at a batch of at most 64."""
+    """Measure the milliseconds per image up to each exit on this machine, at a batch of at most 64."""
     from adaptive.inference.profile import exit_milliseconds, machine_name
 
     network, size = trained.network, min(batch, TIMING_BATCH)
@@ -117,7 +115,7 @@ def _milliseconds(trained: TrainedRun, batch: int) -> dict[str, Any]:
 def _budgeted(
     trained: TrainedRun, arguments: argparse.Namespace, outputs: Outputs, split: str
 ) -> dict[str, Any] | None:
-    """Policies chosen on held-out images, at budgets from the first exit's cost to the last's, measured on the split.
+    """Measure policies on the split, chosen on held-out images for budgets from the first exit's cost to the last's.
 
     None where there is one exit only, or no other split to choose on.
     """
@@ -130,7 +128,8 @@ def _budgeted(
     known = load_index(arguments.data or config.data.path, config.data).splits
     if len(trained.network.exits) == 1 or split == chosen_on or (not arguments.policy_split and chosen_on not in known):
         return None
-    held_out = _outputs(trained, arguments, chosen_on, "--policy-split" if arguments.policy_split else "data.val_split")
+    flag = "--policy-split" if arguments.policy_split else "data.val_split"
+    held_out = split_outputs(trained, arguments, chosen_on, flag)
     costs = [float(cost.macs) for cost in trained.network.costs()]
     budgets = [costs[0] + (costs[-1] - costs[0]) * i / (BUDGETS - 1) for i in range(BUDGETS)]
     points = []

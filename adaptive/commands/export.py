@@ -1,4 +1,4 @@
-"""``adaptive export RUN DEST``: a network as one file per block, with a manifest, to be run without torch."""
+"""``adaptive export RUN DEST``: write one ONNX and one torch.export file per block, and a manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from adaptive.commands.trained_run import add_weights, load_policy, load_run
+from adaptive.commands.run_options import add_weights, load_run
 
 if TYPE_CHECKING:
     from adaptive.inference.export.export_manifest import Format, Manifest
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _policy(trained: TrainedRun, path: str | None) -> Policy:
     """Read the policy that is exported; without one nobody leaves early, and the user is told."""
     from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
+    from adaptive.runs import load_policy
 
     own = trained.folder / "policy.json"
     if path is not None or own.is_file():

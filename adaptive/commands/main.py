@@ -1,4 +1,4 @@
-"""The ``adaptive`` command: one module per sub-command, imported when it is called."""
+"""The ``adaptive`` command line: parses the words and runs a sub-command's module, which is imported only then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adaptive models``: which backbones there are, where exits can branch off, and what each exit costs."""
+"""``adaptive models``: list backbones, the modules after which exits can branch off, and what each exit costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`adaptive pack SOURCE DEST`: class folders or a data set as downloaded become WebDataset shards and an index."""
+"""``adaptive pack SOURCE DEST``: turn class folders or a downloaded data set into WebDataset shards with an index."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _verify(arguments)
     if arguments.index is not None:
         return _index(arguments)
-    _check_places(arguments)
+    _check_words(arguments)
     options = PackOptions(
         shard_bytes=arguments.shard_bytes,
         shard_count=arguments.shard_count,
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_places(arguments: argparse.Namespace) -> None:
+def _check_words(arguments: argparse.Namespace) -> None:
     from adaptive.errors import UsageError
 
     if arguments.destination is None:

@@ -1,4 +1,4 @@
-"""``adaptive plan CONFIG``: what a run on many ranks will do and need; nothing is started, no GPU is taken."""
+"""``adaptive plan CONFIG``: predict steps, memory, traffic and time of a run on many ranks, without starting it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive.config.sections import Config
-    from adaptive.planning.data import Shards
+    from adaptive.planning.data_plan import Shards
     from adaptive.planning.plan import Plan
     from adaptive.planning.simulation import Scaling
     from adaptive.planning.step_time import Hardware
@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.simulate:
         return _simulate(arguments, config)
     from adaptive.planning.advice import warnings_about
-    from adaptive.planning.checks import check_plan
+    from adaptive.planning.checked_plan import check_plan
     from adaptive.planning.plan import make_plan
-    from adaptive.planning.tables import plan_as_dict, print_plan
+    from adaptive.planning.printing import plan_as_dict, print_plan
 
     checked = check_plan(config, arguments.nodes, arguments.gpus_per_node or 1)
     plan = make_plan(checked, _on_gpu(config))
@@ -128,7 +128,7 @@ def _ranks(arguments: argparse.Namespace) -> list[int]:
 
 
 def _on_gpu(config: Config) -> bool:
-    """Whether the run will be on GPUs: "auto" is what the cluster has, not the machine that plans."""
+    """Say whether the run will be on GPUs: "auto" is what the cluster has, not the machine that plans."""
     return config.train.device != "cpu"
 
 
@@ -136,7 +136,7 @@ def _speed(arguments: argparse.Namespace, config: Config, network: Any, micro: i
     if not arguments.measure:
         return arguments.images_per_second, "given"
     from adaptive.distributed.ranks import find_ranks
-    from adaptive.planning.speed import measure_images_per_second
+    from adaptive.planning.throughput import measure_images_per_second
 
     find_ranks()
     return measure_images_per_second(config, network, micro), "measured here, on noise"
@@ -167,14 +167,14 @@ def _refuse_too_much(plan: Plan, limit: int | None) -> None:
 
 
 def _simulate(arguments: argparse.Namespace, config: Config) -> int:
+    from adaptive.planning.printing import print_simulation, simulation_as_dict
     from adaptive.planning.simulation import find_stops, simulate
-    from adaptive.planning.tables import print_simulation, simulation_as_dict
 
     scaling = _scaling(arguments, config)
     rows = simulate(scaling, _ranks(arguments))
     stops = find_stops(rows)
     if arguments.figure:
-        from adaptive.planning.figure import draw_scaling
+        from adaptive.planning.scaling_figure import draw_scaling
 
         drawing = draw_scaling(scaling, rows)
         from adaptive.files import write_atomically
@@ -190,9 +190,9 @@ def _simulate(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _scaling(arguments: argparse.Namespace, config: Config) -> Scaling:
-    from adaptive.planning.checks import check_plan
-    from adaptive.planning.data import Shards
-    from adaptive.planning.memory import Settings, Sizes
+    from adaptive.planning.checked_plan import check_plan
+    from adaptive.planning.data_plan import Shards
+    from adaptive.planning.memory import Sizes, ZeroSettings
     from adaptive.planning.simulation import Scaling
     from adaptive.training.batch import batch_sizes
     from adaptive.training.phases import plan_phase, prepare_phase
@@ -209,9 +209,10 @@ def _scaling(arguments: argparse.Namespace, config: Config) -> Scaling:
     prepare_phase(network, plan_phase(config, phase, len(network.exits)))
     rate, _ = _speed(arguments, config, network, batch.micro_batch)
     assert rate is not None
+    settings = ZeroSettings.of(config, batch.world, batch.accumulation)
     return Scaling(
-        config, Settings.of(config, batch.world, batch.accumulation), Sizes.of(network, config.optimizer), shards, rate,
-        _hardware(arguments, per_node), batch.micro_batch, batch.accumulation, arguments.cached,
+        config, settings, Sizes.of(network, config.optimizer), shards, rate, _hardware(arguments, per_node),
+        batch.micro_batch, batch.accumulation, arguments.cached,
     )  # fmt: skip
 
 
@@ -223,10 +224,10 @@ def _hardware(arguments: argparse.Namespace, per_node: int) -> Hardware:
 
 
 def _assumed(arguments: argparse.Namespace, config: Config) -> tuple[Shards, Any]:
-    """A dataset that is only said to exist, and the network for as many classes as the configuration names."""
+    """Return a dataset that is assumed to exist, and the network for as many classes as the configuration names."""
     from adaptive.data.shards.index import VERSION, DatasetIndex
     from adaptive.networks.from_config import build_network
-    from adaptive.planning.data import Shards
+    from adaptive.planning.data_plan import Shards
 
     images = arguments.dataset_images
     shards = Shards.assumed(images, arguments.shards or max(1, images // 1250), arguments.image_bytes or IMAGE_BYTES)

@@ -1,4 +1,4 @@
-"""``adaptive predict RUN IMAGE...``: label, confidence, exit and time of images, as a table or as JSON lines."""
+"""``adaptive predict RUN IMAGE...``: classify images: label, confidence, exit and time, as a table or JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.trained_run import add_device, add_weights, choose_device, load_policy, load_run
+from adaptive.commands.run_options import add_device, add_weights, choose_device, load_run, network_for_inference
 
 if TYPE_CHECKING:
     from adaptive.data.images.image_files import ImageFile
@@ -21,14 +21,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Model:
-    """Something that answers: a run, or an exported network.
+    """A classifier of images: a trained run, or an exported network.
 
     Attributes:
         classes: their names.
         prepare: an image file -> an array (3, H, W) (raises DataError).
         answer: arrays -> per image its exit, from 1, and the probability of every class.
         exits: how many there are.
-        notice: what a user should know, or nothing.
+        notice: a line for the user, or nothing.
     """
 
     classes: list[str]
@@ -112,7 +112,7 @@ def answers(
             ready = [(i, a) for i, a in zip(chunk, arrays, strict=True) if not isinstance(a, DataError)]
             if not ready:
                 continue
-            if not warm:  # the first call sets things up; its time would be nobody's
+            if not warm:  # the first call sets things up; its time belongs to no image
                 model.answer([ready[0][1]])
                 warm = True
             start = time.perf_counter()
@@ -144,7 +144,7 @@ def open_run(arguments: argparse.Namespace) -> Model:
 
     from adaptive.inference.policy import Policy
     from adaptive.inference.runner import DynamicClassifier
-    from adaptive.networks.precision import memory_format
+    from adaptive.runs import load_policy
 
     trained = load_run(arguments.model, arguments.checkpoint, arguments.weights)
     own = trained.folder / "policy.json"
@@ -156,7 +156,7 @@ def open_run(arguments: argparse.Namespace) -> Model:
     elif arguments.policy != "none":
         policy = load_policy(arguments.policy or str(own), trained)
     device = choose_device(arguments.device)
-    network = trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
+    network = network_for_inference(trained, device)
     classifier = DynamicClassifier(network, policy, trained.config.train.precision)
 
     def answer(tensors: list[Any]) -> tuple[list[int], list[list[float]]]:

@@ -1,4 +1,4 @@
-"""``adaptive report RUN...``: one HTML page that needs nothing else, and every figure as a PNG."""
+"""``adaptive report RUN...``: a self-contained HTML page about one or several runs, and every figure as a PNG."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.trained_run import (
+from adaptive.commands.run_options import (
     add_loading,
     add_weights,
     check_loading,
-    collect_outputs,
     left_out_words,
-    load_policy,
     load_run,
+    split_outputs,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ ROWS = 12  # images in a row of the wall
 
 @dataclass(frozen=True)
 class _Measured:
-    """A run, what the report shows of it, and what the user should know about it."""
+    """A run that was measured for the report, and notices for the user about it."""
 
     trained: TrainedRun
     report: RunReport
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     walls = {i: tiles for i, one in enumerate(measured) if (tiles := _tiles(one, per_exit))}
     words = [(len(r.classes), one.data, r.name, r.backbone) for one, r in zip(measured, runs, strict=True)]
     published = choose(arguments.published, [recognise(*found) for found in words])
-    page, folder = _places(arguments)
+    page, folder = _paths(arguments)
     written = write_report(runs, page, folder, walls, published)
     if arguments.wandb:
         for i, one in enumerate(measured):
@@ -111,8 +110,8 @@ def _names(folders: list[str]) -> list[str]:
     return [n if short.count(n) == 1 else f"{p.parent.name}/{n}" for p, n in zip(paths, short, strict=True)]
 
 
-def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """The page, and the folder of the PNG files."""
+def _paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the paths of the page and of the folder of PNG files."""
     if arguments.out:
         page = Path(arguments.out)
     else:
@@ -129,8 +128,7 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     policy = _policy(trained, arguments.policy)
     evaluation, notices = _evaluation(trained, split)
     data = arguments.data or trained.config.data.path
-    flag = "--split" if arguments.split else "data.test_split"
-    outputs = collect_outputs(trained, data, split, arguments.batch, arguments.workers, arguments.device, flag)
+    outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     costs = trained.network.costs()
     facts = RunFacts(
         name=name,
@@ -154,12 +152,14 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
 
 
 def _policy(trained: TrainedRun, given: str | None) -> Policy | None:
+    from adaptive.runs import load_policy
+
     path = Path(given) if given else trained.folder / "policy.json"
     return load_policy(str(path), trained) if given or path.is_file() else None
 
 
 def _evaluation(trained: TrainedRun, split: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """What ``adaptive evaluate`` wrote about these weights on this split, and a notice where it is not of use."""
+    """Read what ``adaptive evaluate`` wrote about these weights on this split; a notice says why it is of no use."""
     path = trained.folder / f"evaluation_{split}.json"
     again = f"run: adaptive evaluate {trained.folder}"
     if not path.is_file():

@@ -1,9 +1,10 @@
-"""``adaptive submit CONFIG``: a configuration as a Slurm job, with its code frozen in the run folder."""
+"""``adaptive submit CONFIG``: submit a training as a Slurm job, with its code frozen in the run folder."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    import os
-
     from adaptive.config.loading import load_config
     from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm
 
@@ -88,14 +87,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checks(config: Config, resources: Resources) -> None:
-    """Find here what would fail there (raises AdaptiveError): what a plan checks, and the run folder."""
+    """Make the checks here that would fail in the job (raises AdaptiveError): a plan's, and those of the run folder."""
     from adaptive.errors import MachineError
-    from adaptive.planning.checks import check_plan
+    from adaptive.planning.checked_plan import check_plan
     from adaptive.training.preflight import check_run_folder
 
     folder = Path(str(config.train.run_folder)).absolute()
     if "\\" in str(folder):
         raise MachineError(f"train.run_folder = {str(folder)!r}: sbatch writes no log below a name with a backslash")
+    if os.pathsep in str(folder):
+        raise MachineError(f"train.run_folder = {str(folder)!r}: PYTHONPATH can name no code below a name with a colon")
     check_plan(config, resources.nodes, resources.ranks_per_node)
     check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
 
@@ -131,7 +132,7 @@ def _resources(arguments: argparse.Namespace, config: Config) -> Resources:
 
 
 def _configs(config: Config, seeds: list[int] | None, group: str) -> dict[str, Config]:
-    """The configurations to freeze, by file name: one, or one for each seed."""
+    """Return the configurations to freeze, by file name: one, or one for each seed."""
     from adaptive.jobs.requeue import of_seed
 
     if seeds is None:
@@ -140,7 +141,7 @@ def _configs(config: Config, seeds: list[int] | None, group: str) -> dict[str, C
 
 
 def _refuse_second(folder: Path) -> None:
-    """Refuse to replace what a job that waits or runs would train (raises MachineError)."""
+    """Refuse a run folder that belongs to a job in the queue (raises MachineError)."""
     from adaptive.errors import MachineError
     from adaptive.jobs.submission import slurm
 

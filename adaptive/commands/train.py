@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
 from adaptive.errors import AdaptiveError, StoppedError
-from adaptive.jobs.requeue import leave_word
+from adaptive.jobs.code_version import check_frozen_code
+from adaptive.jobs.requeue import leave_exit_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.help_config or arguments.print_config:
         return _show(arguments)
     try:
+        check_frozen_code()
         code = _train(_configuration(arguments))
     except AdaptiveError as error:
         if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception:
         traceback.print_exc()  # a fault of ours; leave as below all the same
         code = 1
-    leave_word(code)
+    leave_exit_code(code)
     sys.stdout.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # a group with a failed peer may abort or hang in its destructors

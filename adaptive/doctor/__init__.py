@@ -1,1 +1,1 @@
-"""Checks of what training needs of a machine, or of all machines of a job."""
+"""``adaptive doctor``: checks of what training needs of a machine, or of all nodes of a job."""

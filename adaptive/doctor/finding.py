@@ -1,4 +1,4 @@
-"""A finding, a check, and how checks are run: each within a time limit, none able to end the others."""
+"""The doctor's checks and findings as classes: a check runs within a time limit, and its failure is a finding too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Status = Literal["ok", "warning", "error", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of a check: ok, or what is wrong and how to mend it.
 
     Attributes:
         name: of the check.
@@ -32,8 +32,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the checks are told.
+class CheckSettings:
+    """What the checks are told about the training that is planned.
 
     Attributes:
         run_folder: where runs are to be written.
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Check:
-    """A named check, in a group of them that may be asked for together.
+    """A named check and the group of checks that it is asked for with.
 
     Attributes:
         slow: takes more than a second; left out by ``--quick``.
@@ -61,33 +61,33 @@ class Check:
 
     name: str
     group: str
-    run: Callable[[Settings], Finding]
+    run: Callable[[CheckSettings], Finding]
     slow: bool = False
     limit: float = 20.0
 
 
 def ok(found: str) -> Finding:
-    """All is well."""
+    """Return the finding that all is well."""
     return Finding("", "ok", found)
 
 
 def warning(found: str, remedy: str) -> Finding:
-    """Training works, but may suffer."""
+    """Return the finding that training works, but may suffer."""
     return Finding("", "warning", found, remedy)
 
 
 def error(found: str, remedy: str) -> Finding:
-    """Training fails."""
+    """Return the finding that training fails."""
     return Finding("", "error", found, remedy)
 
 
 def skipped(found: str) -> Finding:
-    """There is nothing to look at here."""
+    """Return the finding that there is nothing to check here."""
     return Finding("", "skipped", found)
 
 
-def run_check(check: Check, settings: Settings) -> Finding:
-    """Run one check; its exceptions and a time limit that is over become findings."""
+def run_check(check: Check, settings: CheckSettings) -> Finding:
+    """Run one check; an exception, or a time limit that is exceeded, becomes a finding."""
     results: list[Finding] = []
     thread = threading.Thread(target=lambda: results.append(_guarded(check, settings)), daemon=True, name=check.name)
     thread.start()
@@ -104,7 +104,7 @@ def run_check(check: Check, settings: Settings) -> Finding:
     return replace(finding, name=check.name, found=one_line(finding.found), remedy=one_line(finding.remedy))
 
 
-def _guarded(check: Check, settings: Settings) -> Finding:
+def _guarded(check: Check, settings: CheckSettings) -> Finding:
     try:
         return check.run(settings)
     except AdaptiveError as raised:  # its message ends with the remedy

@@ -1,4 +1,7 @@
-"""A script: what torch, torchvision and CUDA say of themselves, as a line of JSON. Apart, since any may hang."""
+"""A script of its own process, since any of them may hang: prints versions of torch, torchvision and CUDA, and GPUs.
+
+Its answer is a line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from adaptive.errors import reason_of
 
 
 def main() -> None:
-    """Print it."""
+    """Print the line."""
     import torch
 
     found: dict[str, Any] = {"torch": torch.__version__, "cuda_build": torch.version.cuda, "devices": []}
@@ -29,7 +32,7 @@ def main() -> None:
 
 
 def cuda(torch: Any) -> dict[str, Any]:
-    """Initialise CUDA and multiply matrices on every device."""
+    """Initialise CUDA and multiply matrices on every GPU; return what each answered."""
     try:
         torch.cuda.init()
     except Exception as error:
@@ -43,7 +46,7 @@ def cuda(torch: Any) -> dict[str, Any]:
 
 
 def device(torch: Any, number: int) -> dict[str, Any]:
-    """One GPU: name, capability, memory in bytes, and whether it computes rightly."""
+    """Return a GPU's name, capability, memory in bytes, and whether a product of matrices on it is right."""
     properties = torch.cuda.get_device_properties(number)
     found: dict[str, Any] = {"name": properties.name, "capability": [properties.major, properties.minor]}
     try:

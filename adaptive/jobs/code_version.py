@@ -1,8 +1,9 @@
-"""Which code a run was started with: its commit, what differs from it, and a copy."""
+"""Which code a run is started with: its commit and what differs from it, and the frozen copy that a job runs."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -40,6 +41,24 @@ def copy_code(folder: Path) -> None:
     left_out = shutil.ignore_patterns("__pycache__", "*.pyc", "slurm")
     shutil.copytree(code_root() / "adaptive", folder / "adaptive", ignore=left_out)
     shutil.copytree(batch_scripts(), folder / "slurm")
+
+
+def check_frozen_code() -> None:
+    """Refuse to run, in a Slurm job, another copy of the code than the one that its batch script names.
+
+    Raises:
+        MachineError: ADAPTIVE_HOME is another folder than the one that this module was imported from.
+    """
+    home = os.environ.get("ADAPTIVE_HOME")
+    if not home or "SLURM_JOB_ID" not in os.environ:
+        return
+    remedy = "leave ADAPTIVE_HOME first on PYTHONPATH (python -P, not -I or -E), or unset it outside of batch scripts"
+    try:
+        if Path(home).samefile(code_root()):
+            return
+    except OSError as error:
+        remedy = f"it cannot be read here: {error.strerror}; mount it, in a container too"
+    raise MachineError(f"ADAPTIVE_HOME = {home!r} is this job's code, but {str(code_root())!r} runs; {remedy}")
 
 
 def code_version() -> dict[str, Any]:

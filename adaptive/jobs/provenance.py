@@ -1,4 +1,4 @@
-"""Where a start of a run comes from: its code, its launcher, its job, its machine."""
+"""The provenance of a run's start: its code, launcher, Slurm job and machine, for W&B and ``environment.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive.distributed.ranks import Ranks
 from adaptive.files import code_root
 from adaptive.jobs.code_version import code_version
 
-# What of Slurm's variables tells one start from another.
+# The variables of Slurm that tell one start from another.
 JOB = {
     "id": "SLURM_JOB_ID",
     "name": "SLURM_JOB_NAME",

@@ -1,6 +1,6 @@
-"""Whether a Slurm job that ended starts again, and how often it may do so without getting on.
+"""The decision whether a Slurm job that ended is requeued, and the limit of starts that bring no progress.
 
-The batch scripts (slurm/lib.sh) call this file around every start of a run. It keeps the starts and ends in
+The batch scripts (slurm/lib.sh) run this module before and after every start of a run. It records starts and ends in
 ``requeues.jsonl`` in the run folder, and needs no torch.
 """
 
@@ -29,6 +29,7 @@ from adaptive.errors import (
     TrainingError,
 )
 from adaptive.files import write_atomically
+from adaptive.jobs.code_version import check_frozen_code
 from adaptive.training.checkpoints.checkpoint_manifest import newest_step
 
 MAX_STALLED = 3
@@ -38,8 +39,8 @@ RESULTS = "ADAPTIVE_RESULTS"  # names the folder in which ranks leave their exit
 History = list[dict[str, Any]]
 
 
-def leave_word(code: int) -> None:
-    """Leave this rank's exit code where the batch script looks for it: rank 0's always, others' if they failed."""
+def leave_exit_code(code: int) -> None:
+    """Write this rank's exit code where the batch script looks for it: rank 0's always, others' if they failed."""
     folder, rank = os.environ.get(RESULTS), os.environ.get("SLURM_PROCID", "0")
     if folder and (code or rank == "0"):
         with suppress(OSError):
@@ -47,7 +48,7 @@ def leave_word(code: int) -> None:
 
 
 def outcome(results: dict[int, int], launcher: int, asked: bool) -> int:
-    """Return what a start came to, as an exit code.
+    """Return the exit code of a whole start, from those of its ranks.
 
     Args:
         results: exit codes that ranks left. A rank that was killed left none.
@@ -68,14 +69,14 @@ def outcome(results: dict[int, int], launcher: int, asked: bool) -> int:
 
 
 def worth_another_try(code: int) -> bool:
-    """Say whether the same start may come to another end: stopped, hung, lost a rank, or killed."""
+    """Say whether another start may end differently: this one was stopped, hung, lost a rank, or was killed."""
     return code in (EXIT_INTERRUPTED, EXIT_HUNG, EXIT_PEER) or code >= 128
 
 
 def stalled(history: History, job: str, step: int) -> int:
-    """Count the last starts of a job that began at ``step`` or beyond: they brought nothing.
+    """Count a job's last starts in a row that began at ``step`` or beyond: they brought no newer checkpoint.
 
-    What came before the job was stopped for this reason, and started again by a human, does not count.
+    Starts before the job was stopped for this reason, and started again by a human, do not count.
     """
     count = 0
     for entry in reversed([entry for entry in history if entry.get("job") == job]):
@@ -100,7 +101,7 @@ def read_history(folder: Path) -> History:
 
 
 def begin(words: Sequence[str], seed: int | None, group: str | None) -> list[str]:
-    """Note a start; return the run folder, the folder for ranks' exit codes, and the words to train with.
+    """Record a start; return the run folder, the folder for ranks' exit codes, and the words to train with.
 
     Raises:
         ConfigError: the configuration or an override is wrong.
@@ -134,7 +135,7 @@ def begin(words: Sequence[str], seed: int | None, group: str | None) -> list[str
 
 
 def of_seed(config: Config, seed: int, group: str | None) -> Config:
-    """Return one run of several that differ in their seeds: with a folder of its own, in a group with the others."""
+    """Return the configuration of one seed of several: with a run folder of its own, in a W&B group with the others."""
     folder = Path(str(config.train.run_folder)) / f"seed-{seed}"
     train = config.train.model_copy(update={"seed": seed, "run_folder": str(folder)})
     tracking = config.tracking.model_copy(update={"group": config.tracking.group or group})
@@ -142,7 +143,7 @@ def of_seed(config: Config, seed: int, group: str | None) -> Config:
 
 
 def end(folder: Path, launcher: int, asked: bool) -> tuple[str, int]:
-    """Note an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start."""
+    """Record an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start."""
     results: dict[int, int] = {}
     for file in (folder / ".slurm" / f"{_job()}-{_restart()}").glob("rank-*"):
         with suppress(ValueError):
@@ -206,6 +207,7 @@ def main() -> int:
     ending.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     try:
+        check_frozen_code()
         _limit()
         if arguments.action == "begin":
             for word in begin(arguments.words, arguments.seed, arguments.group):

@@ -1,4 +1,4 @@
-"""Brings a dataset's shards to this machine before training: one task per node, started by the batch scripts.
+"""Stages a dataset's shards on this machine's disk before training: one task per node, started by the batch scripts.
 
 Every shard is checked against the index; what is here already stays. Ranks with the same ADAPTIVE_STAGE
 read from there.
@@ -16,10 +16,11 @@ from adaptive.config.loading import load_config
 from adaptive.data.shards.cache import MIB, ShardCache, shard_files, stage_folder
 from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError, ConfigError, MachineError
+from adaptive.jobs.code_version import check_frozen_code
 
 
 def stage(words: list[str]) -> str:
-    """Fetch the shards of the splits that training reads; return what was done, in a line.
+    """Copy or download the shards of the splits that training reads; return a line about what was done.
 
     Raises:
         ConfigError: ADAPTIVE_STAGE is not set, or the configuration is wrong.
@@ -60,8 +61,10 @@ def main() -> int:
     """Entry point of the script."""
     parser = argparse.ArgumentParser(prog="stage.py", description="Used by the batch scripts in slurm/.")
     parser.add_argument("words", nargs="+", metavar="CONFIG [key=value]")
+    words = parser.parse_args().words
     try:
-        print(stage(parser.parse_args().words), flush=True)
+        check_frozen_code()
+        print(stage(words), flush=True)
     except AdaptiveError as error:
         print(error.told("train"), file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""What `adaptive submit` writes: the batch script, and the folder that a job trains from whatever changes meanwhile."""
+"""What `adaptive submit` writes: the batch script, and the frozen configuration and code that the job runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Options = list[tuple[str, str | None]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked of Slurm; ``options`` are further ones by name, ``extra`` words for #SBATCH lines as they are."""
+    """The resources of a job; ``options`` are further ones by name, ``extra`` words for #SBATCH lines as they are."""
 
     nodes: int = 1
     ranks_per_node: int = 1

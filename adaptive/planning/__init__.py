@@ -1,1 +1,1 @@
-"""What a run will need, told before it starts: batch arithmetic, memory, traffic, data, time."""
+"""What a training run will need, predicted before it starts: steps, memory, network traffic, data, time."""

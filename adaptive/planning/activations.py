@@ -1,4 +1,4 @@
-"""Bytes that a training step keeps for its backward pass, from a traced step that computes nothing.
+"""The activation memory of a training step, traced on fake tensors, so that nothing is computed.
 
 The real network, task and losses run on torch's fake tensors, which have shapes, types and storages but no memory, so
 that any batch is traced in seconds on any machine. Every storage is counted once, from the operation that makes it to
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside the block, while they live.
+    """Counts the live bytes of all tensor storages that operations make while this mode is active.
 
     Attributes:
         live: bytes now.
@@ -79,7 +79,7 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Trace:
-    """One micro batch, traced.
+    """The activation memory of a training step with one micro batch.
 
     Attributes:
         batch: images in it.
@@ -98,7 +98,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro batch of any size: a constant and a share per image, at every moment of the step."""
+    """The activation memory of micro batches of any size: a constant and bytes per image, at each moment of a step."""
 
     small: Trace
     large: Trace
@@ -193,7 +193,7 @@ def teacher_model(config: Config, num_classes: int) -> nn.Module:
 
 
 class _Forward:
-    """Stands for the engine: the network under autocast, and nothing of DeepSpeed's."""
+    """The network under autocast, called instead of DeepSpeed's engine."""
 
     def __init__(self, network: AdaptiveNetwork, context: torch.autocast) -> None:
         self.network, self.context = network, context
@@ -204,7 +204,7 @@ class _Forward:
 
 
 class _Gradients:
-    """Takes every parameter's gradient away as soon as it is complete, and remembers when."""
+    """Frees every parameter's gradient as soon as it is complete, and notes when that was."""
 
     def __init__(self, network: nn.Module) -> None:
         self.marks: list[int] = []

@@ -1,4 +1,4 @@
-"""Warnings: what will not fail, and is hardly meant."""
+"""Warnings about a plan that will run, but hardly as its user means it: too few shards, an unscaled learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL_BATCH = 8  # images per rank and forward pass below which a GPU computes n
 
 
 def warnings_about(plan: Plan, preset: Config | None = None) -> list[str]:
-    """Return lines for the reader; ``preset`` is the configuration file without the command line's overrides."""
+    """Return the warnings, a line each; ``preset`` is the configuration file without the command line's overrides."""
     found = [*_about_shards(plan), *_about_epochs(plan)]
     config, batch = plan.checked.config, plan.checked.batch
     if preset is not None:
@@ -54,7 +54,10 @@ def _about_epochs(plan: Plan) -> list[str]:
 
 
 def _about_learning_rate(preset: Config, config: Config) -> list[str]:
-    """Linear scaling for SGD (arXiv 1706.02677), its square root for optimizers that ignore the gradient's scale."""
+    """Compare the learning rate with the rules for a larger batch.
+
+    Linear scaling for SGD (arXiv 1706.02677), its square root for optimizers that ignore the gradient's scale.
+    """
     grown = config.train.global_batch / preset.train.global_batch
     if grown == 1:
         return []

@@ -1,4 +1,4 @@
-"""Bytes that a rank holds while it trains, by kind, at the moments of a step at which it may hold the most.
+"""The memory of a training rank, predicted by kind (weights, gradients, activations, ...) at a step's possible peaks.
 
 The formulas follow DeepSpeed 0.19 (``deepspeed/runtime/zero/stage_1_and_2.py``, ``stage3.py``) with the settings that
 `adaptive.training.engine.engine` gives it: weights stay fp32 and low precision is autocast, so there is no second,
@@ -27,8 +27,8 @@ PLAIN_BUCKET = 500_000_000  # elements that stage 0 reduces at a time (MEMORY_OP
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What of DeepSpeed's configuration decides memory and traffic; elements, not bytes."""
+class ZeroSettings:
+    """The settings of ZeRO that decide memory and traffic; bucket sizes are in elements, not bytes."""
 
     stage: int
     world: int
@@ -38,7 +38,7 @@ class Settings:
     persistence: int = 100_000
 
     @classmethod
-    def of(cls, config: Config, world: int, accumulation: int) -> Settings:
+    def of(cls, config: Config, world: int, accumulation: int) -> ZeroSettings:
         """Read them from a configuration; the ``deepspeed`` section may set the three sizes."""
         own: dict[str, Any] = config.deepspeed.get("zero_optimization", {})
         return cls(
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Elements of what is stored: learning parameters by optimizer group, frozen ones; bytes of buffers."""
+    """Elements of a network's learning parameters by optimizer group, and of frozen ones; bytes of its buffers."""
 
     groups: tuple[tuple[int, ...], ...]
     frozen: tuple[int, ...]
@@ -79,7 +79,7 @@ class Sizes:
         """Bytes of one whole copy of the network."""
         return FP32 * (self.learning + sum(self.frozen)) + self.buffers
 
-    def slices(self, settings: Settings) -> list[int]:
+    def slices(self, settings: ZeroSettings) -> list[int]:
         """Return the elements of every group that one rank owns, padding included."""
         world = settings.world
         if settings.stage == 0:
@@ -92,7 +92,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class OptimizerBytes:
-    """What the optimizer keeps from step to step, and takes besides while it steps."""
+    """Bytes that the optimizer keeps from step to step (state), and those it takes only while it steps (working)."""
 
     state: int
     working: int
@@ -100,7 +100,7 @@ class OptimizerBytes:
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes by kind at one moment of a step."""
+    """The memory in use at one moment of a step, in bytes by kind."""
 
     name: str
     kinds: dict[str, int]
@@ -113,7 +113,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """A rank's memory: every moment that may be the peak, and what lies in the host's memory besides.
+    """A rank's predicted memory at every moment that may be the peak, and what lies in the host's memory besides.
 
     ``host`` is what the processes keep in the machine's memory where they train on a GPU; on a CPU it is part of the
     moments, all but the copy that the first rank takes for a checkpoint.
@@ -129,7 +129,7 @@ class RankMemory:
 
 
 def measure_optimizer(
-    network: AdaptiveNetwork, config: OptimizerConfig, settings: Settings, cuda: bool
+    network: AdaptiveNetwork, config: OptimizerConfig, settings: ZeroSettings, cuda: bool
 ) -> OptimizerBytes:
     """Step the configured optimizer once on fake tensors, over what one rank owns, and count what it makes.
 
@@ -160,7 +160,7 @@ def measure_optimizer(
 
 def predict_memory(
     config: Config,
-    settings: Settings,
+    settings: ZeroSettings,
     sizes: Sizes,
     activations: Activations,
     optimizer: OptimizerBytes,
@@ -211,8 +211,8 @@ def predict_memory(
     return RankMemory(moments, host | snapshot if cuda else snapshot)
 
 
-def _weights(settings: Settings, sizes: Sizes) -> dict[str, int]:
-    """What of the weights lies on a rank all the time, and ZeRO's own lasting copies and buffers."""
+def _weights(settings: ZeroSettings, sizes: Sizes) -> dict[str, int]:
+    """Return the weights that lie on a rank all the time, ZeRO's lasting copies and buffers included."""
     owned = FP32 * sum(sizes.slices(settings))
     if settings.stage == 0:
         return {"weights": sizes.stored}
@@ -224,18 +224,18 @@ def _weights(settings: Settings, sizes: Sizes) -> dict[str, int]:
     return {"weights": weights, "master weights": owned}
 
 
-def _persistent(settings: Settings, sizes: Sizes) -> int:
-    """Bytes of the small parameters that ZeRO 3 keeps whole on every rank, each padded to a multiple of the ranks."""
+def _persistent(settings: ZeroSettings, sizes: Sizes) -> int:
+    """Return the bytes of the small parameters that ZeRO 3 keeps whole on every rank, padding included."""
     every = [*sizes.frozen, *(n for group in sizes.groups for n in group)]
     return _padded(settings, [n for n in every if n <= settings.persistence])
 
 
-def _padded(settings: Settings, elements: Iterable[int]) -> int:
+def _padded(settings: ZeroSettings, elements: Iterable[int]) -> int:
     return FP32 * sum(-(-n // settings.world) * settings.world for n in elements)
 
 
-def _whole(settings: Settings, sizes: Sizes) -> dict[str, int]:
-    """What ZeRO 3 gathers for the time in which whole weights are needed."""
+def _whole(settings: ZeroSettings, sizes: Sizes) -> dict[str, int]:
+    """Return what ZeRO 3 gathers while whole weights are needed."""
     if settings.stage < 3:
         return {}
     every = [*sizes.frozen, *(n for group in sizes.groups for n in group)]
@@ -244,7 +244,7 @@ def _whole(settings: Settings, sizes: Sizes) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """Sizes in bytes that the moments share; those that depend on the device are as it allocates."""
+    """Sizes in bytes that several moments of a step have in common, as the device allocates them."""
 
     learning: int
     owned: tuple[int, ...]
@@ -255,7 +255,7 @@ class _Bytes:
     fetched: int
 
     @classmethod
-    def of(cls, settings: Settings, sizes: Sizes, cuda: bool) -> _Bytes:
+    def of(cls, settings: ZeroSettings, sizes: Sizes, cuda: bool) -> _Bytes:
         learning, bucket = FP32 * sizes.learning, FP32 * settings.reduce_bucket
         gathered = _whole(settings, sizes).get("gathered weights", 0)
         return cls(
@@ -270,9 +270,9 @@ class _Bytes:
 
 
 def _passes(
-    settings: Settings, size: _Bytes, activations: Activations, micro_batch: int, surgery: int
+    settings: ZeroSettings, size: _Bytes, activations: Activations, micro_batch: int, surgery: int
 ) -> list[tuple[str, dict[str, int]]]:
-    """What comes on top of the lasting kinds in the forward pass, and in the worst moment of the backward pass."""
+    """Return what the forward pass, and the worst moment of the backward pass, add to the lasting kinds."""
     stage, several = settings.stage, settings.accumulation > 1
     live, arrived = activations.moments(micro_batch)
     found = []
@@ -288,34 +288,34 @@ def _passes(
     worst = max(found, key=lambda extra: sum(extra.values()))
     if stage < 3:
         return [("forward and backward pass", worst)]
-    # All that is fetched ahead at a time stays in one piece until the last weight of it was used.
+    # All that is prefetched at a time stays in one piece until the last weight of it was used.
     forward = {"activations": activations.kept(micro_batch), "gathered weights": size.gathered, "copies": size.fetched}
     return [("forward pass", forward | _lasting(settings, size)), ("backward pass", worst)]
 
 
-def _reduction(settings: Settings, size: _Bytes) -> dict[str, int]:
-    """What is there while the last gradients are averaged: they, in the bucket, and a copy that is reduced."""
+def _reduction(settings: ZeroSettings, size: _Bytes) -> dict[str, int]:
+    """Return what is held while the last gradients are averaged: they, in the bucket, and the copy that is reduced."""
     if settings.stage == 0:
         return {"gradients": size.learning, "copies": size.flat}
     kept = sum(size.owned) if settings.stage == 2 and settings.accumulation > 1 else 0
     return {"gradients": kept, "buckets": size.filled, "copies": size.flat, **_lasting(settings, size)}
 
 
-def _step(settings: Settings, size: _Bytes, optimizer: OptimizerBytes) -> dict[str, int]:
-    """What is there while the optimizer steps: gradients, from stage 1 on flat copies of them, and its own needs."""
+def _step(settings: ZeroSettings, size: _Bytes, optimizer: OptimizerBytes) -> dict[str, int]:
+    """Return what is held while the optimizer steps: gradients, from stage 1 on flat copies, and its own needs."""
     if settings.stage == 0:
         return {"gradients": size.learning, "copies": optimizer.working}
     gradients = {"gradients": sum(size.owned)}
     return {**gradients, **_lasting(settings, size), "copies": optimizer.working + max(size.owned)}
 
 
-def _lasting(settings: Settings, size: _Bytes) -> dict[str, int]:
-    """What ZeRO 3 keeps between the steps, and other stages give back."""
+def _lasting(settings: ZeroSettings, size: _Bytes) -> dict[str, int]:
+    """Return what ZeRO 3 keeps between the steps, and other stages give back."""
     return {"gradients": sum(size.owned), "buckets": size.filled} if settings.stage == 3 else {}
 
 
 def _validation(
-    config: Config, settings: Settings, sizes: Sizes, size: _Bytes, activations: Activations, image: int
+    config: Config, settings: ZeroSettings, sizes: Sizes, size: _Bytes, activations: Activations, image: int
 ) -> dict[str, int]:
     batch = config.evaluate.batch
     own = {"images": batch * image, "activations": activations.evaluation(batch)}

@@ -1,4 +1,4 @@
-"""All that `adaptive plan` shows about one configuration on one number of ranks."""
+"""What a configuration needs on a number of ranks, as ``adaptive plan`` shows it: steps, memory, traffic, disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adaptive.config.sections import Config
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, teacher_model, trace_activations
-from adaptive.planning.checks import CheckedPlan
-from adaptive.planning.data import DataPlan, Shards, simulate_epoch
+from adaptive.planning.checked_plan import CheckedPlan
+from adaptive.planning.data_plan import DataPlan, Shards, simulate_epoch
 from adaptive.planning.memory import (
     FP32,
     OptimizerBytes,
     RankMemory,
-    Settings,
     Sizes,
+    ZeroSettings,
     measure_optimizer,
     predict_memory,
 )
@@ -33,7 +33,7 @@ FRAGMENTATION = 1.05  # what the allocator reserves over what is allocated
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """One phase: its length, and what its memory is made of."""
+    """A training phase's length in steps, and what its memory is predicted from."""
 
     plan: PhasePlan
     steps: int
@@ -43,7 +43,7 @@ class PhaseCost:
     surgery: int
     optimizers: dict[int, OptimizerBytes]
 
-    def memory(self, config: Config, settings: Settings, micro_batch: int, cuda: bool) -> RankMemory:
+    def memory(self, config: Config, settings: ZeroSettings, micro_batch: int, cuda: bool) -> RankMemory:
         """Predict a rank's memory at these settings and this micro batch."""
         optimizer = self.optimizers[settings.stage]
         return predict_memory(
@@ -53,11 +53,11 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration on a number of ranks: what it will do and need."""
+    """What a configuration will do and need on a number of ranks."""
 
     checked: CheckedPlan
     cuda: bool
-    settings: Settings
+    settings: ZeroSettings
     phases: tuple[PhaseCost, ...]
     data: DataPlan
     checkpoint: int
@@ -137,17 +137,17 @@ class Plan:
             found.insert(0, f"a lower evaluate.batch (now {config.evaluate.batch}): validation is the peak")
         return found
 
-    def _most(self, settings: Settings, micro: int) -> RankMemory:
+    def _most(self, settings: ZeroSettings, micro: int) -> RankMemory:
         config = self.checked.config
         every = [phase.memory(config, settings, micro, self.cuda) for phase in self.phases]
         return max(every, key=lambda memory: memory.peak.total)
 
 
 def make_plan(checked: CheckedPlan, cuda: bool) -> Plan:
-    """Trace, measure and count everything; takes seconds, and no memory to speak of."""
+    """Trace, measure and count everything that a plan holds; takes seconds, and little memory."""
     config, batch = checked.config, checked.batch
     shards = Shards.of(checked.index.split(config.data.train_split))
-    settings = Settings.of(config, batch.world, batch.accumulation)
+    settings = ZeroSettings.of(config, batch.world, batch.accumulation)
     data = simulate_epoch(
         shards, config.data, config.train.seed, batch.global_batch, batch.micro_batch, batch.world,
         checked.ranks_per_node,
@@ -157,7 +157,7 @@ def make_plan(checked: CheckedPlan, cuda: bool) -> Plan:
 
 
 def cost_phases(
-    config: Config, network: AdaptiveNetwork, settings: Settings, micro_batch: int, steps_per_epoch: int, cuda: bool
+    config: Config, network: AdaptiveNetwork, settings: ZeroSettings, micro_batch: int, steps_per_epoch: int, cuda: bool
 ) -> tuple[PhaseCost, ...]:
     """Trace every phase; phases that differ in length alone share a trace. The network is left in the last one."""
     traced: dict[Any, PhaseCost] = {}

@@ -1,4 +1,4 @@
-"""A run on one rank, on thousands, and on what lies between: where it stops scaling, and what to do then."""
+"""The modelled scaling of a run from one rank to thousands: step time, efficiency, where it drops, and remedies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adaptive.config.sections import Config
-from adaptive.planning.data import DataPlan, Shards, simulate_epoch
-from adaptive.planning.memory import Settings, Sizes
+from adaptive.planning.data_plan import DataPlan, Shards, simulate_epoch
+from adaptive.planning.memory import Sizes, ZeroSettings
 from adaptive.planning.step_time import Hardware, StepTime, step_time
 from adaptive.planning.traffic import bytes_sent, step_traffic
 
@@ -30,7 +30,7 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """What is simulated.
+    """The run, dataset and hardware whose scaling is simulated.
 
     Attributes:
         config: of the run.
@@ -45,7 +45,7 @@ class Scaling:
     """
 
     config: Config
-    settings: Settings
+    settings: ZeroSettings
     sizes: Sizes
     shards: Shards
     images_per_second: float
@@ -57,7 +57,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class ScalingRow:
-    """One number of ranks.
+    """The simulated run on one number of ranks.
 
     Attributes:
         world: ranks.
@@ -88,7 +88,7 @@ class ScalingRow:
 
 @dataclass(frozen=True)
 class Stop:
-    """The first number of ranks whose efficiency lies below a share, why, and what to do."""
+    """The smallest number of ranks whose efficiency is below a share, with the cause and the remedy."""
 
     batch: str
     below: float
@@ -140,7 +140,7 @@ def _row(scaling: Scaling, world: int) -> ScalingRow:
 
 
 def _timed(scaling: Scaling, world: int, images: int) -> tuple[StepTime, DataPlan | None]:
-    """One step of ``images`` per rank, and the epoch's data plan."""
+    """Return the time of a step of ``images`` per rank, and the epoch's data plan."""
     micros = _micros(scaling, images)
     settings = replace(scaling.settings, world=world, accumulation=micros)
     data, config, hardware = None, scaling.config, scaling.hardware

@@ -1,4 +1,4 @@
-"""A model of the step's time: computing, and what of the communication nobody hides.
+"""A model of a training step's time: computation, and the communication that does not overlap with it.
 
 Every rate is the caller's statement or this module's default; nothing is measured here. docs/scaling.md derives the
 formulas and says what they leave out (congestion, stragglers, kernels that get slower on small batches).
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive.planning.memory import PLAIN_BUCKET, Settings
+from adaptive.planning.memory import PLAIN_BUCKET, ZeroSettings
 from adaptive.planning.traffic import Collective
 
 GIGA = 1e9
@@ -20,7 +20,7 @@ INTRA_LATENCY = 3e-6  # seconds per hop inside a node
 
 @dataclass(frozen=True)
 class Hardware:
-    """Stated rates.
+    """Rates of a cluster, as its user states them.
 
     Attributes:
         ranks_per_node: GPUs of a node.
@@ -39,13 +39,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step.
+    """The modelled time of one optimizer step, in seconds.
 
     Attributes:
         compute: forward and backward passes of all micro batches.
         communication: all collectives.
-        exposed: what of them the passes do not hide.
-        data: what the storage needs to bring the step's images; hidden unless it is longer than all the rest.
+        exposed: the part of them that does not overlap with the passes.
+        data: what the storage needs to read the step's images; hidden unless it is longer than all the rest.
     """
 
     compute: float
@@ -92,7 +92,7 @@ def collective_seconds(collective: Collective, world: int, hardware: Hardware) -
 
 def step_time(
     collectives: Sequence[Collective],
-    settings: Settings,
+    settings: ZeroSettings,
     parameters: int,
     compute: float,
     hardware: Hardware,

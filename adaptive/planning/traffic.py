@@ -1,4 +1,4 @@
-"""Bytes that a rank sends per optimizer step, collective by collective, as DeepSpeed 0.19 issues them.
+"""The network traffic of a training step: bytes that a rank sends, by collective, as DeepSpeed 0.19 issues them.
 
 Ring algorithms (Patarasu and Yuan, 2009): of n bytes a rank sends (W - 1) / W * n in a reduce-scatter or an
 all-gather, and twice that in an all-reduce. ZeRO (arXiv 1910.02054, section 7) counts reduce-scatter + all-gather for
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adaptive.config.sections import Config
-from adaptive.planning.memory import FP32, PLAIN_BUCKET, Settings, Sizes
+from adaptive.planning.memory import FP32, PLAIN_BUCKET, Sizes, ZeroSettings
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 HELD_ELEMENTS = 1_000_000_000  # stage3_max_live_parameters and stage3_max_reuse_distance
@@ -20,7 +20,7 @@ HELD_ELEMENTS = 1_000_000_000  # stage3_max_live_parameters and stage3_max_reuse
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of call: what for, how many bytes all calls of a step move together, and how many calls."""
+    """A kind of collective: its purpose, the bytes that all its calls of a step move together, and how many calls."""
 
     purpose: str
     kind: Kind
@@ -32,7 +32,7 @@ class Collective:
         return (2 if self.kind == "all-reduce" else 1) * (world - 1) / world * self.bytes
 
 
-def step_traffic(config: Config, settings: Settings, sizes: Sizes) -> list[Collective]:
+def step_traffic(config: Config, settings: ZeroSettings, sizes: Sizes) -> list[Collective]:
     """Return the collectives of one optimizer step, all its micro batches together (none for a single rank)."""
     if settings.world == 1:
         return []

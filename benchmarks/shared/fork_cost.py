@@ -1,4 +1,4 @@
-"""What Gradient Equilibrium adds to a training step, measured at the branching points alone.
+"""What Gradient Equilibrium adds to a training step, measured at the branch points alone.
 
 Two measurements of the whole step differ by more than GE costs. So the forks run by themselves, on tensors of the real
 shapes, through autograd, with the network's real exits: once forked, and once as autograd does it anyway, which adds
@@ -19,14 +19,14 @@ from adaptive.networks.equilibrium import branch
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 from benchmarks.shared.timing import Spread, interleaved
-from benchmarks.shared.variants import Settings, random_batch
+from benchmarks.shared.variants import StepSettings, random_batch
 
 CALLS_ON_CUDA = 10  # per turn: a single fork is shorter than waiting for the device
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The tensors behind one branching point; ``remaining`` exits stand at or behind it."""
+    """The tensors behind one branch point; ``remaining`` exits stand at or behind it."""
 
     state: tuple[Tensor, ...]
     remaining: int
@@ -44,9 +44,9 @@ class ForkCost:
 
     Attributes:
         added: seconds that GE adds to a step (forward and backward), one value per repetition.
-        operations: the bare tensor operations in seconds, summed over the branching points: GE's interpolation, and
+        operations: the bare tensor operations in seconds, summed over the branch points: GE's interpolation, and
             the addition in place of it, into the memory of one of the two gradients and into new memory.
-        shapes: per branching point, the shapes of the tensors that are rescaled.
+        shapes: per branch point, the shapes of the tensors that are rescaled.
     """
 
     added: list[float]
@@ -54,7 +54,7 @@ class ForkCost:
     shapes: list[list[list[int]]]
 
 
-def fork_cost(settings: Settings, network: AdaptiveNetwork, repetitions: int) -> ForkCost:
+def fork_cost(settings: StepSettings, network: AdaptiveNetwork, repetitions: int) -> ForkCost:
     """Measure the forks of a network with GE, repetition by repetition against plain autograd.
 
     Args:
@@ -85,8 +85,8 @@ def fork_cost(settings: Settings, network: AdaptiveNetwork, repetitions: int) ->
     )
 
 
-def record_crossings(settings: Settings, network: AdaptiveNetwork) -> list[Crossing]:
-    """Run the blocks once and copy what crosses every branching point."""
+def record_crossings(settings: StepSettings, network: AdaptiveNetwork) -> list[Crossing]:
+    """Run the blocks once and copy what crosses every branch point."""
     crossings = []
     state: tuple[Tensor, ...] = network.start(random_batch(settings)[0])
     with _autocast(settings):
@@ -97,11 +97,11 @@ def record_crossings(settings: Settings, network: AdaptiveNetwork) -> list[Cross
     return crossings
 
 
-def _autocast(settings: Settings) -> Any:
+def _autocast(settings: StepSettings) -> Any:
     return autocast("bf16", torch.device(settings.device)) if settings.precision == "bf16" else nullcontext()
 
 
-def _arriving(settings: Settings, crossing: Crossing) -> list[Tensor]:
+def _arriving(settings: StepSettings, crossing: Crossing) -> list[Tensor]:
     """Gradients for the exit's logits and for everything that goes onward."""
     with torch.no_grad(), _autocast(settings):
         logits = crossing.exit(crossing.state[0])
@@ -110,9 +110,9 @@ def _arriving(settings: Settings, crossing: Crossing) -> list[Tensor]:
 
 
 def _through_autograd(
-    settings: Settings, crossing: Crossing, scope: str | None, gradients: list[Tensor]
+    settings: StepSettings, crossing: Crossing, scope: str | None, gradients: list[Tensor]
 ) -> Callable[[], Any]:
-    """A pass forward and backward over one branching point, forked if a scope is given."""
+    """A pass forward and backward over one branch point, forked if a scope is given."""
     sources = [t for t in crossing.state if t.requires_grad]
 
     def run() -> Any:
@@ -129,7 +129,7 @@ def _through_autograd(
 
 
 def _operations(crossings: list[Crossing], scope: str) -> dict[str, Callable[[], Any]]:
-    """The bare operations over all branching points, on gradients like the tensors."""
+    """The bare operations over all branch points, on gradients like the tensors."""
     taps = [(torch.randn_like(c.state[0]), torch.randn_like(c.state[0]), 1 / c.remaining) for c in crossings]
     others = [
         (torch.randn_like(t), 1 - 1 / c.remaining)

@@ -140,8 +140,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "within the round. Absolute times are this machine's, with whatever else ran on it; the ratios are the result."
     )
     forks = (
-        f"Measured at the branching points alone, {result['repetitions']} times, against what autograd does without "
-        "GE. The bare operations there, summed over the branching points:"
+        f"Measured at the branch points alone, {result['repetitions']} times, against what autograd does without "
+        "GE. The bare operations there, summed over the branch points:"
     )
     lines = [
         f"# Training step: {summary(result)}",
@@ -164,7 +164,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "|---|---:|",
         *(f"| {name} | {_spread(value, 3)} |" for name, value in result["ge_operations_ms"].items()),
         "",
-        "Tensors that cross, per branching point: "
+        "Tensors that cross, per branch point: "
         + "; ".join(", ".join(" x ".join(map(str, s)) for s in shapes) for shapes in result["ge_shapes"])
         + ".",
     ]

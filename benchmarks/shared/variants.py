@@ -28,7 +28,7 @@ GAMMA = 0.1  # of the published recipe; any value above 0 costs the same
 
 
 @dataclass(frozen=True)
-class Settings:
+class StepSettings:
     """One training step, as the command line describes it.
 
     Attributes:
@@ -88,7 +88,7 @@ VARIANTS = (
 )
 
 
-def build_network(settings: Settings, variant: Variant) -> nn.Module:
+def build_network(settings: StepSettings, variant: Variant) -> nn.Module:
     """Build a variant's network on its device, in training mode; the same seed for every variant."""
     torch.manual_seed(0)
     network: nn.Module
@@ -106,7 +106,7 @@ def build_network(settings: Settings, variant: Variant) -> nn.Module:
     return network
 
 
-def random_batch(settings: Settings) -> tuple[Tensor, Tensor]:
+def random_batch(settings: StepSettings) -> tuple[Tensor, Tensor]:
     """Return images of noise (N, 3, H, W) and labels (N,)."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(settings.batch, 3, settings.image_size, settings.image_size, generator=generator)
@@ -120,7 +120,7 @@ def random_batch(settings: Settings) -> tuple[Tensor, Tensor]:
 class Trainee:
     """A network with optimizer and objective; calling it does one training step and returns the loss."""
 
-    def __init__(self, settings: Settings, variant: Variant) -> None:
+    def __init__(self, settings: StepSettings, variant: Variant) -> None:
         self.settings, self.variant = settings, variant
         self.network = build_network(settings, variant)
         self.images, self.labels = random_batch(settings)
@@ -176,7 +176,7 @@ class Trainee:
             self.engine.destroy()
 
 
-def _engine(settings: Settings, network: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+def _engine(settings: StepSettings, network: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
     """Put a network under the library's engine, alone in its process group."""
     if not torch.distributed.is_initialized():
         find_ranks()

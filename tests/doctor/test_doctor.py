@@ -19,10 +19,10 @@ import pytest
 
 from adaptive.distributed.interface import interfaces
 from adaptive.doctor.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
-from adaptive.doctor.finding import Check, Finding, Settings, ok, run_check
-from adaptive.doctor.probe import Running
-from adaptive.doctor.running import all_checks, choose
-from adaptive.doctor.table import grouped, print_findings
+from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, run_check
+from adaptive.doctor.findings_table import grouped, print_findings
+from adaptive.doctor.programs import RunningProgram
+from adaptive.doctor.run_checks import all_checks, choose
 from adaptive.training.engine import operators
 from tests.helpers.commands import ADAPTIVE, Ended, Forks, start_command
 from tests.helpers.disks import small_disk
@@ -33,7 +33,7 @@ CHECKS = {check.name: check for check in all_checks()}
 
 def look(name: str, **settings: object) -> Finding:
     """The finding of one check, run as the command does."""
-    return run_check(CHECKS[name], replace(Settings(), **settings))
+    return run_check(CHECKS[name], replace(CheckSettings(), **settings))
 
 
 def findings(ended: Ended) -> dict[str, dict]:
@@ -91,26 +91,26 @@ def test_checks_are_chosen_by_name_and_group() -> None:
 def test_a_hanging_check_and_a_failing_one_become_findings() -> None:
     release = threading.Event()
 
-    def hang(_: Settings) -> Finding:
+    def hang(_: CheckSettings) -> Finding:
         release.wait(60)
         return ok("")
 
-    def fail(_: Settings) -> Finding:
+    def fail(_: CheckSettings) -> Finding:
         raise RuntimeError("two\nlines \x1b[31m")
 
-    hanging = run_check(Check("slow", "test", hang, limit=0.2), Settings())
+    hanging = run_check(Check("slow", "test", hang, limit=0.2), CheckSettings())
     release.set()
     assert (hanging.name, hanging.status) == ("slow", "error")
     assert "within 0.2 s" in hanging.found
     assert "adaptive doctor --only slow" in hanging.remedy
-    failing = run_check(Check("broken", "test", fail), Settings())
+    failing = run_check(Check("broken", "test", fail), CheckSettings())
     assert (failing.status, failing.remedy) == ("error", "adaptive doctor --only broken")
     assert "RuntimeError: two lines" in failing.found
     assert "\x1b" not in failing.found
 
 
 def test_a_program_that_hangs_ends_with_all_that_it_started() -> None:
-    ended = Running(["sh", "-c", "sleep 1000 & echo $!; wait"]).wait(1.0)
+    ended = RunningProgram(["sh", "-c", "sleep 1000 & echo $!; wait"]).wait(1.0)
     assert ended.code is None
     assert ended.reason == "no answer within 1 s"
     child = int(ended.out)
@@ -242,10 +242,10 @@ def test_a_file_server_whose_clock_is_wrong(tmp_path: Path, monkeypatch: pytest.
 
 def test_shared_memory_of_a_container(tmp_path: Path) -> None:
     with small_disk(tmp_path / "shm", 64) as folder:
-        found = machine.shm(Settings(), str(folder))
+        found = machine.shm(CheckSettings(), str(folder))
         assert (found.status, "a container's default" in found.found) == ("warning", True)
         assert found.remedy.startswith("docker run --shm-size=8g")
-    assert machine.shm(Settings(), str(tmp_path / "none")).status == "error"
+    assert machine.shm(CheckSettings(), str(tmp_path / "none")).status == "error"
     assert look("shm").status in ("ok", "warning")
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from adaptive.doctor.checks import between_nodes
 from adaptive.doctor.checks.network import free_port
-from adaptive.doctor.finding import Settings
-from adaptive.doctor.meeting import Link, LostError, connect, gather, listen
+from adaptive.doctor.finding import CheckSettings
+from adaptive.doctor.rendezvous import Connection, LostError, connect, gather, listen
 from adaptive.errors import MachineError
 from tests.helpers.commands import Fork, Forks
 
@@ -24,20 +24,20 @@ def test_who_comes_is_known_and_strangers_are_sent_away() -> None:
     with listen(port, 3) as server:
         stranger = socket.create_connection(("127.0.0.1", port))
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        other_job = Link(socket.create_connection(("127.0.0.1", port)))
+        other_job = Connection(socket.create_connection(("127.0.0.1", port)))
         other_job.send({**HELLO, "rank": 2, "world": 5})
-        link = connect("127.0.0.1", port, {**HELLO, "rank": 2}, 10)
+        connection = connect(("127.0.0.1", port), {**HELLO, "rank": 2}, 10)
         came = gather(server, 3, 1.0)
         with pytest.raises(MachineError, match=rf"MASTER_PORT = {port} cannot be opened"):
             listen(port, 3)
     assert list(came) == [2]
     stranger.close()
     other_job.close()
-    link.send({"said": 1})
+    connection.send({"said": 1})
     assert came[2][0].receive(10) == {"said": 1}
     with pytest.raises(LostError, match=r"silent for 0.1 s"):
         came[2][0].receive(0.1)
-    link.close()
+    connection.close()
     with pytest.raises(LostError, match="closed"):
         came[2][0].receive(10)
 
@@ -45,9 +45,9 @@ def test_who_comes_is_known_and_strangers_are_sent_away() -> None:
 def test_a_rank_that_reaches_nobody_says_what_stands_in_the_way() -> None:
     hello = {**HELLO, "rank": 1}
     with pytest.raises(MachineError, match=r"rank 1 on there does not reach rank 0 .*nothing listens there"):
-        connect("127.0.0.1", free_port(), hello, 0.5)
+        connect(("127.0.0.1", free_port()), hello, 0.5)
     with pytest.raises(MachineError, match=r"MASTER_ADDR = nowhere.invalid is unknown here; export MASTER_ADDR"):
-        connect("nowhere.invalid", 1, hello, 0.5)
+        connect(("nowhere.invalid", 1), hello, 0.5)
 
 
 @contextmanager
@@ -56,15 +56,15 @@ def peer(
 ) -> Iterator[between_nodes.Peer]:
     """Another rank that answers what it likes."""
     here, there = socket.socketpair()
-    link = Link.__new__(Link)
-    link.connection, link.buffer = there, bytearray()
-    own = Link.__new__(Link)
-    own.connection, own.buffer = here, bytearray()
+    connection = Connection.__new__(Connection)
+    connection.socket, connection.buffer = there, bytearray()
+    own = Connection.__new__(Connection)
+    own.socket, own.buffer = here, bytearray()
 
     def serve() -> None:
         try:
             while True:
-                link.send(answer(link.receive(30)))
+                connection.send(answer(connection.receive(30)))
         except LostError:
             pass
 
@@ -98,7 +98,7 @@ def test_versions_that_differ() -> None:
 
 
 def test_a_run_folder_that_others_see_and_one_that_they_do_not(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "runs")
+    settings = CheckSettings(tmp_path / "runs")
     with peer("b", lambda asked: between_nodes.look_at_folder(asked["path"]), {}) as other:
         found = between_nodes.shared_folder(settings, [other])
     assert (found.status, found.found) == ("ok", f"all nodes see {tmp_path}, and locks hold between them")

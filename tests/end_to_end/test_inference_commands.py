@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.commands.trained_run import collect_outputs
 from adaptive.inference.calibration.calibrate import curve
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runner import DynamicClassifier
-from adaptive.runs import TrainedRun, load
+from adaptive.runs import TrainedRun, collect_outputs, load
 from tests.end_to_end.test_evaluate import read_test_images
 from tests.helpers.commands import Forks, start_command
 
@@ -27,7 +26,7 @@ def trained(run: Path) -> TrainedRun:
 
 @pytest.fixture(scope="module")
 def held_out(trained: TrainedRun) -> Outputs:
-    return collect_outputs(trained, None, "val", None, None, "cpu")
+    return collect_outputs(trained, "val")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ HEAVY = [
         "adaptive.commands.bench",
         "adaptive.commands.checkpoint",
         "adaptive.commands.plan",
-        "adaptive.planning.tables",
+        "adaptive.planning.printing",
     ),
     *(
         "adaptive.training.run",

@@ -7,7 +7,7 @@ import pytest
 
 from adaptive.config.loading import load_config
 from adaptive.errors import ConfigError, MachineError, TrainingError
-from adaptive.jobs.requeue import begin, end, leave_word, outcome, read_history, stalled
+from adaptive.jobs.requeue import begin, end, leave_exit_code, outcome, read_history, stalled
 
 
 def save(folder: Path, step: int) -> Path:
@@ -115,7 +115,7 @@ def test_ranks_leave_their_exit_codes_where_the_script_looks(config, monkeypatch
     monkeypatch.setenv("ADAPTIVE_RESULTS", results)
     for rank, code in ((0, 0), (1, 0), (2, 1)):
         monkeypatch.setenv("SLURM_PROCID", str(rank))
-        leave_word(code)
+        leave_exit_code(code)
     assert sorted(path.name for path in Path(results).iterdir()) == ["rank-0", "rank-2"]
     assert end(tmp_path / "run", 1, asked=False) == ("done", 0)
     begin([str(config)], None, None)

@@ -11,7 +11,7 @@ import timm
 from adaptive import create_model
 from adaptive.errors import ModelError
 from benchmarks.backbones import PAGE, RESULTS
-from benchmarks.backbones_page import Results, page
+from benchmarks.shared.backbones_page import Results, page
 from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
 from benchmarks.shared.rank_pair import RankPair
 from benchmarks.shared.whole_way import STEPS

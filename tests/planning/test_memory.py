@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.planning.memory import OptimizerBytes, Settings, Sizes, measure_optimizer, predict_memory
+from adaptive.planning.memory import OptimizerBytes, Sizes, ZeroSettings, measure_optimizer, predict_memory
 from adaptive.planning.plan import cost_phases
 from tests.helpers.ranks import run_ranks
 from tests.training.engines import SmallRun, chain_config, chain_network
@@ -24,7 +24,7 @@ def tree_of(stage: int, **train: Any):
 
 def predicted(stage: int, cuda: bool = False, **train: Any):
     tree = tree_of(stage, **train)
-    settings = Settings.of(tree, 2, tree.train.global_batch // 2 // (tree.train.micro_batch or BATCH))
+    settings = ZeroSettings.of(tree, 2, tree.train.global_batch // 2 // (tree.train.micro_batch or BATCH))
     return traced(cuda).memory(tree, settings, BATCH, cuda)
 
 
@@ -32,7 +32,7 @@ def predicted(stage: int, cuda: bool = False, **train: Any):
 def traced(cuda: bool):
     """The trace, which stage, average and accumulation do not change; optimizer states are of every stage."""
     tree = tree_of(0)
-    return cost_phases(tree, chain_network(True), Settings.of(tree, 2, 1), BATCH, 1, cuda)[0]
+    return cost_phases(tree, chain_network(True), ZeroSettings.of(tree, 2, 1), BATCH, 1, cuda)[0]
 
 
 def bytes_of(tensors: Any) -> int:
@@ -95,9 +95,9 @@ def test_a_gpu_holds_whole_buckets_and_no_template() -> None:
 def test_slices_are_padded_by_hand() -> None:
     sizes = Sizes(groups=((10, 7), (5,)), frozen=(9,), buffers=100)
     assert (sizes.learning, sizes.stored) == (22, 4 * 31 + 100)
-    assert sizes.slices(Settings(0, 4, 1)) == [17, 5]
-    assert sizes.slices(Settings(2, 4, 1)) == [24 // 4, 8 // 4]
-    assert sizes.slices(Settings(3, 4, 1)) == [3 + 2, 2]
+    assert sizes.slices(ZeroSettings(0, 4, 1)) == [17, 5]
+    assert sizes.slices(ZeroSettings(2, 4, 1)) == [24 // 4, 8 // 4]
+    assert sizes.slices(ZeroSettings(3, 4, 1)) == [3 + 2, 2]
 
 
 @pytest.mark.parametrize(("name", "copies"), [("sgd", 1), ("adamw", 2), ("lion", 1)])
@@ -105,15 +105,15 @@ def test_optimizer_states_are_counted(name: str, copies: int) -> None:
     tree, network = chain_config({}), chain_network(True)
     config = tree.optimizer.model_copy(update={"name": name, "momentum": 0.9})
     parameters = 4 * sum(p.numel() for p in network.parameters())
-    found = measure_optimizer(network, config, Settings(0, 1, 1), cuda=False)
+    found = measure_optimizer(network, config, ZeroSettings(0, 1, 1), cuda=False)
     assert found.state == pytest.approx(copies * parameters, rel=1e-3)
-    half = measure_optimizer(network, config, Settings(2, 2, 1), cuda=False)
+    half = measure_optimizer(network, config, ZeroSettings(2, 2, 1), cuda=False)
     assert half.state == pytest.approx(found.state / 2, rel=1e-2)
 
 
 def test_more_images_take_more() -> None:
     tree = tree_of(0)
-    settings = Settings.of(tree, 2, 1)
+    settings = ZeroSettings.of(tree, 2, 1)
     phase = traced(cuda=False)
     optimizer = OptimizerBytes(0, 0)
     totals = [

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from adaptive.config.sections import Config
-from adaptive.planning.memory import Settings, Sizes
+from adaptive.planning.memory import Sizes, ZeroSettings
 from adaptive.planning.step_time import Hardware, collective_seconds, step_time
 from adaptive.planning.traffic import Collective, bytes_sent, gathers_per_micro_batch, step_traffic
 from tests.helpers.ranks import run_ranks
@@ -18,7 +18,7 @@ ALL = 4 * 201_011
 
 
 def sent(stage: int, world: int = 4, accumulation: int = 1) -> float:
-    return bytes_sent(step_traffic(CONFIG, Settings(stage, world, accumulation), SIZES), world)
+    return bytes_sent(step_traffic(CONFIG, ZeroSettings(stage, world, accumulation), SIZES), world)
 
 
 def test_one_rank_sends_nothing() -> None:
@@ -68,7 +68,7 @@ def test_times_by_hand() -> None:
 def test_only_full_buckets_hide_behind_the_backward_pass() -> None:
     node = Hardware(ranks_per_node=1, inter_bandwidth=1.0, latency=0.0)
     whole = [Collective("gradients", "all-reduce", 4 * 10**8, 4)]
-    settings = Settings(2, 2, 1, reduce_bucket=25 * 10**6)
+    settings = ZeroSettings(2, 2, 1, reduce_bucket=25 * 10**6)
     slow = step_time(whole, settings, 10**8, 10.0, node)
     assert slow.exposed == slow.communication == pytest.approx(0.4)
     hidden = step_time(whole, settings, 10**8, 10.0, node, overlap=True)
@@ -80,7 +80,7 @@ def test_only_full_buckets_hide_behind_the_backward_pass() -> None:
 
 def test_data_counts_where_it_takes_longer_than_all_else() -> None:
     node = Hardware(storage_bandwidth=1.0)
-    found = step_time([], Settings(0, 1, 1), 1, 0.5, node, data_bytes=2e9)
+    found = step_time([], ZeroSettings(0, 1, 1), 1, 0.5, node, data_bytes=2e9)
     assert (found.total, found.bound) == (2.0, "data")
 
 
@@ -136,7 +136,7 @@ def test_two_ranks_send_what_is_said(stage: int, accumulation: int) -> None:
     tree = _tree(stage)
     sizes = Sizes.of(chain_network(True), tree.optimizer)
     expected = {"all-reduce": 0, "all-gather": 0, "reduce-scatter": 0}
-    for collective in step_traffic(tree, Settings.of(tree, 2, accumulation), sizes):
+    for collective in step_traffic(tree, ZeroSettings.of(tree, 2, accumulation), sizes):
         expected[collective.kind] += collective.bytes
     counted = run_ranks(_collectives_of_a_rank, 2, stage, accumulation)[0]
     assert counted == expected

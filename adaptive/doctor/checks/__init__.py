@@ -1,1 +1,1 @@
-"""The checks: one small function each, and whatever one changes it undoes."""
+"""The doctor's checks, one function each; a check leaves the machine as it was."""

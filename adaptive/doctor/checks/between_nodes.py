@@ -1,4 +1,4 @@
-"""Checks between machines: rank 0 asks, the others answer."""
+"""Checks of what lies between the nodes of a job: versions, clocks, a shared folder, collectives. Rank 0 asks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from adaptive.doctor.checks.disk import scratch
 from adaptive.doctor.checks.gpu import has_gpu
 from adaptive.doctor.checks.network import free_port, likely_interface
-from adaptive.doctor.finding import Finding, Settings, error, ok, warning
-from adaptive.doctor.meeting import Link, LostError
-from adaptive.doctor.probe import answer, start_script
+from adaptive.doctor.finding import CheckSettings, Finding, error, ok, warning
+from adaptive.doctor.programs import answer, start_script
+from adaptive.doctor.rendezvous import Connection, LostError
 from adaptive.files import code_root, code_sources
 
 PINGS = 15
@@ -35,17 +35,17 @@ LIBRARIES = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "numpy")
 
 @dataclass
 class Peer:
-    """Another rank: its connection, where it is, what it said of itself."""
+    """Another rank, as rank 0 knows it: its connection, its node's name, and its `facts`."""
 
     rank: int
-    link: Link
+    connection: Connection
     node: str
     first: bool  # of its node's ranks
     facts: dict[str, str]
 
 
 def facts() -> dict[str, str]:
-    """What must be the same on all nodes."""
+    """Return what must be the same on all nodes: versions, the code's digest, the processor."""
     found = {"python": platform.python_version(), "adaptive's code": code_digest()}
     for name in LIBRARIES:
         try:
@@ -57,7 +57,7 @@ def facts() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """A checksum of the sources that this process runs."""
+    """Return a checksum of the sources that this process runs."""
     digest = hashlib.sha256()
     for path in code_sources():
         digest.update(str(path.relative_to(code_root())).encode() + path.read_bytes())
@@ -65,7 +65,7 @@ def code_digest() -> str:
 
 
 def versions(own: str, mine: dict[str, str], peers: list[Peer]) -> Finding:
-    """The same Python, libraries and code everywhere."""
+    """Check that all nodes have the same Python, libraries, code and processor."""
     seen = {own: mine, **{peer.node: peer.facts for peer in peers if peer.first}}
     for name in mine:
         values = {node: facts.get(name, "?") for node, facts in seen.items()}
@@ -81,13 +81,13 @@ def versions(own: str, mine: dict[str, str], peers: list[Peer]) -> Finding:
 
 
 def clocks(peers: list[Peer]) -> Finding:
-    """Clocks against rank 0's, by the quickest of several round trips."""
+    """Check the nodes' clocks against rank 0's, by the quickest of several round trips."""
     worst, where, delay = 0.0, "", 0.0
     for peer in peers:
         trips = []
         for _ in range(PINGS):
             before = time.time()
-            there = float(peer.link.ask({"do": "time"}, 10)["time"])
+            there = float(peer.connection.ask({"do": "time"}, 10)["time"])
             after = time.time()
             trips.append((after - before, there - (before + after) / 2))
         trip, skew = min(trips)
@@ -101,8 +101,8 @@ def clocks(peers: list[Peer]) -> Finding:
     return ok(f"clocks agree to {max(abs(worst), delay / 2):.3f} s, {shown}")
 
 
-def shared_folder(settings: Settings, peers: list[Peer]) -> Finding:
-    """What rank 0 writes into the run folder the others see, and its lock holds for them."""
+def shared_folder(settings: CheckSettings, peers: list[Peer]) -> Finding:
+    """Check that the nodes see what rank 0 writes into the run folder, and that its file lock holds for them."""
     token = secrets.token_hex(16)
     others = [peer for peer in peers if peer.first]
     with scratch(settings) as here:
@@ -110,7 +110,7 @@ def shared_folder(settings: Settings, peers: list[Peer]) -> Finding:
         (here / "token").write_text(token)
         with FileLock(here / "lock"):
             asked = {"do": "folder", "path": str(here)}
-            found = {peer.node: peer.link.ask(asked, VISIBLE_WITHIN + 20) for peer in others}
+            found = {peer.node: peer.connection.ask(asked, VISIBLE_WITHIN + 20) for peer in others}
     blind = [node for node, said in found.items() if said.get("token") != token]
     if blind:
         remedy = "adaptive train CONFIG train.run_folder=/a/folder/that/all/nodes/share"
@@ -122,7 +122,7 @@ def shared_folder(settings: Settings, peers: list[Peer]) -> Finding:
 
 
 def look_at_folder(path: str) -> dict[str, Any]:
-    """The other side: read the token, and try for the lock that rank 0 holds."""
+    """Answer `shared_folder` on another node: read the token, and try for the lock that rank 0 holds."""
     folder, limit = Path(path), time.monotonic() + VISIBLE_WITHIN
     while not (folder / "token").exists() and time.monotonic() < limit:
         time.sleep(0.2)
@@ -136,21 +136,21 @@ def look_at_folder(path: str) -> dict[str, Any]:
         return {"token": ""}
 
 
-def collective(backend: str, address: str, port: int, rank: int, world: int, device: int) -> Callable[[], dict]:
-    """Begin this rank's part of a reduction over all nodes; returns what waits for its result."""
-    words = (backend, address, str(port), str(rank), str(world), str(device), str(COLLECTIVE_SECONDS))
-    running = start_script("collective_probe.py", *words)
+def collective(backend: str, master: str, port: int, rank: int, world: int, device: int) -> Callable[[], dict]:
+    """Start this rank's process of an all_reduce over all nodes; return a function that waits for its result."""
+    words = (backend, master, str(port), str(rank), str(world), str(device), str(COLLECTIVE_SECONDS))
+    running = start_script("collective_probe", *words)
     return lambda: answer(running.wait(COLLECTIVE_SECONDS + 60))
 
 
-def reduce_over_nodes(address: str, peers: list[Peer], device: int, own: str, backend: str) -> Finding:
-    """An all_reduce over all ranks, with its speed."""
+def reduce_over_nodes(master: str, peers: list[Peer], device: int, own: str, backend: str) -> Finding:
+    """Check that an all_reduce over all ranks works, and its speed."""
     world, port = len(peers) + 1, free_port()
     for peer in peers:
-        peer.link.send({"do": "reduce", "backend": backend, "address": address, "port": port, "world": world})
-    found = {f"rank 0 on {own}": collective(backend, address, port, 0, world, device)()}
+        peer.connection.send({"do": "reduce", "backend": backend, "address": master, "port": port, "world": world})
+    found = {f"rank 0 on {own}": collective(backend, master, port, 0, world, device)()}
     for peer in peers:
-        found[f"rank {peer.rank} on {peer.node}"] = peer.link.receive(2 * COLLECTIVE_SECONDS + 60)
+        found[f"rank {peer.rank} on {peer.node}"] = peer.connection.receive(2 * COLLECTIVE_SECONDS + 60)
     failed = {who: said["error"] for who, said in found.items() if "error" in said}
     variable = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME"
     if failed:
@@ -168,9 +168,15 @@ def reduce_over_nodes(address: str, peers: list[Peer], device: int, own: str, ba
 
 
 def between_nodes(
-    settings: Settings, address: str, own: str, mine: dict[str, str], peers: list[Peer], device: int, all_here: bool
+    settings: CheckSettings,
+    master: str,
+    own: str,
+    mine: dict[str, str],
+    peers: list[Peer],
+    device: int,
+    all_here: bool,
 ) -> list[Finding]:
-    """All checks between machines, on rank 0; each peer that is lost on the way becomes a finding."""
+    """Run all checks between nodes, on rank 0; a peer that is lost on the way becomes a finding."""
     asked: dict[str, Callable[[], Finding]] = {
         "versions": lambda: versions(own, mine, peers),
         "clocks": lambda: clocks(peers),
@@ -178,9 +184,9 @@ def between_nodes(
     if any(peer.first for peer in peers):
         asked["shared-folder"] = lambda: shared_folder(settings, peers)
     if all_here:
-        asked["all-reduce"] = lambda: reduce_over_nodes(address, peers, device, own, "gloo")
+        asked["all-reduce"] = lambda: reduce_over_nodes(master, peers, device, own, "gloo")
         if has_gpu() and all(peer.facts.get("gpu") == "yes" for peer in peers):
-            asked["nccl-all-reduce"] = lambda: reduce_over_nodes(address, peers, device, own, "nccl")
+            asked["nccl-all-reduce"] = lambda: reduce_over_nodes(master, peers, device, own, "nccl")
     findings = []
     for name, ask in asked.items():
         try:
@@ -193,16 +199,16 @@ def between_nodes(
     return findings
 
 
-def obey(link: Link, rank: int, device: int, patience: float) -> int:
-    """The other ranks' side: do what rank 0 asks until it says goodbye (raises LostError)."""
+def obey(connection: Connection, rank: int, device: int, patience: float) -> int:
+    """Do what rank 0 asks on another rank until it says that all is done (raises LostError)."""
     while True:
-        message: Mapping[str, Any] = link.receive(patience)
+        message: Mapping[str, Any] = connection.receive(patience)
         if message["do"] == "time":
-            link.send({"time": time.time()})
+            connection.send({"time": time.time()})
         elif message["do"] == "folder":
-            link.send(look_at_folder(message["path"]))
+            connection.send(look_at_folder(message["path"]))
         elif message["do"] == "reduce":
             words = message["backend"], message["address"], int(message["port"]), rank, int(message["world"])
-            link.send(collective(*words, device)())
+            connection.send(collective(*words, device)())
         elif message["do"] == "end":
             return 0

@@ -1,4 +1,4 @@
-"""A packed dataset: its index, its shards, how fast they are read, and decoded by one core."""
+"""Checks of a packed dataset: its index, its shards, how fast they are read, and decoded by one core."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive.data.images.decode import decode_image
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo, check_shards, load_index
 from adaptive.data.shards.reader import LocalFiles, ShardReader
-from adaptive.doctor.finding import Check, Finding, Settings, ok, warning
+from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, warning
 from adaptive.errors import UsageError
 
 MIB = 2**20
@@ -23,7 +23,7 @@ SECONDS = 2.0  # of decoding
 SLOW_READING, SLOW_DECODING = 20 * MIB, 20.0
 
 
-def _open(settings: Settings) -> tuple[str, DatasetIndex, DataConfig]:
+def _open(settings: CheckSettings) -> tuple[str, DatasetIndex, DataConfig]:
     if not settings.data:
         raise UsageError("no dataset was named; add --data FOLDER or --data URL")
     config = DataConfig(path=settings.data, attempts=2, timeout=15.0)
@@ -31,12 +31,12 @@ def _open(settings: Settings) -> tuple[str, DatasetIndex, DataConfig]:
 
 
 def _shard(index: DatasetIndex) -> ShardInfo:
-    """One of ordinary size: the last one of a split may be small."""
+    """Return a shard of ordinary size: the last one of a split may be small."""
     return max((shard for split in index.splits.values() for shard in split.shards[:2]), key=lambda shard: shard.bytes)
 
 
-def shards(settings: Settings) -> Finding:
-    """The index, and every shard with its size."""
+def shards(settings: CheckSettings) -> Finding:
+    """Check the index, and that every shard is there with its size."""
     path, index, config = _open(settings)
     for split in index.splits:
         check_shards(index, path, split, settings=config, quiet=True)
@@ -45,8 +45,8 @@ def shards(settings: Settings) -> Finding:
     return ok(f"{path}: {counts} images of {len(index.classes)} classes in {number} shards, all there")
 
 
-def reading(settings: Settings) -> Finding:
-    """Bytes per second of one shard."""
+def reading(settings: CheckSettings) -> Finding:
+    """Check how many bytes per second of one shard are read."""
     path, index, config = _open(settings)
     shard = _shard(index)
     if is_remote(path):
@@ -73,8 +73,8 @@ def reading(settings: Settings) -> Finding:
     return ok(shown)
 
 
-def decoding(settings: Settings) -> Finding:
-    """Images per second that one core decodes."""
+def decoding(settings: CheckSettings) -> Finding:
+    """Check how many images per second one core decodes."""
     path, index, config = _open(settings)
     shard = _shard(index)
     with TemporaryDirectory(prefix="adaptive-doctor-") as temporary:

@@ -1,4 +1,4 @@
-"""The file system that runs are written to: space, speed, atomic renames, locks, its clock."""
+"""Checks of the file system that runs are written to: space, speed, atomic renames, locks, its clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 from adaptive.errors import MachineError
 from adaptive.files import sync_folder
 
@@ -23,12 +23,12 @@ ELSEWHERE = "adaptive train CONFIG train.run_folder=/a/folder/you/may/write"
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that exists: what is not there is not made for a check."""
+    """Return the folder, or its nearest parent that exists: a check makes none that is missing."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 @contextmanager
-def scratch(settings: Settings) -> Iterator[Path]:
+def scratch(settings: CheckSettings) -> Iterator[Path]:
     """Yield a folder on the run folder's file system that is gone afterwards.
 
     Raises:
@@ -45,8 +45,8 @@ def scratch(settings: Settings) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def space(settings: Settings) -> Finding:
-    """Free bytes and files."""
+def space(settings: CheckSettings) -> Finding:
+    """Check how many bytes and files are free."""
     folder = existing(settings.run_folder)
     total, _, free = shutil.disk_usage(folder)
     files = os.statvfs(folder)
@@ -59,8 +59,8 @@ def space(settings: Settings) -> Finding:
     return warning(shown, remedy) if free < 5 * GIB else ok(shown)
 
 
-def writing(settings: Settings) -> Finding:
-    """Speed of writing with fsync, as checkpoints are written."""
+def writing(settings: CheckSettings) -> Finding:
+    """Check the speed of writing with fsync, as checkpoints are written."""
     folder = existing(settings.run_folder)
     if shutil.disk_usage(folder).free < 2 * WRITTEN:
         return error(f"no space in {folder} to write {WRITTEN // MIB} MiB", f"df -h {folder}   # or {ELSEWHERE}")
@@ -77,8 +77,8 @@ def writing(settings: Settings) -> Finding:
     return ok(shown) if speed > 20 * MIB else warning(f"only {shown}; saving takes long", ELSEWHERE)
 
 
-def renames(settings: Settings) -> Finding:
-    """Renaming over a file and of a folder, by which checkpoints are published."""
+def renames(settings: CheckSettings) -> Finding:
+    """Check renaming over a file, and of a folder, by which checkpoints are published."""
     with scratch(settings) as here:
         (here / "old").write_text("old")
         (here / "new").write_text("new")
@@ -92,8 +92,8 @@ def renames(settings: Settings) -> Finding:
     return ok("files and folders are replaced by renaming")
 
 
-def locks(settings: Settings) -> Finding:
-    """File locks, which keep two runs out of one folder."""
+def locks(settings: CheckSettings) -> Finding:
+    """Check file locks, which keep two runs out of one folder."""
     with scratch(settings) as here:
         first, second = FileLock(here / "lock"), FileLock(here / "lock", timeout=0)
         try:
@@ -108,8 +108,8 @@ def locks(settings: Settings) -> Finding:
             return warning(f"{found}: two runs in one folder would not notice each other", ELSEWHERE)
 
 
-def clock(settings: Settings) -> Finding:
-    """This machine's clock against the file server's."""
+def clock(settings: CheckSettings) -> Finding:
+    """Check this machine's clock against the file server's."""
     if not 1.7e9 < time.time() < 4.1e9:
         return error(f"the clock says {time.ctime()}", "timedatectl set-ntp true")
     with scratch(settings) as here:

@@ -1,4 +1,4 @@
-"""GPUs: driver, torch's build, a computation on each, who else is on them, NCCL."""
+"""Checks of the GPUs: driver, torch's build, a computation on each, other processes on them, NCCL."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import psutil
 
 from adaptive.doctor.checks.network import reduce_here
 from adaptive.doctor.checks.software import PROBE_SECONDS, torch_facts
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, skipped, warning
-from adaptive.doctor.probe import run_program
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, skipped, warning
+from adaptive.doctor.programs import run_program
 
 GIB = 2**30
 REINSTALL = "pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
 
 
 def has_gpu() -> bool:
-    """Whether the kernel shows an NVIDIA GPU, however torch was built."""
+    """Say whether the kernel shows an NVIDIA GPU, however torch was built."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
 def driver() -> str:
-    """Version of the driver, or an empty string."""
+    """Return the driver's version, or an empty string."""
     if shutil.which("nvidia-smi") is None:
         return ""
     ended = run_program(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], 15)
     return ended.out.split()[0] if ended.code == 0 and ended.out.split() else ""
 
 
-def cuda(_: Settings) -> Finding:
-    """Driver, torch's CUDA, capability, free memory, and a product of matrices on every GPU."""
+def cuda(_: CheckSettings) -> Finding:
+    """Check driver, torch's CUDA, capability, free memory, and a product of matrices on every GPU."""
     if not has_gpu():
         return skipped("no NVIDIA GPU here; training runs on CPUs")
     facts, version = torch_facts(), driver()
@@ -68,8 +68,8 @@ def cuda(_: Settings) -> Finding:
     return ok(f"{shown}, driver {version}, torch's CUDA {facts['cuda_build']}, {devices[0]['ms']:.2f} ms a product")
 
 
-def gpu_processes(_: Settings) -> Finding:
-    """Processes that hold GPU memory, and that this user may have left behind."""
+def gpu_processes(_: CheckSettings) -> Finding:
+    """Look for this user's processes that hold GPU memory, perhaps left behind."""
     if not has_gpu() or shutil.which("nvidia-smi") is None:
         return skipped("no NVIDIA GPU here" if not has_gpu() else "nvidia-smi is not on PATH")
     ended = run_program(["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"], 15)
@@ -89,8 +89,8 @@ def gpu_processes(_: Settings) -> Finding:
     return ok("no other process of yours on the GPUs")
 
 
-def nccl(_: Settings) -> Finding:
-    """Two processes with a GPU each meet and reduce over NCCL."""
+def nccl(_: CheckSettings) -> Finding:
+    """Check that two processes with a GPU each can all_reduce over NCCL."""
     if not has_gpu():
         return skipped("no NVIDIA GPU here; ranks talk over gloo")
     facts = torch_facts()

@@ -1,4 +1,4 @@
-"""Shared memory, limits of the process, memory and cores that it may really use."""
+"""Checks of the machine: shared memory, limits of the process, and the memory and cores that it may really use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 
 MIB, GIB = 2**20, 2**30
 WORKERS = 2  # the default of data.workers
@@ -17,8 +17,8 @@ FILES_NEEDED, FILES_LEAST = 4096, 512
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def shm(settings: Settings, folder: str = "/dev/shm") -> Finding:
-    """Shared memory, by which loader processes hand over batches."""
+def shm(settings: CheckSettings, folder: str = "/dev/shm") -> Finding:
+    """Check shared memory, through which loader processes hand over batches."""
     if not Path(folder).is_dir():
         return error(
             f"there is no {folder}; loader processes need it", f"mkdir -p {folder} && mount -t tmpfs tmpfs {folder}"
@@ -34,8 +34,8 @@ def shm(settings: Settings, folder: str = "/dev/shm") -> Finding:
     return ok(shown)
 
 
-def open_files(_: Settings) -> Finding:
-    """The limit of open files: shards, sockets and pipes of loader processes."""
+def open_files(_: CheckSettings) -> Finding:
+    """Check the limit of open files: shards, sockets and pipes of loader processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = f"{_limit(soft)} open files (at most {_limit(hard)})"
     if soft != resource.RLIM_INFINITY and soft < FILES_NEEDED:
@@ -49,8 +49,8 @@ def open_files(_: Settings) -> Finding:
     return ok(shown)
 
 
-def processes(settings: Settings) -> Finding:
-    """The limit of processes and threads of this user."""
+def processes(settings: CheckSettings) -> Finding:
+    """Check the limit of this user's processes and threads."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     pids = _read(CGROUP / "pids.max") or _read(_own_cgroup("pids") / "pids.max")
     allowed = min([n for n in (soft, int(pids) if pids.isdigit() else -1) if n >= 0], default=-1)
@@ -61,8 +61,8 @@ def processes(settings: Settings) -> Finding:
     return ok(f"{_limit(allowed)} processes and threads")
 
 
-def locked_memory(_: Settings) -> Finding:
-    """The limit of locked memory, which pinned buffers and InfiniBand need."""
+def locked_memory(_: CheckSettings) -> Finding:
+    """Check the limit of locked memory, which pinned buffers and InfiniBand need."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else _size(soft)
     infiniband = any(Path("/sys/class/infiniband").glob("*"))
@@ -71,8 +71,8 @@ def locked_memory(_: Settings) -> Finding:
     return ok(f"{shown} of locked memory")
 
 
-def address_space(_: Settings) -> Finding:
-    """The limit of address space, far more of which is reserved than used."""
+def address_space(_: CheckSettings) -> Finding:
+    """Check the limit of address space, far more of which is reserved than used."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < 64 * GIB:
         return warning(
@@ -81,8 +81,8 @@ def address_space(_: Settings) -> Finding:
     return ok("unlimited" if soft == resource.RLIM_INFINITY else _size(soft))
 
 
-def memory(settings: Settings) -> Finding:
-    """Memory of the machine, and what a container or job may use of it."""
+def memory(settings: CheckSettings) -> Finding:
+    """Check the machine's memory, and how much of it a container or job may use."""
     machine = psutil.virtual_memory()
     limit, used = _memory_limit()
     shown = f"{_size(machine.available)} of {_size(machine.total)} available"
@@ -96,8 +96,8 @@ def memory(settings: Settings) -> Finding:
     return ok(shown)
 
 
-def cores(settings: Settings) -> Finding:
-    """Cores for the ranks of this machine and their loader processes."""
+def cores(settings: CheckSettings) -> Finding:
+    """Check that there are cores for the ranks of this machine and their loader processes."""
     usable = len(os.sched_getaffinity(0))
     quota = _cpu_quota()
     shown = f"{usable} of {psutil.cpu_count() or usable} cores"
@@ -116,7 +116,7 @@ def cores(settings: Settings) -> Finding:
 
 
 def _memory_limit() -> tuple[int | None, int]:
-    """Limit and use in bytes of this process's control group, version 2 or 1."""
+    """Return the memory limit and use in bytes of this process's control group, version 2 or 1."""
     for folder, limit, used in (
         (_own_cgroup(""), "memory.max", "memory.current"),
         (CGROUP, "memory.max", "memory.current"),
@@ -129,7 +129,7 @@ def _memory_limit() -> tuple[int | None, int]:
 
 
 def _cpu_quota() -> float | None:
-    """Cores' worth of time that the control group grants."""
+    """Return how many cores' time the control group grants."""
     for folder in (_own_cgroup(""), CGROUP):
         words = _read(folder / "cpu.max").split()
         if len(words) == 2 and words[0].isdigit():
@@ -142,7 +142,7 @@ def _cpu_quota() -> float | None:
 
 
 def _own_cgroup(controller: str) -> Path:
-    """Folder of this process's control group; an empty controller asks for version 2."""
+    """Return the folder of this process's control group; an empty controller asks for version 2."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
@@ -157,7 +157,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _ranks(settings: Settings) -> str:
+def _ranks(settings: CheckSettings) -> str:
     return "1 rank" if settings.local_ranks == 1 else f"{settings.local_ranks} ranks"
 
 

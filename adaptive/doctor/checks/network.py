@@ -1,4 +1,4 @@
-"""The host's name and interfaces, and a real rendezvous of two processes on them."""
+"""Checks of the host's name and network interfaces, and of a real all_reduce of two processes over them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import suppress
 from typing import Any
 
 from adaptive.distributed.interface import GLOO, NCCL, choose_interface, interfaces
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
-from adaptive.doctor.probe import answer, start_script
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
+from adaptive.doctor.programs import answer, start_script
 from adaptive.errors import MachineError
 
 MEET_SECONDS = 60.0
 
 
 def likely_interface() -> str:
-    """The interface to name in a remedy: one that is up and not the loopback, with an address."""
+    """Return the interface to name in a remedy: one that is up and not the loopback, with an address."""
     usable = [name for name, found in interfaces().items() if found and name != "lo"]
     real = [name for name in usable if not name.startswith(("docker", "br-", "veth"))]
     return [*real, *usable, "lo"][0]
 
 
-def hostname(settings: Settings) -> Finding:
-    """The host's name should lead to an address of this host: gloo listens there if no interface is named."""
+def hostname(settings: CheckSettings) -> Finding:
+    """Check that the host's name leads to an address of this host: gloo listens there if no interface is named."""
     name = socket.gethostname()
     remedy = f"export {GLOO}={likely_interface()}   # or an entry for {name} in /etc/hosts"
     try:
@@ -50,8 +50,8 @@ def _what_is_wrong(found: list[str]) -> str:
     return "" if own & set(found) else "(no address of this host)"
 
 
-def listed_interfaces(_: Settings) -> Finding:
-    """Interfaces that are up; those that the environment names must be among them."""
+def listed_interfaces(_: CheckSettings) -> Finding:
+    """Check that the interfaces that the environment names are up."""
     up = {name: found for name, found in interfaces().items() if found}
     try:
         choose_interface({"MASTER_ADDR": "127.0.0.1", **_named()}, several_hosts=False)
@@ -76,18 +76,18 @@ def free_port() -> int:
 
 
 def reduce_here(backend: str, seconds: float = MEET_SECONDS) -> dict[str, Any]:
-    """Let two processes of this machine meet on the loopback and reduce; ``error`` says what went wrong."""
+    """Time an all_reduce of two processes of this machine over the loopback; ``error`` says what went wrong."""
     port = str(free_port())
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
     choose_interface(environment, several_hosts=False)
     words = [(backend, "127.0.0.1", port, str(i), "2", str(i), str(seconds)) for i in range(2)]
-    began = [start_script("collective_probe.py", *ones, environment=environment) for ones in words]
+    began = [start_script("collective_probe", *ones, environment=environment) for ones in words]
     found = [answer(process.wait(seconds + 30)) for process in began]
     return next((one for one in found if "error" in one), found[0])
 
 
-def gloo(_: Settings) -> Finding:
-    """Two processes meet and reduce over gloo, on the interface that training would take here."""
+def gloo(_: CheckSettings) -> Finding:
+    """Check that two processes can all_reduce over gloo, on the interface that training would take here."""
     remedy = f"export {GLOO}={likely_interface()}"
     try:
         chosen = choose_interface({"MASTER_ADDR": "127.0.0.1", **_named()}, several_hosts=False)

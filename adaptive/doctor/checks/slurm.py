@@ -1,19 +1,19 @@
-"""Slurm: its programs and controller, partitions, requeueing, and the job that this runs in."""
+"""Checks of Slurm: its programs and controller, partitions, requeueing, and the job that this runs in."""
 
 from __future__ import annotations
 
 import re
 import shutil
 
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, skipped, warning
-from adaptive.doctor.probe import run_program
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, skipped, warning
+from adaptive.doctor.programs import run_program
 
 PROGRAMS = ("sbatch", "srun", "scontrol")
 SECONDS = 10.0
 
 
-def _absent(settings: Settings) -> Finding | None:
-    """Why Slurm cannot be asked, if so."""
+def _absent(settings: CheckSettings) -> Finding | None:
+    """Return why Slurm cannot be asked, or None."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     inside = "SLURM_JOB_ID" in settings.environment
     if len(missing) == len(PROGRAMS) and not inside:
@@ -24,8 +24,8 @@ def _absent(settings: Settings) -> Finding | None:
     return None
 
 
-def _ask(settings: Settings, *words: str) -> str | Finding:
-    """What scontrol prints, or why it cannot be asked; that is said once, by the check of the controller."""
+def _ask(settings: CheckSettings, *words: str) -> str | Finding:
+    """Return what scontrol prints, or why it cannot be asked, as skipped: the check of the controller reports it."""
     if absent := _absent(settings):
         return skipped(absent.found)
     ended = run_program(["scontrol", *words], SECONDS)
@@ -33,12 +33,12 @@ def _ask(settings: Settings, *words: str) -> str | Finding:
 
 
 def _records(text: str) -> list[dict[str, str]]:
-    """Fields of the lines that scontrol prints with -o."""
+    """Return the fields of the lines that scontrol prints with -o."""
     return [dict(re.findall(r"(?:^| )([A-Za-z:/_]+)=(\S*)", line)) for line in text.splitlines()]
 
 
-def controller(settings: Settings) -> Finding:
-    """Programs on PATH, and a controller that answers."""
+def controller(settings: CheckSettings) -> Finding:
+    """Check that Slurm's programs are on PATH, and that its controller answers."""
     if absent := _absent(settings):
         return absent
     ended = run_program(["scontrol", "ping"], SECONDS)
@@ -50,8 +50,8 @@ def controller(settings: Settings) -> Finding:
     return ok(states)
 
 
-def partitions(settings: Settings) -> Finding:
-    """Partitions with their time limits, and whether their jobs may be preempted."""
+def partitions(settings: CheckSettings) -> Finding:
+    """List partitions with their time limits and preemption; at least one must be up."""
     said = _ask(settings, "-o", "show", "partition")
     if isinstance(said, Finding):
         return said
@@ -69,8 +69,8 @@ def partitions(settings: Settings) -> Finding:
     return ok(found) if up else warning(f"no partition is up: {found or 'there is none'}", "sinfo -R")
 
 
-def requeue(settings: Settings) -> Finding:
-    """Whether jobs may be queued again, which continues a preempted run."""
+def requeue(settings: CheckSettings) -> Finding:
+    """Check that jobs may be queued again, which continues a preempted run."""
     said = _ask(settings, "show", "config")
     if isinstance(said, Finding):
         return said
@@ -81,8 +81,8 @@ def requeue(settings: Settings) -> Finding:
     return ok(f"jobs are requeued (JobRequeue {config.get('JobRequeue', '?')}), {times}")
 
 
-def job(settings: Settings) -> Finding:
-    """The environment of the job that this runs in: ranks as Slurm has them, no more tasks than GPUs."""
+def job(settings: CheckSettings) -> Finding:
+    """Check the environment of the job that this runs in: ranks as Slurm has them, no more tasks than GPUs."""
     given = settings.environment
     if "SLURM_JOB_ID" not in given:
         return skipped("not inside a job")
@@ -107,8 +107,8 @@ def job(settings: Settings) -> Finding:
     return ok(f"job {number}: {given.get('SLURM_NTASKS', '1')} tasks on {nodes} nodes, {gpus or 'no'} GPUs on this one")
 
 
-def expected_hosts(settings: Settings) -> dict[int, str]:
-    """Which node srun started each rank on, as far as Slurm says; empty elsewhere."""
+def expected_hosts(settings: CheckSettings) -> dict[int, str]:
+    """Return the node on which srun started each rank, as far as Slurm says; empty elsewhere."""
     given = settings.environment
     nodes = given.get("SLURM_STEP_NODELIST", "")
     tasks: list[int] = []

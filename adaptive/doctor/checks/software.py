@@ -1,4 +1,4 @@
-"""Python, packages, and what DeepSpeed compiles at its first start."""
+"""Checks of Python, packages, and the operator that DeepSpeed compiles at its first start."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from adaptive.doctor.finding import Check, Finding, Settings, error, ok, warning
-from adaptive.doctor.probe import answer, run_program, start_script
+from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
+from adaptive.doctor.programs import answer, run_program, start_script
 from adaptive.files import code_root
 from adaptive.training.engine.operators import lock_age, lock_state
 
@@ -31,12 +31,12 @@ PROBE_SECONDS = 120.0  # importing torch alone takes half a minute from a busy f
 
 @lru_cache(maxsize=1)
 def torch_facts() -> dict[str, Any]:
-    """What torch says of itself and the GPUs, asked once, in a process of its own; ``error`` if it does not answer."""
-    return answer(start_script("torch_probe.py").wait(PROBE_SECONDS))
+    """Return what `torch_probe` finds, asked once; ``error`` says why torch does not answer."""
+    return answer(start_script("torch_probe").wait(PROBE_SECONDS))
 
 
-def python(_: Settings) -> Finding:
-    """The interpreter's version."""
+def python(_: CheckSettings) -> Finding:
+    """Check the interpreter's version."""
     try:
         wanted = metadata.metadata(OWN)["Requires-Python"]
     except metadata.PackageNotFoundError:
@@ -47,8 +47,8 @@ def python(_: Settings) -> Finding:
     return ok(here)
 
 
-def packages(_: Settings) -> Finding:
-    """Installed versions against setup.py, and packages that are there twice."""
+def packages(_: CheckSettings) -> Finding:
+    """Check installed versions against setup.py, and that no package is installed twice."""
     needed = [Requirement(line) for line in _requirements()]
     needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong, names = [], {canonicalize_name(one.name): one for one in needed}
@@ -74,7 +74,7 @@ def packages(_: Settings) -> Finding:
 
 
 def _requirements() -> list[str]:
-    """What setup.py asks for: of a checkout as it is now, which may be newer than the installation's metadata."""
+    """Return what setup.py asks for: a checkout's may be newer than the installation's metadata."""
     setup = code_root() / "setup.py"
     if setup.is_file():
         for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))):
@@ -88,7 +88,7 @@ def _extras(one: Requirement) -> str:
 
 
 def _twice(names: dict[Any, Requirement]) -> dict[Any, list[str]]:
-    """Needed packages with more than one installation on the path, and where."""
+    """Return the needed packages with more than one installation on the path, and where these are."""
     places = defaultdict(set)
     for found in metadata.distributions():
         name = canonicalize_name(found.metadata["Name"] or "")
@@ -98,8 +98,8 @@ def _twice(names: dict[Any, Requirement]) -> dict[Any, list[str]]:
     return {name: sorted(where) for name, where in places.items() if len(where) > 1}
 
 
-def torchvision(_: Settings) -> Finding:
-    """An operator of torchvision, which fails if it was built for another torch."""
+def torchvision(_: CheckSettings) -> Finding:
+    """Check an operator of torchvision, which fails if it was built for another torch."""
     facts = torch_facts()
     remedy = "pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
     if "error" in facts:
@@ -109,8 +109,8 @@ def torchvision(_: Settings) -> Finding:
     return ok(f"torch {facts['torch']} and torchvision {facts['torchvision']} work together")
 
 
-def deepspeed(_: Settings) -> Finding:
-    """Import it, in a process of its own, and ask for its accelerator."""
+def deepspeed(_: CheckSettings) -> Finding:
+    """Check that DeepSpeed can be imported, in a process of its own, and which accelerator it finds."""
     script = (
         "import deepspeed; from deepspeed.accelerator import get_accelerator as a; "
         "print(deepspeed.__version__, a()._name)"
@@ -123,8 +123,8 @@ def deepspeed(_: Settings) -> Finding:
     return ok(f"deepspeed {version} on {accelerator}{f' (DS_ACCELERATOR={forced})' if forced else ''}")
 
 
-def compiler(_: Settings) -> Finding:
-    """Ninja and a C++ compiler on PATH."""
+def compiler(_: CheckSettings) -> Finding:
+    """Check that ninja and a C++ compiler are on PATH."""
     if shutil.which("ninja") is None:
         beside = Path(sys.prefix) / "bin"
         there = (beside / "ninja").exists()
@@ -143,7 +143,7 @@ def compiler(_: Settings) -> Finding:
 
 
 def extensions_folders() -> list[Path]:
-    """Where torch keeps compiled operators; without TORCH_EXTENSIONS_DIR one folder per Python and CUDA version."""
+    """Return where torch keeps compiled operators; without TORCH_EXTENSIONS_DIR one folder per Python and CUDA."""
     if root := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return [Path(root)]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
@@ -155,8 +155,8 @@ def _compiled() -> bool:
     return any(path for folder in extensions_folders() for path in folder.glob(f"{OPERATOR}*/{OPERATOR}*.so"))
 
 
-def extensions(_: Settings) -> Finding:
-    """The folder of compiled operators: may be written, what is in it, no lock that nobody holds."""
+def extensions(_: CheckSettings) -> Finding:
+    """Check that the folder of compiled operators can be written and holds no lock that a killed process left."""
     for folder in extensions_folders():
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -174,7 +174,7 @@ def extensions(_: Settings) -> Finding:
 
 
 def _lock_problem(lock: Path) -> Finding | None:
-    """Tell a lock that is held, or that a killed process has left, from one that means nothing."""
+    """Return the warning about a lock that is held or was left by a killed process, or None."""
     state, age = lock_state(lock), lock_age(lock) or 0.0
     if state == "held":
         return warning(f"{lock} is held: another process compiles", f"fuser -v {lock}   # who; wait for its end")

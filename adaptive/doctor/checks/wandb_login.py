@@ -1,4 +1,4 @@
-"""W&B: a key, and a server that takes it. Training goes on without either, so nothing here is an error."""
+"""Checks of the W&B login: a key, and a server that accepts it. Training works without, so nothing is an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import urllib.error
 import urllib.request
 
-from adaptive.doctor.finding import Check, Finding, Settings, ok, skipped, warning
+from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, skipped, warning
 from adaptive.tracking.wandb_server import find_key, server
 
 SECONDS = 8.0
@@ -19,8 +19,8 @@ def _mode() -> str:
     return os.environ.get("WANDB_MODE", "").lower()
 
 
-def login(_: Settings) -> Finding:
-    """A key in the environment or in the netrc file."""
+def login(_: CheckSettings) -> Finding:
+    """Check for a key in the environment or in the netrc file."""
     if _mode() in ("offline", "disabled", "dryrun"):
         return ok(f"WANDB_MODE={_mode()}: no login needed")
     key, where = find_key(server())
@@ -31,8 +31,8 @@ def login(_: Settings) -> Finding:
     return ok(f"a key for {server()} in {where}")
 
 
-def answers(_: Settings) -> Finding:
-    """Whether the server answers, and knows the key."""
+def answers(_: CheckSettings) -> Finding:
+    """Check that the server answers, and knows the key."""
     if _mode() in ("offline", "disabled", "dryrun"):
         return skipped(f"WANDB_MODE={_mode()}: no server needed")
     key, where = find_key(server())

@@ -1,4 +1,4 @@
-"""Running the doctor's checks on this machine, and telling what they found."""
+"""Choose and run the doctor's checks on this machine, and print their findings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict
 from rich.console import Console
 
 from adaptive.doctor.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
-from adaptive.doctor.finding import Check, Finding, Settings, run_check
-from adaptive.doctor.table import print_findings
+from adaptive.doctor.finding import Check, CheckSettings, Finding, run_check
+from adaptive.doctor.findings_table import print_findings
 from adaptive.errors import UsageError, nearest
 
 
 def all_checks() -> list[Check]:
-    """Every check of one machine, in the order of the table."""
+    """Return every check of one machine, in the order of the table."""
     modules = (software, gpu, machine, network, disk, dataset, slurm, wandb_login)
     return [check for module in modules for check in module.CHECKS]
 
@@ -39,7 +39,9 @@ def choose(only: str | None, quick: bool, with_data: bool) -> list[Check]:
     return [check for check in checks if (with_data or check.group != "data") and not (quick and check.slow)]
 
 
-def run_all(checks: list[Check], settings: Settings, tell: Callable[[Finding], None] | None = None) -> list[Finding]:
+def run_all(
+    checks: list[Check], settings: CheckSettings, tell: Callable[[Finding], None] | None = None
+) -> list[Finding]:
     """Run checks one after another; on a terminal their names are shown meanwhile."""
     findings = []
     console = Console(stderr=True)
@@ -65,5 +67,5 @@ def report(findings: list[tuple[str, Finding]], nodes: list[str], as_json: bool)
 
 
 def named(node: str, findings: list[Finding]) -> list[tuple[str, Finding]]:
-    """Findings with the name of their node."""
+    """Return findings with the name of their node."""
     return [(node, finding) for finding in findings]

@@ -6,7 +6,7 @@ import pytest
 from adaptive.config.sections import DataConfig
 from adaptive.data.reading.order import epoch_order, locate, rank_batches
 from adaptive.errors import DataError
-from adaptive.planning.data import Shards, resume_cost, simulate_epoch
+from adaptive.planning.data_plan import Shards, resume_cost, simulate_epoch
 
 COUNTS = (40, 13, 27, 55, 8, 31, 60, 19, 22, 45)
 SHARDS = Shards(COUNTS, tuple(1000 * n for n in COUNTS))

@@ -1,4 +1,4 @@
-"""The figure of `adaptive plan --simulate`."""
+"""The figure of ``adaptive plan --simulate``: efficiency and traffic against the number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would fail when a run starts, found before it is submitted: no rank, no GPU and no process group is needed."""
+"""The checks that a run makes at its start, made before it is submitted: without ranks, GPU or process group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptive.training.checkpoints.store import CheckpointStore
 
 @dataclass(frozen=True)
 class CheckedPlan:
-    """A configuration that passed, and what was built on the way."""
+    """A configuration that passed its checks, and what they built: batch sizes, dataset index, network."""
 
     config: Config
     nodes: int

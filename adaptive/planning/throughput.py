@@ -1,4 +1,4 @@
-"""Images per second of one rank that trains alone on this machine, on noise: no dataset and no other rank needed."""
+"""The training throughput of one rank on this machine, measured on noise, without a dataset or other ranks."""
 
 from __future__ import annotations
 

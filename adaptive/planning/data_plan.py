@@ -1,4 +1,4 @@
-"""The data plan of `adaptive.data.reading.order` run through for any number of ranks, without reading anything."""
+"""How an epoch's samples and shards spread over ranks, nodes and loader processes, computed without reading data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptive.data.shards.index import SplitInfo
 
 @dataclass(frozen=True)
 class Shards:
-    """Samples and bytes of every shard of a split."""
+    """The number of samples and the bytes of every shard of a split."""
 
     counts: tuple[int, ...]
     bytes: tuple[int, ...]
@@ -40,7 +40,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """One epoch of one world size.
+    """What ranks, loader processes and nodes read in one epoch, for one number of ranks.
 
     Attributes:
         world: ranks.
@@ -69,15 +69,15 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class ResumeCost:
-    """What continuing in mid-epoch takes.
+    """What continuing a run in the middle of an epoch costs.
 
     Attributes:
         step: the step it continues from.
         skipped: samples of the epoch that are already done; none of them is read again.
-        shards_passed: shards that lie wholly behind.
+        shards_passed: shards whose samples are all done.
         shards_reopened: shards whose headers every reader scans anew: those of the step's windows.
         bytes_refetched: their bytes, which a node without a cache reads again.
-        seconds: to compute the epoch's order and this place in it, measured here.
+        seconds: to compute the epoch's order and this position in it, measured here.
     """
 
     step: int
@@ -92,7 +92,7 @@ def simulate_epoch(
     shards: Shards, data: DataConfig, seed: int, global_batch: int, micro_batch: int, world: int, ranks_per_node: int,
     epoch: int = 0,
 ) -> DataPlan:  # fmt: skip
-    """Run through one epoch for every rank (raises as `adaptive.data.reading.order` does).
+    """Compute one epoch's data plan, for all ranks at once (raises as `adaptive.data.reading.order` does).
 
     A rank's micro batch m of a global batch lies in the slots [(m * world + rank) * micro_batch, + micro_batch), and
     loader process w of n makes every n-th of its micro batches. A shard is opened once by whoever reads from it.
@@ -131,35 +131,35 @@ def simulate_epoch(
 
 
 def window_bytes(shards: Shards, data: DataConfig, seed: int, global_batch: int, epoch: int = 0) -> int:
-    """Return the most bytes of shards that a global batch reads from at a time, and fetches ahead of it."""
+    """Return the most bytes of shards that one global batch reads from or prefetches."""
     schedule = _schedule(shards, data, seed, global_batch)
     window = data.shuffle_window
-    ahead = window if data.cache_ahead is None else data.cache_ahead
+    prefetch = window if data.cache_ahead is None else data.cache_ahead
     sizes = np.asarray(shards.bytes, dtype=np.int64)
-    order = np.array([schedule.shard(epoch * len(sizes) + place) for place in range(len(sizes))])
+    order = np.array([schedule.shard(epoch * len(sizes) + position) for position in range(len(sizes))])
     ends = np.cumsum(sizes[order])
     most = 0
     for step in range(shards.images // global_batch):
         first, end = schedule.needs(epoch * (shards.images // global_batch) + step)
-        first, end = first - epoch * len(sizes), min(end - epoch * len(sizes) + ahead, len(sizes))
+        first, end = first - epoch * len(sizes), min(end - epoch * len(sizes) + prefetch, len(sizes))
         most = max(most, int(ends[end - 1] - (ends[first - 1] if first else 0)))
     return most
 
 
 def resume_cost(shards: Shards, data: DataConfig, seed: int, global_batch: int, share: float = 0.5) -> ResumeCost:
-    """Return what it takes to go on after ``share`` of the first epoch's steps."""
+    """Return the cost of continuing after ``share`` of the first epoch's steps."""
     began = time.perf_counter()
     epoch_order(shards.counts, seed, 0, data.shuffle_window)
     schedule = _schedule(shards, data, seed, global_batch)
     step = int(steps_per_epoch(shards.images, global_batch) * share)
     first, end = schedule.needs(step)
     seconds = time.perf_counter() - began
-    again = [schedule.shard(place) for place in range(first, end)]
+    again = [schedule.shard(position) for position in range(first, end)]
     return ResumeCost(step, step * global_batch, first, end - first, sum(shards.bytes[s] for s in again), seconds)
 
 
 def _schedule(shards: Shards, data: DataConfig, seed: int, global_batch: int) -> TrainSchedule:
-    # Places in the sequence of shards are those of the global batch: the same for every rank and world size.
+    # Positions in the order of shards are the global batch's: the same for every rank and world size.
     return TrainSchedule(list(shards.counts), seed, data.shuffle_window, global_batch, global_batch, 0, 1, 1)
 
 

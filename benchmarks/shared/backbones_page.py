@@ -44,7 +44,7 @@ What passing means, in the order of the steps, with 10 classes and random weight
 Columns: *side* of the images in pixels, small on purpose, for speed; *exits after* names the modules after which the
 early exits branch off, the last exit being the model's own end; *parameters* and *GMACs* (multiply-adds) are the whole
 network's at that side, heads and links included; *shares* are the early exits' costs as shares of the last one's, and
-*off* is their largest distance from equal shares; *tensors* counts what crosses each branching point; *differs* is the
+*off* is their largest distance from equal shares; *tensors* counts what crosses each branch point; *differs* is the
 largest difference in step 6 as a share of the largest logit; *s* are the seconds of all steps. A file with a * is
 shrunk by arguments that stand below the table.
 """

@@ -1,4 +1,4 @@
-"""What `adaptive plan` prints, as tables and as plain values for JSON."""
+"""A plan, and a simulation, as printed tables and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from adaptive.planning.data import resume_cost
+from adaptive.planning.data_plan import resume_cost
 from adaptive.planning.plan import GIB, Plan
 from adaptive.planning.simulation import Scaling, ScalingRow, Stop
 from adaptive.reporting.tables import human, print_table
@@ -20,7 +20,7 @@ HOST = "in the machine's memory"
 def plan_as_dict(
     plan: Plan, rate: float | None, source: str, limit: int | None, warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything that `print_plan` shows, in images, seconds and bytes."""
+    """Return everything that `print_plan` shows, in images, seconds and bytes."""
     batch, memory = plan.checked.batch, plan.memory
     times = _times(plan, rate)
     return {
@@ -57,7 +57,7 @@ def plan_as_dict(
 
 
 def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, warnings: Sequence[str]) -> None:
-    """Print the plan."""
+    """Print the plan as lines and tables, with its warnings."""
     batch, config = plan.checked.batch, plan.checked.config
     print(
         f"batch: {batch.world} rank(s) x {batch.micro_batch} images x {batch.accumulation} accumulated = "
@@ -125,7 +125,7 @@ def _print_traffic(plan: Plan) -> None:
 
 
 def simulation_as_dict(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequence[Stop]) -> dict[str, Any]:
-    """Everything that `print_simulation` shows."""
+    """Return everything that `print_simulation` shows."""
     cost = resume_cost(scaling.shards, scaling.config.data, scaling.config.train.seed, _resumed_batch(scaling))
     return {
         "assumptions": {
@@ -169,7 +169,7 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     print(
         f"going on from the middle of an epoch (step {cost.step}): {cost.skipped:,} samples and {cost.shards_passed} "
         f"shards passed over unread, {cost.shards_reopened} shards opened anew by each reader "
-        f"({human(cost.bytes_refetched)}B per node without a cache), {1e3 * cost.seconds:.0f} ms to find the place"
+        f"({human(cost.bytes_refetched)}B per node without a cache), {1e3 * cost.seconds:.0f} ms to find the position"
     )
     for stop in stops:
         how = "train.global_batch as it is" if stop.batch == "fixed" else "batch growing with the ranks"
@@ -262,7 +262,7 @@ def _range(low: int, high: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as a reader counts them: 95 s, 12.5 min, 3.2 h, 4.1 days."""
+    """Return seconds as a reader counts them: 95 s, 12.5 min, 3.2 h, 4.1 days."""
     for size, unit in ((86400, "days"), (3600, "h"), (120, "min")):
         if seconds >= size:
             return f"{seconds / (60 if unit == 'min' else size):.1f} {unit}"

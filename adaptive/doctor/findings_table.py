@@ -1,4 +1,4 @@
-"""One table of findings, of one machine or of many."""
+"""The table of findings that ``adaptive doctor`` prints, of one node or of several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_NAMES = 4
 
 
 def grouped(findings: Sequence[tuple[str, Finding]]) -> list[tuple[list[str], Finding]]:
-    """Join the findings of several nodes: of what is well everywhere one line, else one per different finding."""
+    """Join the nodes' findings into rows: one for a check that is well everywhere, else one per different finding."""
     rows: list[tuple[list[str], Finding]] = []
     for name in dict.fromkeys(finding.name for _, finding in findings):
         same = [(node, finding) for node, finding in findings if finding.name == name]
@@ -27,7 +27,7 @@ def grouped(findings: Sequence[tuple[str, Finding]]) -> list[tuple[list[str], Fi
 
 
 def print_findings(findings: Sequence[tuple[str, Finding]], nodes: Sequence[str]) -> None:
-    """Print the table and its sum."""
+    """Print the table, and how many findings are of each status."""
     from rich.table import Table
     from rich.text import Text
 

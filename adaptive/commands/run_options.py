@@ -1,0 +1,97 @@
+"""Options that the commands on a trained run share (--checkpoint, --device, --data, ...), and what they select."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from adaptive.inference.outputs import Outputs
+    from adaptive.networks.network import AdaptiveNetwork
+    from adaptive.runs import TrainedRun
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that select which weights of a run are taken."""
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a step number")
+    parser.add_argument("--weights", choices=("auto", "plain", "ema"), default="auto", help="auto: ema where kept")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that selects the device."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say how images are read and run."""
+    parser.add_argument("--data", metavar="FOLDER", help="packed dataset or its URL; by default the run's")
+    parser.add_argument("--batch", type=int, help="images per forward pass; by default evaluate.batch of the run")
+    parser.add_argument("--workers", type=int, help="loader processes; by default data.workers of the run")
+    add_device(parser)
+
+
+def check_loading(arguments: argparse.Namespace) -> None:
+    """Refuse sizes that make no sense, before anything is loaded (raises AdaptiveError)."""
+    from adaptive.errors import AdaptiveError
+
+    for name in ("batch", "workers"):
+        value = getattr(arguments, name)
+        if value is not None and value < (name == "batch"):
+            raise AdaptiveError(f"--{name} {value} is too small; give {int(name == 'batch')} or more")
+
+
+def load_run(folder: str, checkpoint: str, weights: str) -> TrainedRun:
+    """Load a run's network, as ``--checkpoint`` and ``--weights`` say (raises CheckpointError)."""
+    from adaptive.runs import load
+
+    return load(folder, checkpoint, {"auto": None, "plain": False, "ema": True}[weights])
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``--device`` names (raises MachineError)."""
+    import torch
+
+    from adaptive.errors import MachineError
+
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise MachineError(f"--device {name}: this machine has no usable GPU; use cpu or auto")
+    return torch.device("cuda" if usable and name != "cpu" else "cpu")
+
+
+def network_for_inference(trained: TrainedRun, device: torch.device) -> AdaptiveNetwork:
+    """Return the run's network on a device, in the memory format that it was trained in."""
+    from adaptive.networks.precision import memory_format
+
+    return trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
+
+
+def split_outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str, flag: str) -> Outputs:
+    """Run every exit over a split, as the options of `add_loading` say.
+
+    Args:
+        trained: the network; it is moved to the device.
+        arguments: of the command.
+        split: its name.
+        flag: flag or key that gave the split, for messages.
+
+    Raises:
+        DataError: no such dataset or split, other classes than the run's, or images that cannot be read.
+        MachineError: no such device.
+    """
+    from adaptive.runs import collect_outputs
+
+    device = choose_device(arguments.device)
+    return collect_outputs(trained, split, arguments.data, arguments.batch, arguments.workers, device, flag)
+
+
+def left_out_words(by_kind: Mapping[str, int]) -> str:
+    """Return what to append to a number of images where bad ones are not among them."""
+    from adaptive.data.faults import counted
+
+    if not by_kind:
+        return ""
+    return f"; {sum(by_kind.values())} bad ones left out ({counted(by_kind)})"
