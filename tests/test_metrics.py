@@ -1,8 +1,17 @@
+import io
+import tarfile
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from adaptive.config.sections import DataConfig
+from adaptive.data.packing.pack import pack
+from adaptive.data.shards.index import ShardInfo, SplitInfo, load_index, write_index
+from adaptive.files import file_sha256
 from adaptive.metrics import ExitMeter, exit_records
+from tests.helpers.ranks import run_ranks
 
 
 def test_counts_are_exact_and_padding_is_left_out() -> None:
@@ -51,3 +60,63 @@ def test_record_keys_name_exits_from_one() -> None:
     records = exit_records(meter.reduce(lambda t: t), "val")
     assert records["val/exit_1/top1"] == records["val/exit_2/agreement"] == 100.0
     assert "val/exit_0/top1" not in records
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test images in shards of 131, 130, 38 and 1."""
+    folder = tmp_path_factory.mktemp("uneven") / "digits"
+    pack("builtin:digits", folder, workers=1, progress=False)
+    index = load_index(folder)
+    (shard,) = index.split("test").shards
+    with tarfile.open(folder / shard.name) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    each = len(members) // 300  # an image, its label and what else there is
+    shards, start = [], 0
+    for number, count in enumerate((131, 130, 38, 1)):
+        path = folder / f"uneven-{number}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, content in members[each * start : each * (start + count)]:
+                tar.addfile(member, io.BytesIO(content))
+        start += count
+        shards.append(ShardInfo(name=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path)))
+    write_index(folder, index.classes, index.splits | {"test": SplitInfo(shards=shards, count=start)})
+    assert start == 300
+    return folder
+
+
+def measured(folder: Path, workers: int) -> tuple[int, float, list[int]]:
+    """Measure a classifier that knows the labels of every second class; returns the totals and this rank's ids."""
+    from adaptive.data.reading.stream import EvaluationStream
+    from adaptive.distributed.ranks import find_ranks
+    from adaptive.metrics import measure_exits
+    from adaptive.training.engine.group import all_reduce, init_distributed
+
+    ranks = find_ranks()
+    init_distributed(60)
+    stream = EvaluationStream(
+        load_index(folder), folder, "test", DataConfig(path=str(folder), image_size=8),
+        batch=17, rank=ranks.rank, world=ranks.world, workers=workers,
+    )  # fmt: skip
+    batches = list(stream)
+    labels = iter(batches)
+
+    def forward(images: torch.Tensor) -> list[torch.Tensor]:
+        wanted = next(labels).labels.clamp(min=0)
+        return [F.one_hot(wanted - wanted % 2, 10).float() * 9]
+
+    found = measure_exits(forward, batches, 1, torch.device("cpu"), stream.total, all_reduce)
+    return found.samples, found.top1[0], [i for batch in batches for i in batch.ids.tolist() if i >= 0]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 5])  # five: more than there are shards
+def test_totals_are_the_datasets_size_on_any_number_of_ranks(uneven: Path, world: int, workers: int) -> None:
+    outcomes = run_ranks(measured, world, uneven, workers)
+    assert {samples for samples, _, _ in outcomes} == {300}
+    assert len({top1 for _, top1, _ in outcomes}) == 1
+    assert sorted(i for _, _, ids in outcomes for i in ids) == list(range(300))
+    alone = run_ranks(measured, 1, uneven, 0)[0]
+    assert outcomes[0][1] == alone[1]
+    assert 40 < alone[1] < 60

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from adaptive.errors import ConfigError
-from adaptive.training.losses.exit_weights import StepWeights, resolve_exit_weights
+from adaptive.training.losses.exit_weights import StepWeights, drop_factors, resolve_exit_weights
 from adaptive.training.phases import plan_phase
 from tests.training.setups import config
 
@@ -44,3 +45,22 @@ def test_a_phase_counts_its_warm_up_from_its_own_first_step() -> None:
 def test_a_backbone_phase_keeps_to_its_last_exit() -> None:
     tree = config("x", train={"exit_weights": "linear_up"}, phases=[{"epochs": 1, "learn": "backbone"}])
     assert plan_phase(tree, tree.phases[0], 3).exit_weights == [0.0, 0.0, 1.0]
+
+
+def test_the_expected_factor_is_one_and_the_last_exit_always_counts() -> None:
+    draws = np.array([drop_factors(4, 0.3, seed=1, step=step) for step in range(4000)])
+    assert set(np.unique(draws[:, :3])) == {0.0, 1 / 0.7}
+    assert (draws[:, 3] == 1).all()
+    # The standard error of the mean is sqrt(0.3 / 0.7 / 4000), about 0.01.
+    assert draws.mean(0) == pytest.approx([1, 1, 1, 1], abs=0.05)
+    dropped = draws[:, :3] == 0
+    assert abs(np.corrcoef(dropped.T) - np.eye(3)).max() < 0.08  # exits are drawn independently
+
+
+def test_which_exits_drop_is_a_function_of_seed_and_step() -> None:
+    assert drop_factors(5, 0.5, 7, 11) == drop_factors(5, 0.5, 7, 11)
+    assert len({tuple(drop_factors(8, 0.5, seed, step)) for seed in range(4) for step in range(10)}) > 30
+
+
+def test_without_early_exits_there_is_nothing_to_drop() -> None:
+    assert drop_factors(1, 0.9, 0, 0) == [1.0]
