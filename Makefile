@@ -1,5 +1,6 @@
 # make quickstart  sets everything up and trains a first adaptive network on real images, on two CPU ranks
-# make test        lint, types and all tests
+# make test        lint, types, and the tests of every path through the code: at most 10 minutes on 2 cores
+# make test-all    the same with every backbone family, recipe, kill and reference configuration
 # make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
 # make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
 # make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 # DeepSpeed's compiled operator belongs to this environment: two environments that share a cache rebuild it in turns.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: quickstart setup test lint types unit bench bench-inference ablation backbones clean
+.PHONY: quickstart setup test test-all lint types unit unit-all unit-full bench bench-inference ablation backbones clean
 
 quickstart: setup
 	@test -f data/digits/index.json || $(BIN)/adaptive pack builtin:digits data/digits
@@ -48,6 +49,8 @@ $(VENV)/ready: setup.py constraints.txt
 
 test: lint types unit
 
+test-all: lint types unit-all
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,8 +60,18 @@ types: setup
 	$(BIN)/mypy
 
 # In the files' own order: the long ones (chaos, cluster) begin, and do not keep one worker busy alone at the end.
+PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -p tests.helpers.second_try \
+	-n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
 unit: setup
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
+	$(PYTEST) -m "not full" $(PYTEST_ARGUMENTS)
+
+unit-all: setup
+	$(PYTEST) $(PYTEST_ARGUMENTS)
+
+# What test-all has beyond test.
+unit-full: setup
+	$(PYTEST) -m full $(PYTEST_ARGUMENTS)
 
 bench: setup
 	$(BIN)/python benchmarks/suite.py $(if $(PARTS),--only $(PARTS)) $(if $(SOURCE),--source "$(SOURCE)")
