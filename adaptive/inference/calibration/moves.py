@@ -1,4 +1,7 @@
-"""Moves of the search: all thresholds of one exit, or of two, at once, with the others held."""
+"""Moves of the search: all thresholds of one exit, or of two, at once, with the others held.
+
+docs/inference.md works one move of two thresholds through with numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""The pages of docs/ say what is: their code prints what they show, links lead somewhere, commands are commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from adaptive.commands.main import COMMANDS, INTERMIXED, _parse_intermixed, build_parser
+from tests.docs.pages import PAGES, blocks, run_python
+from tests.helpers.locations import REPOSITORY
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = [("cutting.md", ""), ("inference.md", "### How the search moves two thresholds at once")]
+
+
+@pytest.mark.parametrize(("page", "heading"), CODE, ids=lambda value: value.split(" ")[0])
+def test_code_prints_what_the_page_shows(page: str, heading: str) -> None:
+    results = run_python(blocks(page, heading))
+    assert any(shown for _, shown in results)
+    for printed, shown in results:
+        assert printed == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [link.split("#")[0] for link in LINK.findall(page.read_text()) if "://" not in link]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_links_to_headings_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in LINK.findall(page.read_text()):
+            path, _, heading = link.partition("#")
+            if heading and "://" not in link:
+                target = (page.parent / path).read_text() if path else page.read_text()
+                headings = re.findall(r"^#+ (.*)$", target, re.MULTILINE)
+                assert heading in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (REPOSITORY / "docs" / "README.md").read_text()
+    pages = [str(p.relative_to(REPOSITORY / "docs")) for p in REPOSITORY.glob("docs/**/*.md") if p.name != "README.md"]
+    assert [page for page in pages if f"]({page})" not in index] == []
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every line of a code block that calls ``adaptive``, with its words."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                called = re.search(r"(?:^|\s)(?:python -m )?adaptive (.*)", line.removeprefix("$ "))
+                if called and called[1].split(" ")[0] in COMMANDS:
+                    found.append((f"{page.name}: {line}", shlex.split(called[1], comments=True)))
+    return found
+
+
+def test_commands_are_taken_by_the_command_line() -> None:
+    calls = commands()
+    assert len(calls) > 50
+    refused = []
+    for line, (command, *words) in calls:
+        try:
+            if command in INTERMIXED:
+                _parse_intermixed(command, words)
+            else:
+                build_parser(command).parse_args([command, *words])
+        except SystemExit as error:
+            refused += [line] if error.code else []
+    assert refused == []
