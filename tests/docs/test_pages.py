@@ -1,6 +1,7 @@
 """The pages of docs/ say what is: their code prints what they show, links lead somewhere, commands are commands."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def test_every_page_is_in_the_index() -> None:
     index = (REPOSITORY / "docs" / "README.md").read_text()
     pages = [str(p.relative_to(REPOSITORY / "docs")) for p in REPOSITORY.glob("docs/**/*.md") if p.name != "README.md"]
     assert [page for page in pages if f"]({page})" not in index] == []
+
+
+def test_interface_page_is_up_to_date() -> None:
+    page = runpy.run_path(str(REPOSITORY / "docs" / "generate_api.py"))["page"]
+    assert (REPOSITORY / "docs/reference/api.md").read_text() == page(), "run: python docs/generate_api.py"
 
 
 def commands() -> list[tuple[str, list[str]]]:
