@@ -1,5 +1,6 @@
 """The pages of docs/ say what is: their code prints what they show, links lead somewhere, commands are commands."""
 
+import ast
 import re
 import runpy
 import shlex
@@ -10,6 +11,7 @@ import pytest
 from adaptive.commands.main import COMMANDS, INTERMIXED, _parse_intermixed, build_parser
 from tests.docs.pages import PAGES, blocks, run_python
 from tests.helpers.locations import REPOSITORY
+from tests.test_architecture import FLOORS
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = [("cutting.md", ""), ("inference.md", "### How the search moves two thresholds at once")]
@@ -43,6 +45,37 @@ def test_every_page_is_in_the_index() -> None:
     index = (REPOSITORY / "docs" / "README.md").read_text()
     pages = [str(p.relative_to(REPOSITORY / "docs")) for p in REPOSITORY.glob("docs/**/*.md") if p.name != "README.md"]
     assert [page for page in pages if f"]({page})" not in index] == []
+
+
+def names_of(path: Path) -> set[str]:
+    """What a module defines, with the methods of its classes as Class.method."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+            found |= {f"{node.name}.{part.name}" for part in ast.walk(node) if isinstance(part, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign):
+            found |= {ast.unparse(target) for target in node.targets}
+    return found
+
+
+def test_architecture_names_what_is_there() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text()
+    named = [(path, re.split(r",\s+", names)) for path, names in re.findall(r"`([\w/]+\.py):\s+([\w.,\s]+)`", text)]
+    assert len(named) > 60
+    defined = {path: names_of(REPOSITORY / "adaptive" / path) for path, _ in named}
+    assert [f"{path}: {name}" for path, names in named for name in names if name not in defined[path]] == []
+    alone = [path for path in re.findall(r"`([a-z][\w/]*(?:\.py|/))`", text) if "NAME" not in path]
+    homes = [REPOSITORY, REPOSITORY / "adaptive", REPOSITORY / "adaptive/training"]
+    assert [path for path in alone if not any((home / path).exists() for home in homes)] == []
+
+
+def test_architecture_draws_the_floors() -> None:
+    drawn = {}
+    for line in next(block.text for block in blocks("architecture.md") if block.language == "text").splitlines():
+        height, *names = line.split()
+        drawn[int(height)] = {name if name == "launcher/" else f"adaptive.{name}" for name in names}
+    assert [{re.sub(r"/$|\.py$", "", name) for name in drawn[height]} for height in range(len(drawn))] == FLOORS
 
 
 def test_interface_page_is_up_to_date() -> None:
