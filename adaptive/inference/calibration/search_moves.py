@@ -1,4 +1,7 @@
-"""One step of the threshold search: try all thresholds of one exit, or of two at once, with the others held."""
+"""One step of the threshold search: try all thresholds of one exit, or of two at once, with the others held.
+
+docs/inference.md works one step of two thresholds through with numbers.
+"""
 
 from __future__ import annotations
 
