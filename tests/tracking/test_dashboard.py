@@ -157,7 +157,7 @@ def test_a_server_that_falls_silent_later_bounds_the_end(run_folder, server, mon
     monkeypatch.setenv("WANDB_BASE_URL", url)
     dashboard = open_in(run_folder, "online")
     dashboard._limit = 10
-    dashboard._link.settimeout(10)
+    dashboard._socket.settimeout(10)
     train(dashboard, 1, 3)
     process.send_signal(signal.SIGSTOP)
     try:

@@ -128,7 +128,7 @@ def test_the_time_limit_holds(run_folder, server, monkeypatch):
     record(run_folder, (1, 1))
     found = sync(run_folder, 0.01)
     assert found.fault == "not done within 0.01 s; give more with --timeout"
-    assert found.told.startswith(f"{run_folder}: not uploaded: ")
+    assert found.summary.startswith(f"{run_folder}: not uploaded: ")
 
 
 def test_a_run_in_progress_waits(run_folder):
