@@ -70,7 +70,13 @@ def images(net: AdaptiveNetwork, count: int, dtype: torch.dtype = torch.float32)
     return torch.randn(count, 3, net.input_size, net.input_size, generator=generator, dtype=dtype)
 
 
-@pytest.fixture(params=FAMILIES)
+# Families whose cuts differ in kind: what crosses is (N, C, H, W), (N, L, C) or (N, H, W, C); convolutions and
+# BatchNorm; norms in the head; two classifiers; a tensor without a batch that crosses too; two branches that both do.
+# The others are cut as one of these is.
+QUICK = ("resnet", "convnext", "vit", "deit", "swin", "eva", "crossvit")
+
+
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in FAMILIES])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -21,14 +21,21 @@ DATASETS = {"cifar10": ("cifar", 10), "cifar100": ("cifar", 100), "ImageNet": ("
 STEP_MODES = {"even": "even", "lin_grow": "lin_grow", "lg": "lin_grow"}
 
 
-def configurations(file: str) -> list[Any]:
-    """Every configuration in a reference file as a test parameter; a skipped one with the reason without the file."""
+def configurations(file: str, full: tuple[str, ...] = ()) -> list[Any]:
+    """Every configuration in a reference file as a test parameter; a skipped one with the reason without the file.
+
+    Those named in ``full`` are left to ``make test-all``.
+    """
     path = FOLDER / file
     if not path.is_file():
         reason = f"no {path}: set ADAPTIVE_REFERENCE to the folder of the reference numbers"
         return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=reason))]
     entries = json.loads(path.read_text())
-    return [pytest.param(entry, id=name) for name, entry in entries.items() if not name.startswith("_")]
+    return [
+        pytest.param(entry, id=name, marks=[pytest.mark.full] * (name in full))
+        for name, entry in entries.items()
+        if not name.startswith("_")
+    ]
 
 
 def build_msdnet(entry: dict[str, Any], **changes: Any) -> AdaptiveNetwork:
