@@ -16,6 +16,8 @@ TEST_WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 # DeepSpeed's compiled operator belongs to this environment: two environments that share a cache rebuild it in turns.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+# pytest rewrites every test module, and hypothesis: anew in every worker where it may not keep what it wrote.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: quickstart setup test test-all lint types unit unit-all unit-full bench bench-inference ablation backbones clean
 

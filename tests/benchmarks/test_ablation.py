@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -15,12 +21,14 @@ from adaptive.data.reading.stream import TrainStream
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError
 from adaptive.networks.from_config import build_network
+from benchmarks import ablation
 from benchmarks.ablation import main
 from benchmarks.ablation_study import report
 from benchmarks.ablation_study.page import single, spread
 from benchmarks.ablation_study.run import answers, digest, percent, stream
 from benchmarks.ablation_study.settings import Experiment, parts_of, tree
 from benchmarks.shared.gradient_conflict import conflict
+from tests.helpers.ranks import fork_context
 
 VARIANTS = ["sum", "ge+isc+ofa"]
 SEEDS = 2
@@ -30,8 +38,27 @@ SEEDS = 2
 def miniature(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished ablation; its folder holds runs/ and results/."""
     folder = tmp_path_factory.mktemp("ablation")
-    assert main(words(digits, folder)) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ablation, "subprocess", SimpleNamespace(run=run_in_a_fork, STDOUT=subprocess.STDOUT))
+        assert main(words(digits, folder)) == 0
     return folder
+
+
+def run_in_a_fork(words: list[str], stdout: IO[str], stderr: int, env: dict[str, str]) -> SimpleNamespace:
+    """What stands in for a new interpreter, which would import the libraries anew for each of the runs."""
+    process = fork_context().Process(target=_script, args=(words[1:], stdout.name, env))
+    process.start()
+    process.join()
+    return SimpleNamespace(returncode=process.exitcode)
+
+
+def _script(words: list[str], log: str, environment: dict[str, str]) -> None:
+    with Path(log).open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(environment)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def words(digits: Path, folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from adaptive.doctor.checks.network import free_port
 from adaptive.tracking.record import read
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ranks]
 
@@ -60,10 +61,10 @@ class Launched:
                 stdout=log, stderr=log, env=os.environ | {"DS_ACCELERATOR": "cpu"},
             )  # fmt: skip
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = PATIENCE) -> None:
         assert self.process.wait(seconds) == 0, self.log.read_text()[-3000:]
 
-    def kill_when(self, due: Callable[[Path], bool], seconds: float = 240) -> None:
+    def kill_when(self, due: Callable[[Path], bool], seconds: float = PATIENCE) -> None:
         """SIGKILL all processes, the first rank before all others, as soon as ``due``."""
         until = time.monotonic() + seconds
         while not (self.folder / "metrics.jsonl").exists():
@@ -134,7 +135,8 @@ def whole(config: Path, launch: Callable[[Path], Launched]) -> Path:
 
 
 # At ZeRO 2, where the optimizer's state lies in parts on both ranks; other stages stop and go on in test_trainer.
-@pytest.mark.parametrize("moment", [in_mid_epoch, while_saving])
+# Between two saves the ranks of tests/chaos are killed as well, started by a launcher of the tests' own.
+@pytest.mark.parametrize("moment", [pytest.param(in_mid_epoch, marks=pytest.mark.full), while_saving])
 def test_killed_and_started_again(
     moment: Callable[[Path], bool], whole: Path, launch: Callable[[Path], Launched], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import timm
 from adaptive import create_model
 from adaptive.errors import ModelError
 from benchmarks.backbones import PAGE, RESULTS
+from benchmarks.shared import rank_pair
 from benchmarks.shared.backbones_page import Results, page
 from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
 from benchmarks.shared.rank_pair import RankPair
 from benchmarks.shared.whole_way import STEPS
+from tests.helpers.ranks import fork_context
 
 # Convolutions; tokens, distilled; channels last; batch-free and several crossing tensors; weights used twice.
 QUICK = ("test_resnet", "deit_tiny_distilled_patch16_224", "test_mambaout", "pit_ti_224", "efficientvim_m1", "test_vit")
@@ -30,6 +33,12 @@ def test_the_list_has_every_class_of_timm() -> None:
     wrong = {model for key, model in listed.items() if model not in classes[key]}
     assert not wrong, f"not of the class that they stand for: {wrong}"
     assert sum(map(len, classes.values())) > 1000
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pair's processes come from the server that has imported the libraries: each would take seconds to do so."""
+    monkeypatch.setattr(rank_pair, "mp", SimpleNamespace(get_context=lambda _: fork_context()))
 
 
 @pytest.mark.ranks
