@@ -22,8 +22,9 @@ import psutil
 from adaptive.doctor.checks.network import free_port
 from tests.helpers.ranks import fork_context, rank_environment
 from tests.helpers.stacks import stacks
+from tests.helpers.waiting import PATIENCE
 
-END_WITHIN = 60  # seconds that a rank may take to end when its peer is dead and its launcher says so
+END_WITHIN = 120  # seconds that a rank may take to end when its peer is dead and its launcher says so
 
 
 class Life:
@@ -53,7 +54,7 @@ class Life:
         for process in self.ranks:
             process.start()
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
         """Return every rank's exit code (negative: the signal that killed it)."""
         until = time.monotonic() + seconds
         for process in self.ranks:
@@ -66,11 +67,11 @@ class Life:
                 raise AssertionError(f"ranks still ran after {seconds} s:\n{self.tail()}\n{doing}")
         return [process.exitcode for process in self.ranks]
 
-    def finish(self, seconds: float = 240) -> None:
+    def finish(self, seconds: float = PATIENCE) -> None:
         """Wait for a good end."""
         assert self.wait(seconds) == [0] * len(self.ranks), self.tail()
 
-    def until(self, due: Callable[[], bool], seconds: float = 240) -> bool:
+    def until(self, due: Callable[[], bool], seconds: float = PATIENCE) -> bool:
         """Wait for ``due``; False where the run ended before."""
         limit = time.monotonic() + seconds
         while not due():
@@ -100,7 +101,7 @@ class Life:
         for process in self.ranks:
             process.kill()
             process.join()
-        _, left = psutil.wait_procs(processes, timeout=20)
+        _, left = psutil.wait_procs(processes, timeout=END_WITHIN)
         left = [process for process in left if process.status() != psutil.STATUS_ZOMBIE]  # of nobody who would wait
         doing += stacks(left)
         for process in left:

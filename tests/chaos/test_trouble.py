@@ -13,6 +13,7 @@ from adaptive.training.preflight import occupy
 from tests.chaos.runs import Life
 from tests.end_to_end.test_kill_and_resume import without_clocks
 from tests.helpers.disks import small_disk
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
 
@@ -64,7 +65,7 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(number, config, whol
     life = Life(config, folder)
     assert life.until(lambda: life.step >= 7)
     life.send(number, 1)
-    assert life.wait(120) == [75, 75], life.tail()
+    assert life.wait() == [75, 75], life.tail()
     (stopped,) = steps_saved(folder)
     assert 7 <= stopped < EPOCH  # at once, not at the epoch's end
     assert f"after step {stopped} of {END}, saved in" in life.tail()
@@ -78,7 +79,7 @@ def test_a_signal_during_validation_stops_it_and_it_is_made_up_for(config, whole
         life = Life(config, folder)
         assert life.until(lambda life=life, epoch=epoch: life.step >= epoch)
         life.send(signal.SIGUSR1)
-        assert life.wait(120) == [75, 75], life.tail()
+        assert life.wait() == [75, 75], life.tail()
         assert steps_saved(folder)[-1] == epoch
         assert epoch not in validated(folder)
     Life(config, folder).finish()
@@ -105,8 +106,8 @@ def test_a_signal_in_start_up_ends_it_at_once(config, tmp_path):
     time.sleep(1)  # it compiles now, which takes several times as long
     sent = time.monotonic()
     life.send(signal.SIGUSR1)
-    assert life.wait(60) == [75, 75], life.tail()
-    assert time.monotonic() - sent < 20
+    assert life.wait() == [75, 75], life.tail()
+    assert time.monotonic() - sent < 60
     assert "SIGUSR1 before the first step: nothing to save" in life.tail()
 
 
@@ -121,7 +122,7 @@ def test_a_rank_that_stands_still_ends_the_other_with_its_stacks(config, tmp_pat
     life = Life(config, folder, 2, "train.step_timeout=6")
     assert life.until(lambda: life.step >= 3)
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
-    life.ranks[0].join(90)
+    life.ranks[0].join(PATIENCE)
     assert life.ranks[0].exitcode == 70, life.tail()
     assert "rank 0: no heartbeat for 6 s in stage 'step' (train.step_timeout)" in life.tail()
     assert "Thread 0x" in (folder / "stacks-rank-0.txt").read_text()
@@ -131,7 +132,7 @@ def test_a_rank_that_stands_still_ends_the_other_with_its_stacks(config, tmp_pat
 def test_a_rank_that_never_comes_ends_the_other_in_start_up(config, tmp_path):
     life = Life(config, tmp_path / "run", 2, "train.startup_timeout=8")
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
-    life.ranks[0].join(90)
+    life.ranks[0].join(PATIENCE)
     assert life.ranks[0].exitcode == 70, life.tail()
     assert "rank 0: no heartbeat for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
     life.kill()
@@ -142,7 +143,7 @@ def test_a_killed_rank_ends_the_other_with_an_explanation(config, tmp_path):
     life = Life(config, tmp_path / "run")
     assert life.until(lambda: life.step >= 3)
     life.send(signal.SIGKILL, 1)
-    assert life.wait(60) == [69, -signal.SIGKILL], life.tail()
+    assert life.wait() == [69, -signal.SIGKILL], life.tail()
     # A worker of the killed rank may complain that nobody takes its batch.
     said = [line for line in life.tail().splitlines() if not line.startswith("[rank1]")]
     assert any(line.startswith("adaptive train: error: another rank ended or cannot be reached") for line in said)
@@ -152,7 +153,7 @@ def test_a_killed_rank_ends_the_other_with_an_explanation(config, tmp_path):
 def test_no_memory_says_what_to_change(config, tmp_path):
     overrides = ["data.image_size=96", "train.global_batch=1024", "train.checkpointing=false"]
     life = Life(config, tmp_path / "run", 1, *overrides, memory_gib=0.7)
-    assert life.wait(120) == [1]
+    assert life.wait() == [1]
     line = next(line for line in life.tail().splitlines() if "out of memory" in line)
     assert line.startswith("adaptive train: error: out of memory on cpu (")
     assert "GiB" in line
@@ -199,7 +200,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_spares_what_is_there(config, fu
     assert life.until(lambda: steps_saved(folder) != [])
     kept = steps_saved(folder)[-1]
     filling = fill(full_disk)
-    codes = life.wait(120)
+    codes = life.wait()
     assert codes[0] == 1, life.tail()
     assert codes[1] != 0
     assert "checkpoint.max_failed = 2 is reached" in life.tail()

@@ -192,7 +192,7 @@ class Cluster:
         jobs = self.run("squeue", "-h", "-o", "%A").stdout.split()
         if jobs:
             self.run("scancel", *jobs, check=False)
-            self.until(lambda: not self.run("squeue", "-h", "-o", "%A").stdout.split(), 60)
+            self.until(lambda: not self.run("squeue", "-h", "-o", "%A").stdout.split(), START_WITHIN)
         for node in self.nodes:
             dead = self.mc("exec", node, "true", check=False)
             if not dead and self.processes(node, "python"):  # not of a job, or out of Slurm's sight

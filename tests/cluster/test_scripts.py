@@ -91,7 +91,7 @@ def test_the_end_is_noticed_where_srun_waits_for_ever_and_a_cancelled_job_stays_
     [step] = cluster.processes("node1", step_of)
     cluster.on("node1", "kill", "-KILL", str(step))
     (folder / "release").touch()
-    assert cluster.wait(job, 90) == "COMPLETED", tail(folder / "job.log")
+    assert cluster.wait(job) == "COMPLETED", tail(folder / "job.log")
     assert "rank 0 has ended, srun has not noticed: ending it" in (folder / "job.log").read_text()
     assert read_history(folder / "run")[-1]["decision"] == "done"
     assert cluster.wait(cancelled) == "CANCELLED"

@@ -14,6 +14,7 @@ import pytest
 from adaptive.doctor.checks.network import free_port
 from adaptive.jobs.code_version import copy_code
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE
 
 COMMAND = ["-P", "-m", "adaptive"]
 
@@ -27,17 +28,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, source)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=PATIENCE)
     [wheel] = source.glob("*.whl")
     shutil.unpack_archive(wheel, folder, "zip")
     return folder
 
 
-def python(installed: Path, cwd: Path, *words: str | Path, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def python(installed: Path, cwd: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, *map(str, words)]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -85,9 +86,7 @@ def test_a_job_is_frozen_from_it(installed: Path, tmp_path: Path, config_file: P
 def test_torchrun_trains_without_a_checkout(installed: Path, tmp_path: Path, config_file: Path) -> None:
     ranks = ["-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     run = tmp_path / "run"
-    done = python(
-        installed, tmp_path, *ranks, "-m", "adaptive", "train", config_file, f"train.run_folder={run}", seconds=300
-    )
+    done = python(installed, tmp_path, *ranks, "-m", "adaptive", "train", config_file, f"train.run_folder={run}")
     assert done.returncode == 0, done
     assert f"trained: {run}" in done.stdout
     [origin] = [json.loads(line) for line in (run / "environment.jsonl").read_text().splitlines()]

@@ -19,6 +19,7 @@ from adaptive.doctor.checks.network import free_port
 from tests.helpers.commands import Forks, start_command
 from tests.helpers.disks import small_disk
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU is no wrong input")
 
@@ -325,7 +326,7 @@ def test_two_ranks_say_it_once(config_file: Path, tmp_path: Path) -> None:
             *[str(REPOSITORY / "launcher" / "train.py"), str(config_file), "train.global_batch=65"],
             f"train.run_folder={tmp_path / 'run'}",
         ],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     lines = [line for line in (ended.stdout + ended.stderr).splitlines() if "adaptive train: error" in line]
     assert 1 <= len(lines) <= 2, ended  # the second rank speaks where the launcher takes seconds to end it

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.helpers.waiting import PATIENCE
+
 HEAVY = [
     *(
         "adaptive.commands.train",
@@ -46,7 +48,7 @@ class Ended:
         return lines[0]
 
 
-def start_command(words: list[str], seconds: float = 240, stdin: bytes = b"", **environment: str) -> Ended:
+def start_command(words: list[str], seconds: float = PATIENCE, stdin: bytes = b"", **environment: str) -> Ended:
     """Start the real command in a process of its own."""
     ended = subprocess.run(
         [ADAPTIVE, *words],
@@ -80,7 +82,7 @@ class Forks:
         process.start()
         return Fork(process, prefix)
 
-    def run(self, words: list[str], seconds: float = 240) -> Ended:
+    def run(self, words: list[str], seconds: float = PATIENCE) -> Ended:
         return self.start(words).wait(seconds)
 
 
@@ -89,7 +91,7 @@ class Fork:
     process: BaseProcess
     prefix: str
 
-    def wait(self, seconds: float = 240) -> Ended:
+    def wait(self, seconds: float = PATIENCE) -> Ended:
         self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()

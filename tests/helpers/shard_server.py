@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.helpers.waiting import PATIENCE
+
 
 @dataclass
 class Faulty:
@@ -30,6 +32,7 @@ class ShardServer:
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     slow: float = 0.0  # seconds before every answer
+    hold: threading.Event | None = None  # before every answer, what is waited for
 
     def gets(self) -> dict[str, int]:
         """GET requests by file."""
@@ -70,6 +73,8 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             with state.lock:
                 state.requests.append((self.command, name, self.headers.get("Range")))
             time.sleep(state.slow)
+            if state.hold is not None:
+                state.hold.wait(PATIENCE)
             how = state.fault(name)
             path = state.folder / name
             if how.isdecimal():

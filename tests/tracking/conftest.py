@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adaptive.doctor.checks.network import free_port
+from tests.helpers.waiting import wait_until
 
 KEY = "local" + "0" * 40
 
@@ -37,11 +37,8 @@ def server(tmp_path_factory) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "openwandb", *arguments], stdout=log, stderr=log, cwd=folder)
     try:
-        deadline = time.monotonic() + 30
-        while not answers(port):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.1)
+        wait_until(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()
         yield process, f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGCONT)

@@ -18,15 +18,16 @@ from PIL import Image
 
 from adaptive.config.sections import TrackingConfig
 from adaptive.tracking.dashboard import Dashboard, open_dashboard
+from tests.helpers.waiting import PATIENCE
 from tests.tracking.conftest import KEY
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("isolated")
-LIMIT = 40.0
+LIMIT = 120.0
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         return json.load(answer)
 
 
@@ -135,7 +136,7 @@ def test_a_server_that_refuses_costs_one_warning_and_a_bounded_wait(run_folder, 
     train(dashboard, 1, 100)
     dashboard.summary({"best": 1.0})
     dashboard.finish(0)
-    assert time.monotonic() - begin < 20  # not 4 s for each of the 100
+    assert time.monotonic() - begin < 60  # not 4 s for each of the 100
     [warning] = warnings(caplog)
     assert "W&B is switched off, the run goes on without it (start" in warning
 
@@ -147,7 +148,7 @@ def test_a_server_that_never_answers_costs_one_warning_and_a_bounded_wait(run_fo
         dashboard = open_in(run_folder, "online", limit=4)
         train(dashboard, 1, 100)
         dashboard.finish(0)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 60
     [warning] = warnings(caplog)
     assert "W&B is switched off" in warning
 

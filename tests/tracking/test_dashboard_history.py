@@ -16,7 +16,7 @@ from adaptive.tracking.dashboard import open_dashboard
 from adaptive.tracking.redaction import without_secrets
 from adaptive.tracking.wandb_client import History
 from tests.tracking.offline_files import items, of_kind
-from tests.tracking.test_dashboard import open_in, train, warnings
+from tests.tracking.test_dashboard import LIMIT, open_in, train, warnings
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -135,7 +135,7 @@ def test_secrets_of_urls_and_commands_are_not_sent(run_folder):
     assert shown["model"] == config["model"]
     notes = {"dataset": {"path": "pipe:curl -H 'Authorization: Bearer c0ffee' {}"}}
     assert without_secrets(notes) == {"dataset": {"path": "pipe:***"}}
-    tracking = TrackingConfig(wandb="offline", init_timeout=40)
+    tracking = TrackingConfig(wandb="offline", init_timeout=LIMIT)
     open_dashboard(tracking, run_folder, config, notes).finish()
     files = [path.read_bytes() for path in run_folder.rglob("*") if path.is_file()]
     assert any(b"https://***@host/set" in content for content in files)

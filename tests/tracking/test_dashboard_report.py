@@ -11,7 +11,7 @@ from adaptive.config.sections import TrackingConfig
 from adaptive.reporting.dashboard_report import EXIT_COLUMNS, accuracy_lines, exit_rows, show
 from adaptive.tracking.dashboard import Dashboard, open_dashboard
 from tests.reporting.reports import make_run, make_tiles
-from tests.tracking.test_dashboard import get, open_in, stored_id, train, warnings
+from tests.tracking.test_dashboard import LIMIT, get, open_in, stored_id, train, warnings
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -72,7 +72,7 @@ def test_report_joins_the_trained_run_and_leaves_its_configuration(run_folder, s
     run = make_run()
     figure = run_folder / "shares.png"
     Image.new("RGB", (9, 9)).save(figure)
-    tracking = TrackingConfig.model_validate({"wandb": "online", "init_timeout": 40.0, "project": "reports"})
+    tracking = TrackingConfig.model_validate({"wandb": "online", "init_timeout": LIMIT, "project": "reports"})
     dashboard = open_dashboard(tracking, run_folder, {"model": {"exits": 2}}, None)
     show(dashboard, run, make_tiles(run, 2), {"shares": figure})
     assert warnings(caplog) == []

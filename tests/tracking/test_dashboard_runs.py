@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
             break
         assert life.until(lambda life=life, step=step: life.step >= step), life.tail()
         life.send(number)
-        assert life.wait(120) == [-9 if number == signal.SIGKILL else 75], life.tail()
+        assert life.wait() == [-9 if number == signal.SIGKILL else 75], life.tail()
         if number == signal.SIGKILL:
             record_one_more(folder / "run")
     return folder / "run"
@@ -82,7 +82,7 @@ def test_a_run_that_began_without_wandb_is_shown_from_its_first_step(tmp_path: P
     killed = Life(config, tmp_path / "run", 1, "tracking.wandb=disabled")
     assert killed.until(lambda: killed.step >= 8), killed.tail()
     killed.send(signal.SIGKILL)
-    killed.wait(60)
+    killed.wait()
     assert not (tmp_path / "run" / "wandb").exists()
     Life(config, tmp_path / "run", 1).finish()
     sent = [items(record.item) for record in of_kind(tmp_path / "run", "history")]
@@ -150,7 +150,7 @@ def test_a_server_shows_a_killed_run_as_one_with_every_step_once(
     killed = Life(config, tmp_path / "run", 1, environment=environment)
     assert killed.until(lambda: killed.step >= 8), killed.tail()
     killed.send(signal.SIGKILL)
-    killed.wait(60)
+    killed.wait()
     Life(config, tmp_path / "run", 1, environment=environment).finish()
     number = (tmp_path / "run" / "wandb" / "run_id").read_text().strip()
     runs = get(f"{url}/api/v2/projects/default/adaptive/runs")["runs"]

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from adaptive.errors import DataError, MachineError
 from adaptive.tracking.record import Record, read
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture
@@ -158,9 +158,7 @@ def test_a_kill_leaves_at_most_a_torn_last_line(path):
         "for step in range(1, 10**9): record.write({'step': step, 'text': 'x' * 500})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    deadline = time.monotonic() + 30
-    while (not path.exists() or path.stat().st_size < 100_000) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and path.stat().st_size >= 100_000)
     process.send_signal(signal.SIGKILL)
     process.wait()
     steps = [r["step"] for r in read(path)]

@@ -116,7 +116,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(run_folder, tmp_path, serve
     [log] = offline_starts(broken)
     log.write_bytes(b"no log of W&B's")
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    ended = call(capsys, "--sync", str(broken), str(run_folder), "--timeout", "60")
+    ended = call(capsys, "--sync", str(broken), str(run_folder), "--timeout", "240")
     assert ended.code == 1
     bad, good = ended.out.splitlines()
     assert bad.startswith(f"{broken}: not uploaded: 1 of 1 starts, the first offline-run-")

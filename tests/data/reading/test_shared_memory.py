@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.waiting import PATIENCE
+
 READ = """
 import sys
 from adaptive.config.sections import DataConfig
@@ -31,7 +33,7 @@ def test_no_room_for_a_batch_is_told_at_once(digits: Path, room: str, erasing: f
     mounted = f'mount -t tmpfs -o size={room} tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", mounted, "bash", sys.executable, "-c", READ, str(digits), str(erasing)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     if room == "64m":

@@ -19,6 +19,7 @@ from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import ConfigError, DataError, MachineError
 from tests.helpers.shard_server import Faulty, ShardServer, serve
+from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -37,7 +38,7 @@ def server(digits):
 @pytest.fixture
 def settings(server, tmp_path):
     def make(**changes):
-        small = {"image_size": 8, "crop": "pad", "crop_padding": 1, "shuffle_window": 2, "attempts": 3, "timeout": 5.0}
+        small = {"image_size": 8, "crop": "pad", "crop_padding": 1, "shuffle_window": 2, "attempts": 3, "timeout": 20.0}
         return DataConfig(**{"path": server.url, "cache": str(tmp_path / "cache"), **small, **changes})
 
     return make
@@ -97,7 +98,7 @@ def test_every_shard_is_fetched_once_per_machine(server, settings):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(PATIENCE)
     assert [process.exitcode for process in ranks] == [0, 0]
     shards = [shard.name for shard in index.split("train").shards]
     assert len(shards) > 3
@@ -113,9 +114,7 @@ def test_coming_shards_are_fetched_in_the_order_of_the_plan_and_no_further(serve
     server.requests.clear()
     batches = stream.batches(0, 20)
     next(batches)
-    deadline = time.monotonic() + 10
-    while len(server.requests) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(server.requests) >= 2)
     time.sleep(0.5)  # for what must not come
     order = [stream._schedule.shard(place) for place in range(5)]
     names = [stream._shards.info.shards[shard].name for shard in order]
@@ -124,18 +123,15 @@ def test_coming_shards_are_fetched_in_the_order_of_the_plan_and_no_further(serve
     assert len(server.requests) == 2
     for _ in range(10):
         next(batches)
-    deadline = time.monotonic() + 10
-    while len(server.requests) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(server.requests) >= 3)
     assert [name for _, name, _ in server.requests][2:] == names[2 : len(server.requests)]
-    assert len(server.requests) > 2
     batches.close()
     assert "shard-prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("how", ["503", "429", "drop", "cut", "wrong", "stall"])
 def test_what_passes_is_tried_again(digits, server, settings, how):
-    data = settings(timeout=0.7 if how == "stall" else 5.0, cache_ahead=0)
+    data = settings(timeout=1.5 if how == "stall" else 20.0, cache_ahead=0)
     name = load_index(server.url, data).split("val").shards[0].name
     server.faults = {name: Faulty(how, 2), "index.json": Faulty("503", 1)}
     found = list(evaluation(server.url, data))
@@ -146,9 +142,9 @@ def test_what_passes_is_tried_again(digits, server, settings, how):
 @pytest.mark.parametrize(
     ("how", "requests", "reason"),
     [
-        ("503", 3, r"HTTP 503 .*3 attempts in \d+ s\); check the server .* data\.timeout = 5 or data\.attempts"),
+        ("503", 3, r"HTTP 503 .*3 attempts in \d+ s\); check the server .* data\.timeout = 20 or data\.attempts"),
         ("cut", 3, r"cannot be read \(.*3 attempts"),
-        ("stall", 3, r"cannot be read \(.*3 attempts.*data\.timeout = 0\.7"),
+        ("stall", 3, r"cannot be read \(.*3 attempts.*data\.timeout = 1\.5"),
         ("wrong", 3, r"is not what was packed \(sha256 .*, the index says .*3 attempts\D.*copy it there again"),
         ("long", 3, r"is not what was packed \(more than \d+ bytes"),
         ("403", 1, r"HTTP 403 .*1 attempt in \d+ s\); check the URL and your right to read it"),
@@ -157,7 +153,7 @@ def test_what_passes_is_tried_again(digits, server, settings, how):
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_lasts_is_one_line(server, settings, how, requests, reason, workers):
-    data = settings(timeout=0.7 if how == "stall" else 5.0, cache_ahead=0)
+    data = settings(timeout=1.5 if how == "stall" else 20.0, cache_ahead=0)
     name = load_index(server.url, data).split("val").shards[0].name
     stream = evaluation(server.url, data, workers=workers)
     server.faults = {name: Faulty(how)}
@@ -286,7 +282,7 @@ class TestPipe:
         began = time.monotonic()
         with pytest.raises(DataError, match=r"no byte arrived for 0\.5 s; 3 attempts"):
             open_remote("pipe:echo $$; sleep 60 # {}", data).read("x", 10)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         with pytest.raises(DataError, match="more than 10 bytes"):
             open_remote("pipe:yes # {}", data).read("x", 10)
         with pytest.raises(ConfigError, match="names no file"):

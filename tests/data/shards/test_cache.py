@@ -19,6 +19,7 @@ from adaptive.data.shards.cache import ShardCache, cache_folder, check_cache, sh
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError, DataError, MachineError
 from tests.helpers.shard_server import Faulty, serve
+from tests.helpers.waiting import wait_until
 
 MIB = 2**20
 
@@ -118,8 +119,7 @@ def test_killed_downloads_leave_nothing(make, index, server):
     process = multiprocessing.get_context("fork").Process(target=_download, args=(cached, shard))
     process.start()
     # The file is there once before the download begins, and again when the server has answered.
-    while not (server.gets() and list(cached.folder.glob(".*.part"))):
-        time.sleep(0.02)
+    wait_until(lambda: server.gets() and list(cached.folder.glob(".*.part")))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert len(list(cached.folder.glob(".*.part"))) == 1
@@ -127,22 +127,20 @@ def test_killed_downloads_leave_nothing(make, index, server):
     cached.fetch(index.split("train").shards[1])  # looks for room, and finds it
     assert list(cached.folder.glob(".*.part")) == []
     cached.fetch(shard)  # the lock has died with its process
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_who_comes_second_waits_and_who_need_not_wait_goes_on(make, index, server):
-    server.slow = 3
+    server.hold = threading.Event()
     shard = index.split("train").shards[0]
     cached, other = make(), make()
     threads = [threading.Thread(target=cached.fetch, args=(shard,)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while not server.gets():
-        time.sleep(0.02)
-    began = time.monotonic()
+    wait_until(server.gets)
     other.fetch(shard, wait=False)
-    assert time.monotonic() - began < 2
     assert kept(cached) == []
+    server.hold.set()
     for thread in threads:
         thread.join()
     assert server.gets() == {shard.name: 1}
@@ -156,7 +154,7 @@ def test_a_download_that_nobody_wants_any_more_ends(make, index, server):
     began = time.monotonic()
     with pytest.raises(Cancelled):
         cached.fetch(shard, cancel=cancel)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     assert list(cached.folder.glob(".*.part")) == []
 
 

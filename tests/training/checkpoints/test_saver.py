@@ -20,6 +20,7 @@ from adaptive.training.checkpoints.saver import Saver
 from adaptive.training.checkpoints.store import CheckpointStore, verify
 from tests.helpers.disks import small_disk
 from tests.helpers.ranks import run_ranks
+from tests.helpers.waiting import PATIENCE, wait_until
 from tests.training.setups import VIT, config, train_here
 
 MIB = 2**20
@@ -42,7 +43,7 @@ class SlowStore(CheckpointStore):
         self.go = threading.Event()
 
     def save(self, *snapshot):
-        assert self.go.wait(20)
+        assert self.go.wait(PATIENCE)
         return super().save(*snapshot)
 
 
@@ -83,8 +84,7 @@ def test_failures_are_told_and_counted_and_end_the_run(tmp_path: Path) -> None:
     saver.wait()
     shutil.move(folder.parent, tmp_path / "gone")
     save(saver, 2)
-    while saver.busy:
-        time.sleep(0.01)
+    wait_until(lambda: not saver.busy)
     saver.poll()
     assert saver.failed == 1
     assert re.search(r"step-00000002 cannot be written: No such file or directory; .*: 1,", warnings[0][0])

@@ -14,6 +14,7 @@ import torch
 from adaptive.errors import CheckpointError
 from adaptive.training.checkpoints.store import CheckpointStore, newest_or_refuse, verify
 from tests.helpers.ranks import fork_context
+from tests.helpers.waiting import PATIENCE, wait_until
 
 
 def write(store: CheckpointStore, step: int, score: float | None = None) -> None:
@@ -125,7 +126,7 @@ def _save_without_end(folder: str) -> None:
     noted = Path(folder).with_name("noted")
     newest, _ = store.newest_valid()
     step = newest.step if newest else 0  # the same step once more: it makes way for itself
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:  # a test that fails does not kill it
         tensors = {name: {"a": torch.full((30_000,), float(step))} for name in ("weights", "optimizer", "ema")}
         store.save(step, tensors, {"step": step}, score=float(step % 3), epoch=step // 5 + 1)
@@ -139,12 +140,10 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path: Path) -> 
     moments = random.Random(0)
     known, interrupted = 0, 0
     for _ in range(20):
-        began, count = time.monotonic(), noted.stat().st_mtime_ns if noted.exists() else 0
+        count = noted.stat().st_mtime_ns if noted.exists() else 0
         process = fork_context().Process(target=_save_without_end, args=(str(folder),))
         process.start()
-        while (noted.stat().st_mtime_ns if noted.exists() else 0) == count:
-            assert time.monotonic() - began < 60
-            time.sleep(0.002)
+        wait_until(lambda count=count: noted.exists() and noted.stat().st_mtime_ns != count)
         assert not list(folder.glob(".*/left_over")), "leftovers of the last kill"
         time.sleep(moments.uniform(0, 0.1))
         os.kill(process.pid, signal.SIGKILL)

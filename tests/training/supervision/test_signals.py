@@ -8,6 +8,7 @@ import time
 import pytest
 
 from adaptive.errors import EXIT_INTERRUPTED
+from tests.helpers.waiting import PATIENCE
 
 LISTENER = """
 import signal, sys, time
@@ -20,7 +21,7 @@ print("listening", flush=True)
 {work}
 """
 # A long call in C that holds the main thread: Python's own handlers would run only after it.
-BLOCKED = "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire(timeout=20)"
+BLOCKED = "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire(timeout=120)"
 POLLING = """
 for _ in range(400):
     time.sleep(0.05)
@@ -42,9 +43,9 @@ def test_before_the_first_step_a_signal_ends_the_process_at_once_even_in_a_long_
     process = start(BLOCKED, immediate=True)
     sent = time.monotonic()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == EXIT_INTERRUPTED == 75
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 60
     assert (
         errors
         == f"adaptive train: rank 0: {number.name} before the first step: nothing to save, start again to go on\n"
@@ -55,17 +56,17 @@ def test_before_the_first_step_a_signal_ends_the_process_at_once_even_in_a_long_
 def test_later_a_signal_is_only_noted(number):
     process = start(POLLING.format(then="sys.exit(3)"), immediate=False)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (3, f"asked {number.name}\n")
 
 
 @pytest.mark.parametrize(("first", "second"), [("SIGUSR1", "SIGTERM"), ("SIGTERM", "SIGTERM")])
 def test_a_second_signal_ends_the_process_at_once(first, second):
-    process = start(POLLING.format(then="time.sleep(30)"), immediate=False)
+    process = start(POLLING.format(then="time.sleep(120)"), immediate=False)
     process.send_signal(signal.Signals[first])
     assert process.stdout.readline() == f"asked {first}\n"
     process.send_signal(signal.Signals[second])
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.Signals[second]
     assert f"{second} came after {first}: ended at once" in errors
 
@@ -75,13 +76,13 @@ def test_once_the_work_is_done_signals_are_ignored():
     assert process.stdout.readline() == "done\n"
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_other_signals_keep_their_meaning():
     process = start(BLOCKED, immediate=True)
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert "KeyboardInterrupt" in errors
 
 
@@ -92,4 +93,4 @@ def test_the_wish_to_stop_may_come_twice():
     assert process.stdout.readline() == "asked SIGTERM\n"
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(20) == 3
+    assert process.wait(PATIENCE) == 3
