@@ -12,7 +12,7 @@ from tests.docs.pages import blocks, lines, outputs
 from tests.helpers.commands import RANK_VARIABLES
 from tests.helpers.locations import REPOSITORY
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]  # a minute of one core; a busy machine has less
 
 FILE = re.compile(r"# (\w+\.\w+)\n")
 NUMBER = re.compile(r"\b[0-9a-f]{12}\b|\d[\d,.:]*|nobody|everybody")  # measured here; a threshold may be a word
@@ -35,7 +35,7 @@ def test_the_tutorial_works_as_typed(tmp_path: Path) -> None:
             continue
         assert block.language == "bash"
         ended = subprocess.run(
-            ["bash", "-euc", block.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            ["bash", "-euc", block.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
         )
         assert ended.returncode == 0, block.text + ended.stdout + ended.stderr
         printed = iter(shape(ended.stdout))
