@@ -123,7 +123,8 @@ def test_neighbours_do_not_know_each_other(one: str, other: str) -> None:
 
 
 def test_packages_import_nothing() -> None:
-    packages = [s for s in SOURCES if s.path.name == "__init__.py" and s.name != "adaptive"]
+    offering = {"adaptive", "adaptive.planning"}  # names, which they import on first use
+    packages = [s for s in SOURCES if s.path.name == "__init__.py" and s.name not in offering]
     assert len(packages) > 20
     assert [s.name for s in packages if len(s.tree.body) != 1 or not ast.get_docstring(s.tree)] == []
 
