@@ -32,7 +32,7 @@ from benchmarks.shared.results import machine
 from benchmarks.shared.timing import Spread, interleaved, ratios
 
 # Seconds that it may take on a machine whose disk cache holds the libraries.
-LIMITS = {"help": 0.5, "import": 3.0, "first_step": 20.0}
+LIMITS = {"help": 0.5, "import": 0.3, "first_step": 20.0}
 ADAPTIVE = [sys.executable, "-m", "adaptive"]
 TITLES = {
     "python": "python -c pass",

@@ -11,7 +11,7 @@ import timm
 
 from adaptive import create_model
 from adaptive.errors import ModelError
-from benchmarks.backbones import PAGE, RESULTS
+from benchmarks.backbones import PAGE, MEASURED
 from benchmarks.shared import rank_pair
 from benchmarks.shared.backbones_page import Results, page
 from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
@@ -66,7 +66,7 @@ def test_a_class_that_cannot_be_wrapped_does_not_stop_the_others() -> None:
 
 
 def test_the_page_is_made_from_the_results() -> None:
-    results = Results.read(RESULTS)
+    results = Results.read(MEASURED)
     assert set(results.records) == {(family.file, family.cls) for family in FAMILIES}
     assert page(results) == PAGE.read_text(encoding="utf-8"), "run: python benchmarks/backbones.py --only-page"
     assert results.good_enough
