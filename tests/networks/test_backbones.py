@@ -11,7 +11,7 @@ import timm
 
 from adaptive import create_model
 from adaptive.errors import ModelError
-from benchmarks.backbones import PAGE, MEASURED
+from benchmarks.backbones import MEASURED, PAGE
 from benchmarks.shared import rank_pair
 from benchmarks.shared.backbones_page import Results, page
 from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
