@@ -66,7 +66,7 @@ def build(config: Config, world: int) -> Any:
     from adaptive.training.engine.group import resolve_device
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
-    from adaptive.training.prepared import Setup
+    from adaptive.training.prepared_run import Setup
 
     device = resolve_device(config.train.device, int(os.environ["LOCAL_RANK"]))
     batch = batch_sizes(config.train, world)

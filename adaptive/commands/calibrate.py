@@ -18,7 +18,7 @@ from adaptive.commands.run_options import (
 )
 
 if TYPE_CHECKING:
-    from adaptive.inference.calibration.budget import Budget
+    from adaptive.inference.calibration.budget_argument import Budget
     from adaptive.inference.calibration.calibrate import Target
     from adaptive.inference.outputs import Outputs
     from adaptive.inference.policy import Policy
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None]:
     """Parse --budget or --max-loss, as far as that goes without the network."""
     from adaptive.errors import PolicyError
-    from adaptive.inference.calibration.budget import Budget
+    from adaptive.inference.calibration.budget_argument import Budget
     from adaptive.inference.calibration.calibrate import Target
 
     if arguments.timing_batch is not None and arguments.timing_batch < 1:

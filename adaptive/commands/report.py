@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
     from adaptive.reporting.image_wall import Tile
     from adaptive.reporting.page import ReportFiles
-    from adaptive.reporting.run_report import RunReport
+    from adaptive.reporting.report_data import RunReport
     from adaptive.runs import TrainedRun
 
 MOST_TILES = 500  # on a page, unless --wall asks for more: thumbnails of 3 kB keep it below 3 MB
@@ -121,7 +121,7 @@ def _paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
-    from adaptive.reporting.run_report import RunFacts, build_run
+    from adaptive.reporting.report_data import RunFacts, build_run
 
     trained = load_run(folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split

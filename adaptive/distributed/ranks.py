@@ -12,7 +12,7 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
-from adaptive.distributed.interface import choose_interface
+from adaptive.distributed.network_interface import choose_interface
 from adaptive.errors import MachineError
 
 Environment = MutableMapping[str, str]

@@ -28,9 +28,9 @@ from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.batch import BatchSizes
 from adaptive.training.learner import Learner, build_task
-from adaptive.training.losses.teacher import NetworkTeacher, Teacher, last_exit, next_exit
+from adaptive.training.losses.distillation import NetworkTeacher, Teacher, last_exit, next_exit
 from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
-from adaptive.training.prepared import Setup
+from adaptive.training.prepared_run import Setup
 
 Bytes = NDArray[np.float64]
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from adaptive.training.batch import BatchSizes
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import build_learner, build_task
 from adaptive.training.phases import plan_phase, set_modes
-from adaptive.training.prepared import Setup
+from adaptive.training.prepared_run import Setup
 
 SECONDS = 5.0
 WARMUP, LEAST = 2, 3  # steps

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.published import REFERENCES, TITLES, Reference
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.style import COLOURS, DASHES, MARKERS, MUTED, PAPER
 from adaptive.reporting.tables import human, tick_label
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 
 
 def class_shares(run: RunReport) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.reporting.image_wall import Tile
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 from adaptive.tracking.dashboard import Dashboard
 
 EXIT_COLUMNS = ["exit", "after", "top-1 %", "top-5 %", "MACs", "ms", "parameters", "leave here", "of them right %"]

@@ -12,7 +12,7 @@ from adaptive.inference.calibration.reliability import reliability
 from adaptive.reporting.accuracy_curves import short
 from adaptive.reporting.class_statistics import class_shares, confusion
 from adaptive.reporting.drawing import Drawing, draw
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.style import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PAPER
 
 if TYPE_CHECKING:

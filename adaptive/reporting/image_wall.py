@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adaptive.errors import MachineError
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.tables import human
 
 THUMBNAIL = 96  # pixels; larger images are scaled down to it

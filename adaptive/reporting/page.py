@@ -19,7 +19,7 @@ from adaptive.reporting.class_statistics import class_shares, confused_pairs
 from adaptive.reporting.drawing import Drawing
 from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
 from adaptive.reporting.published import REFERENCES, TITLES
-from adaptive.reporting.run_report import RunReport
+from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.tables import human
 
 TEMPLATE = "report.html.j2"

@@ -16,7 +16,7 @@ from adaptive.training.engine.engine import Engine
 from adaptive.training.learner import Learner, build_learner, build_task
 from adaptive.training.optimizer import build_scheduler
 from adaptive.training.phases import PhasePlan, set_modes
-from adaptive.training.prepared import Prepared
+from adaptive.training.prepared_run import Prepared
 from adaptive.training.run_progress import Progress
 from adaptive.training.spikes import SpikeGuard
 from adaptive.training.task import ClassificationTask

@@ -19,10 +19,7 @@ from adaptive.training.ema import ExponentialAverage
 from adaptive.training.engine.engine import Engine
 from adaptive.training.engine.group import all_reduce
 from adaptive.training.engine.settings import deepspeed_config
-from adaptive.training.losses.exit_weights import StepWeights
-from adaptive.training.losses.gradient_surgery import GradientSurgery
-from adaptive.training.losses.objective import ExitObjective
-from adaptive.training.losses.teacher import (
+from adaptive.training.losses.distillation import (
     NetworkTeacher,
     Teacher,
     frozen_teacher,
@@ -30,9 +27,12 @@ from adaptive.training.losses.teacher import (
     model_teacher,
     next_exit,
 )
+from adaptive.training.losses.exit_weights import StepWeights
+from adaptive.training.losses.gradient_surgery import GradientSurgery
+from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
 from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
-from adaptive.training.prepared import Setup
+from adaptive.training.prepared_run import Setup
 from adaptive.training.task import ClassificationTask
 
 COLLECTIVE_TIMEOUT = 1800.0

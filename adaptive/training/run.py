@@ -32,7 +32,7 @@ from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
-from adaptive.training.prepared import Prepared
+from adaptive.training.prepared_run import Prepared
 from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine_load import MachineLoad
 from adaptive.training.supervision.peers import Peers

@@ -12,10 +12,10 @@ from adaptive.data.images.transforms import Mixer
 from adaptive.metrics import ExitMeter
 from adaptive.tracking.record_keys import exit_records
 from adaptive.training.engine.group import all_reduce
+from adaptive.training.losses.distillation import Teacher
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
 from adaptive.training.losses.objective import ExitObjective
-from adaptive.training.losses.teacher import Teacher
 
 
 class ClassificationTask:

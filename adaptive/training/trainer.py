@@ -19,7 +19,7 @@ from adaptive.training.checkpoints.snapshot import capture, whole_weights, with_
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import all_reduce
 from adaptive.training.phases import set_modes
-from adaptive.training.prepared import Prepared
+from adaptive.training.prepared_run import Prepared
 from adaptive.training.run_progress import Progress
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 

@@ -30,7 +30,7 @@ from adaptive.training.learner import build_learner
 from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.phases import plan_phase, set_modes
 from adaptive.training.preflight import write_config
-from adaptive.training.prepared import Setup
+from adaptive.training.prepared_run import Setup
 from benchmarks.shared.families import Family
 
 STEPS = ("wrap", "train", "agree", "save", "load", "evaluate", "stages")

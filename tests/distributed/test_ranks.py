@@ -5,7 +5,7 @@ from typing import Any
 import psutil
 import pytest
 
-from adaptive.distributed.interface import choose_interface, interface_of, interfaces
+from adaptive.distributed.network_interface import choose_interface, interface_of, interfaces
 from adaptive.distributed.ranks import find_launcher, find_ranks, first_host
 from adaptive.errors import MachineError
 from adaptive.training.run import Ranks

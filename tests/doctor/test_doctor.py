@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adaptive.distributed.interface import interfaces
+from adaptive.distributed.network_interface import interfaces
 from adaptive.doctor.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
 from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, run_check
 from adaptive.doctor.findings_table import grouped, print_findings

@@ -11,7 +11,7 @@ from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.reporting.image_wall import Tile, choose, tiles
 from adaptive.reporting.page import ReportFiles, write_report
-from adaptive.reporting.run_report import RunFacts, RunReport, build_run
+from adaptive.reporting.report_data import RunFacts, RunReport, build_run
 
 
 def make_outputs(exits: int, images: int, classes: int, seed: int = 0) -> Outputs:

@@ -68,7 +68,7 @@ class SmallRun:
         from adaptive.training.engine.group import init_distributed, resolve_device
         from adaptive.training.learner import build_learner, build_task
         from adaptive.training.phases import plan_phase, set_modes
-        from adaptive.training.prepared import Setup
+        from adaptive.training.prepared_run import Setup
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         device = resolve_device("cpu")

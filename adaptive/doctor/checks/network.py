@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from typing import Any
 
-from adaptive.distributed.interface import GLOO, NCCL, choose_interface, interfaces
+from adaptive.distributed.network_interface import GLOO, NCCL, choose_interface, interfaces
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 from adaptive.doctor.programs import answer, start_script
 from adaptive.errors import MachineError

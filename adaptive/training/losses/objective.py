@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptive.errors import ConfigError
+from adaptive.training.losses.distillation import distillation_divergence
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,6 @@ class ExitLosses:
     weighted: list[Tensor]
     cross_entropy: Tensor
     divergence: Tensor
-
-
-def distillation_divergence(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "batchmean"
-) -> Tensor:
-    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), without gradient into the teacher.
-
-    Logits are (N, C). ``batchmean`` sums over classes and averages over the batch; ``mean`` divides by C as well, as
-    the released code of arXiv 1908.06294 does.
-    """
-    divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=-1),
-        F.log_softmax(teacher.detach() / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    if reduction == "mean":  # torch is about to change what its own "mean" means here
-        divergence = divergence / student.shape[-1]
-    return divergence * temperature**2
 
 
 class ExitObjective:

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from adaptive.errors import MachineError, PeerError
-from adaptive.training.prepared import Setup
+from adaptive.training.prepared_run import Setup
 from adaptive.training.supervision.peers import PEER_ENDED
 
 GIB = 2**30

@@ -35,7 +35,7 @@ def _engine_run(tree, world: int, steps: int = STEPS):
     from adaptive.training.learner import build_learner, build_task
     from adaptive.training.phases import plan_phase, set_modes
     from adaptive.training.preflight import check_dataset
-    from adaptive.training.prepared import Setup
+    from adaptive.training.prepared_run import Setup
 
     init_distributed()
     rank = int(os.environ["RANK"])

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from adaptive.errors import ConfigError
-from adaptive.training.losses.objective import ExitObjective, distillation_divergence
-from adaptive.training.losses.teacher import next_exit
+from adaptive.training.losses.distillation import distillation_divergence, next_exit
+from adaptive.training.losses.objective import ExitObjective
 
 
 def logits(*shape: int) -> torch.Tensor:

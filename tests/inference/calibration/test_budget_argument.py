@@ -1,7 +1,7 @@
 import pytest
 
 from adaptive.errors import PolicyError
-from adaptive.inference.calibration.budget import Budget
+from adaptive.inference.calibration.budget_argument import Budget
 
 
 @pytest.mark.parametrize(

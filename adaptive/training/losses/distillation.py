@@ -1,4 +1,4 @@
-"""Teachers of distillation: the last or the next exit in training, a frozen copy, the moving average, another model."""
+"""Distillation between exits (one-for-all, OFA) and from other networks: the divergence, and the teachers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
@@ -16,6 +17,25 @@ from adaptive.errors import ConfigError, reason_of
 
 # (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
 Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor | None]]
+
+
+def distillation_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "batchmean"
+) -> Tensor:
+    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), without gradient into the teacher.
+
+    Logits are (N, C). ``batchmean`` sums over classes and averages over the batch; ``mean`` divides by C as well, as
+    the released code of arXiv 1908.06294 does.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher.detach() / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    if reduction == "mean":  # torch is about to change what its own "mean" means here
+        divergence = divergence / student.shape[-1]
+    return divergence * temperature**2
 
 
 def last_exit(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
