@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 
 from adaptive.doctor.checks.network import free_port
 from adaptive.errors import EXIT_HUNG
+from adaptive.files import write_atomically
 from adaptive.training.supervision.machine_load import MachineLoad, system_values
 from adaptive.training.supervision.peers import Peers, host_name
 from tests.helpers.ranks import fork_context, rank_environment
@@ -33,7 +34,7 @@ class Group:
         ]
         for process in self.processes:
             process.start()
-        wait_until((folder / "all_beat").exists, lambda: [self.told(rank) for rank in range(world)])
+        wait_until(lambda: _all_hear(folder, world), lambda: [self.told(rank) for rank in range(world)])
 
     def told(self, rank: int) -> str:
         return (self.folder / f"log-{rank}").read_text()
@@ -56,6 +57,10 @@ def group(tmp_path, request):
     started.kill()
 
 
+def _all_hear(folder: Path, world: int) -> bool:
+    return len(list(folder.glob("hears-*"))) == world
+
+
 def _live(folder: str, rank: int, world: int, limit: float, port: int, what: str) -> None:
     descriptor = os.open(f"{folder}/log-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
@@ -69,12 +74,9 @@ def _live(folder: str, rank: int, world: int, limit: float, port: int, what: str
     machine = MachineLoad(torch.device("cpu"), whole=rank % 2 == 0)
     progress = 4 if what == "behind" and rank == 2 else 7, "step"
     peers = Peers(rank, world, limit, lambda: progress, machine.sample, INTERVAL).start()
-    if rank == 0:
-        wait_until(lambda: len(peers.heartbeats) == world)
-    met = Path(folder) / "all_beat"
-    if rank == 0:
-        met.write_text(repr(peers.machines()))
-    wait_until(met.exists)
+    wait_until(lambda: len(peers.heartbeats) >= (world if rank == 0 else 1))  # the others hear the first rank alone
+    write_atomically(Path(folder) / f"hears-{rank}", repr(peers.machines()))
+    wait_until(lambda: _all_hear(Path(folder), world))
     if what == "error" and rank == 1:
         peers.end("data.path is gone")
     elif what in ("error", "behind", "account"):
@@ -147,7 +149,7 @@ def test_a_killed_rank_is_named_when_asked(group: Group) -> None:
 def test_a_good_end_is_no_silence(group: Group) -> None:
     assert group.codes(0, 1, 2) == [0, 0, 0]
     assert group.told(0) == ""
-    machines = eval((group.folder / "all_beat").read_text())
+    machines = eval((group.folder / "hears-0").read_text())
     assert set(machines) == {host_name()}
     assert {"cpu_percent", "memory_percent", "sent_mib_s", "received_mib_s"} <= set(machines[host_name()])
 
