@@ -147,7 +147,7 @@ def test_a_killed_rank_ends_the_other_with_an_explanation(config, tmp_path):
     # A worker of the killed rank may complain that nobody takes its batch.
     said = [line for line in life.tail().splitlines() if not line.startswith("[rank1]")]
     assert any(line.startswith("adaptive train: error: another rank ended or cannot be reached") for line in said)
-    assert not any("Traceback" in line for line in said)
+    assert not any("Traceback" in line for line in said), life.tail()
 
 
 def test_no_memory_says_what_to_change(config, tmp_path):

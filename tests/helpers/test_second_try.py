@@ -112,7 +112,13 @@ def test_a_call_that_did_not_run_its_tests_is_not_repeated(
 
 def test_an_interrupted_call_is_not_repeated(tmp_path: Path) -> None:
     line, environment = command(tmp_path, FLAKY + "def test_z(): pathlib.Path('ready').touch(); time.sleep(600)\n")
-    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def listen() -> None:  # what a shell runs in the background is started with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=listen
+    )
     until = time.monotonic() + 120
     while not (tmp_path / "ready").exists():
         assert process.poll() is None

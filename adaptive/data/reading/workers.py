@@ -176,8 +176,8 @@ def _prepare_worker(parent: int, heartbeats: mmap, number: int, bound: bool) -> 
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()  # collecting inherited objects costs time, and copies their pages
     signal.set_wakeup_fd(-1)  # inherited with the training process's signals
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def beat() -> None:

@@ -190,3 +190,23 @@ def test_a_worker_that_hangs_ends_with_its_killed_parent(digits, tmp_path):
     parent.wait()
     gone, _ = psutil.wait_procs([worker], timeout=PATIENCE)
     assert gone or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_every_worker_has_a_heartbeat_of_its_own(digits, monkeypatch):
+    monkeypatch.setattr(workers, "HEARTBEAT_EVERY", 0.01)
+    started = []
+    create = workers._Workers.__init__
+
+    def remember(self, count):
+        create(self, count)
+        started.append(self)
+
+    monkeypatch.setattr(workers._Workers, "__init__", remember)
+    batches = train(digits, 3).batches(0, 10_000)
+    next(batches)
+    [pool] = started
+    before, until = pool._heartbeats[:], time.monotonic() + 60
+    while any(old == new for old, new in zip(before, pool._heartbeats[:], strict=True)):
+        assert time.monotonic() < until, "a worker has no heartbeat"
+        time.sleep(0.01)
+    batches.close()
