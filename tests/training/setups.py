@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adaptive.config.loading import parse_config
 from adaptive.config.sections import Config
 
 VIT = {"backbone": "test_vit", "exits": 2, "collaboration": False, "options": {"img_size": 32}}
 RESNET = {"backbone": "test_resnet", "exits": 3, "collaboration": True}
+
+# DeepSpeed has one optimizer for stages 1 and 2, which differ in what becomes of gradients that nobody looks at.
+STAGES = [0, pytest.param(1, marks=pytest.mark.full), 2, 3]
 
 
 def config(data: Path | str, run_folder: Path | str = "unused", /, **sections: dict[str, Any]) -> Config:

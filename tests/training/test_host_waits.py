@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.ranks import run_ranks
-from tests.training.setups import config
+from tests.training.setups import STAGES, config
 
 pytestmark = pytest.mark.ranks
 
@@ -63,7 +63,7 @@ def reads_per_step(data, folder, stage, model, gamma):
     return found
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_method_reads_nothing_from_the_device(digits, tmp_path, stage):
     counts = {}
     for name, model, gamma in (("plain", PLAIN, 0.0), ("method", METHOD, 0.1)):

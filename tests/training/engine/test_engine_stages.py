@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tests.helpers.ranks import run_ranks
 from tests.training.engines import SmallRun, chain_config, chain_network, distance, global_batch, multi_scale_network
-
-STAGES = (0, 1, 2, 3)
+from tests.training.setups import STAGES
 
 # Training options and tolerance: the relative distance (2-norm) of the worst tensor. In fp32 only the order of sums
 # differs; bf16 keeps 8 bits of every product.
@@ -99,53 +98,49 @@ def _spoiled(stage: int, precision: str) -> dict[str, Any]:
     }
 
 
-def _all_cases() -> dict[str, dict[Any, Any]]:
-    """Everything in one start of the ranks."""
+def _all_cases(stage: int) -> dict[str, Any]:
+    """Everything of one stage in one start of the ranks."""
     return {
-        "equilibrium": {(s, name): _equilibrium(s, train) for s in STAGES for name, (train, _) in VARIANTS.items()},
-        "multi scale": {s: _multi_scale(s) for s in STAGES},
-        "spoiled": {(s, precision): _spoiled(s, precision) for s in STAGES for precision in PRECISIONS},
+        "equilibrium": {name: _equilibrium(stage, train) for name, (train, _) in VARIANTS.items()},
+        "multi scale": _multi_scale(stage),
+        "spoiled": {precision: _spoiled(stage, precision) for precision in PRECISIONS},
     }
 
 
-@pytest.fixture(scope="module")
-def cases() -> list[dict[str, dict[Any, Any]]]:
-    return run_ranks(_all_cases, 2)
+@pytest.fixture(scope="module", params=STAGES)
+def cases(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_ranks(_all_cases, 2, request.param)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_optimizer_sees_the_closed_form_of_equilibrium(cases, stage: int, variant: str) -> None:
+def test_the_optimizer_sees_the_closed_form_of_equilibrium(cases, variant: str) -> None:
     """Blocks get the mean over the exits behind them, exits their full gradient, whatever the stage."""
     for rank in cases:
-        far, tensor = rank["equilibrium"][stage, variant]["moved"]
+        far, tensor = rank["equilibrium"][variant]["moved"]
         assert far < VARIANTS[variant][1], (tensor, far)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_optimizer_sees_the_closed_form_on_a_multi_scale_network(cases, stage: int) -> None:
+def test_the_optimizer_sees_the_closed_form_on_a_multi_scale_network(cases) -> None:
     for rank in cases:
-        far, tensor = rank["multi scale"][stage]
+        far, tensor = rank["multi scale"]
         assert far < 1e-5, (tensor, far)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stage", STAGES)
-def test_weights_and_gradients_are_read_whole(cases, stage: int) -> None:
+def test_weights_and_gradients_are_read_whole(cases) -> None:
     for rank in cases:
-        assert rank["equilibrium"][stage, "plain"]["start"], "gathered weights are not those the network began with"
+        assert rank["equilibrium"]["plain"]["start"], "gathered weights are not those the network began with"
         for variant in ("plain", "accumulated", "checkpointing"):
-            far, tensor = rank["equilibrium"][stage, variant]["seen"]
+            far, tensor = rank["equilibrium"][variant]["seen"]
             assert far < VARIANTS[variant][1], (variant, tensor, far)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_nan_on_one_rank_skips_the_step_on_both(cases, stage: int, precision: str) -> None:
-    both = [rank["spoiled"][stage, precision] for rank in cases]
+def test_a_nan_on_one_rank_skips_the_step_on_both(cases, precision: str) -> None:
+    both = [rank["spoiled"][precision] for rank in cases]
     for found in both:
         assert found["skipped"]
         assert found["moved"] == [True, False, True]
