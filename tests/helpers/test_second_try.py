@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE, wait_until
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -119,12 +119,8 @@ def test_an_interrupted_call_is_not_repeated(tmp_path: Path) -> None:
     process = subprocess.Popen(
         line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=listen
     )
-    until = time.monotonic() + 120
-    while not (tmp_path / "ready").exists():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert SECOND not in out
