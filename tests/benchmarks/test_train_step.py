@@ -58,6 +58,7 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
         assert f"| {entry['title']} |" in page
 
 
+@pytest.mark.full  # the exits' number comes from create_model, a real network's step takes its time
 def test_a_preset_brings_its_exits(tmp_path: Path) -> None:
     words = ["--backbone", "msdnet_cifar_budgeted", "--exits", "0", "--image-size", "32", "--batch", "2"]
     assert main([*words, "--rounds", "2", "--repetitions", "2", "--device", "cpu", "--output", str(tmp_path)]) == 0
@@ -65,7 +66,13 @@ def test_a_preset_brings_its_exits(tmp_path: Path) -> None:
     assert len(result["ge_shapes"]) == 4
 
 
-@pytest.mark.parametrize("options", [["--precision", "bf16", "--channels-last"], ["--engine", "deepspeed"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--precision", "bf16", "--channels-last"], marks=pytest.mark.full),
+        ["--engine", "deepspeed"],
+    ],
+)
 def test_options(options: list[str], tmp_path: Path) -> None:
     # In a process of its own: the engine makes it a rank.
     assert run_ranks(main, 1, [*TINY, *SHORT, *options, "--output", str(tmp_path)]) == [0]

@@ -12,7 +12,8 @@ from tests.docs.pages import blocks, lines, outputs
 from tests.helpers.commands import RANK_VARIABLES
 from tests.helpers.locations import REPOSITORY
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]  # a minute of one core; a busy machine has less
+# A minute of one core, for commands that other tests call one by one; a busy machine has less.
+pytestmark = [pytest.mark.end_to_end, pytest.mark.full, pytest.mark.timeout(1800)]
 
 FILE = re.compile(r"# (\w+\.\w+)\n")
 NUMBER = re.compile(r"\b[0-9a-f]{12}\b|\d[\d,.:]*|nobody|everybody")  # measured here; a threshold may be a word

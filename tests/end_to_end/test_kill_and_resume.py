@@ -135,8 +135,10 @@ def whole(config: Path, launch: Callable[[Path], Launched]) -> Path:
 
 
 # At ZeRO 2, where the optimizer's state lies in parts on both ranks; other stages stop and go on in test_trainer.
-# Between two saves the ranks of tests/chaos are killed as well, started by a launcher of the tests' own.
-@pytest.mark.parametrize("moment", [pytest.param(in_mid_epoch, marks=pytest.mark.full), while_saving])
+# Five real starts. tests/chaos kills forked ranks in the same moments, and tests/cluster/test_hosts.py what deepspeed's
+# launcher has started.
+@pytest.mark.full
+@pytest.mark.parametrize("moment", [in_mid_epoch, while_saving])
 def test_killed_and_started_again(
     moment: Callable[[Path], bool], whole: Path, launch: Callable[[Path], Launched], tmp_path: Path
 ) -> None:

@@ -19,8 +19,9 @@ from benchmarks.shared.rank_pair import RankPair
 from benchmarks.shared.whole_way import STEPS
 from tests.helpers.ranks import fork_context
 
-# Convolutions; tokens, distilled; channels last; batch-free and several crossing tensors; weights used twice.
-QUICK = ("test_resnet", "deit_tiny_distilled_patch16_224", "test_mambaout", "pit_ti_224", "efficientvim_m1", "test_vit")
+# Tokens, distilled; batch-free and several crossing tensors, weights used twice; convolutions; channels last.
+QUICK = ("deit_tiny_distilled_patch16_224", "efficientvim_m1")
+FURTHER = ("test_resnet", "test_mambaout", "pit_ti_224", "test_vit")
 
 
 def test_the_list_has_every_class_of_timm() -> None:
@@ -42,9 +43,10 @@ def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ranks
-def test_the_whole_way() -> None:
+@pytest.mark.parametrize("models", [QUICK, pytest.param(FURTHER, marks=pytest.mark.full)], ids=["quick", "further"])
+def test_the_whole_way(models: tuple[str, ...]) -> None:
     with RankPair() as pair:
-        for family in [family for family in FAMILIES if family.model in QUICK]:
+        for family in [family for family in FAMILIES if family.model in models]:
             record = pair.call(family, seconds=200)
             assert record["failed"] is None, f"{family.model}: {record['failed']}: {record['reason']}"
             assert tuple(record["passed"]) == STEPS
