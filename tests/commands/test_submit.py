@@ -127,10 +127,12 @@ def test_later_changes_reach_no_submitted_job(
 ) -> None:
     checkout = tmp_path / "checkout"
     copy_code(checkout)
+    (checkout / "adaptive" / "__pycache__").mkdir()
     monkeypatch.setattr(code_version, "code_root", lambda: checkout)
     config = load_config(config_file, ["tracking.name='$(x)'"])
     script = freeze({"config.yaml": config}, tmp_path / "run", "echo\n")
     frozen = script.parent
+    assert not list(frozen.rglob("__pycache__"))
     (checkout / "adaptive" / "commands" / "train.py").write_text("raise SystemExit(3)\n")
     (checkout / "slurm" / "lib.sh").write_text("exit 3\n")
     assert load_config(frozen / "config.yaml") == config
@@ -145,7 +147,6 @@ def test_later_changes_reach_no_submitted_job(
     (tmp_path / "shown.yaml").write_text(shown.stdout)
     assert load_config(tmp_path / "shown.yaml") == config
     assert (frozen / "code" / "slurm" / "lib.sh").read_text() == (REPOSITORY / "slurm" / "lib.sh").read_text()
-    assert not list(frozen.rglob("__pycache__"))
 
 
 def test_the_code_version_names_commit_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
