@@ -76,6 +76,7 @@ def test_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.full
 def test_ranks(tmp_path: Path) -> None:
     words = [*TINY, "--rounds", "2", "--worlds", "1", "--device", "cpu", "--output", str(tmp_path)]
     assert ranks.main(words) == 0
@@ -84,6 +85,7 @@ def test_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.full
 def test_a_full_run_on_noise_and_on_shards(tmp_path: Path) -> None:
     pack("builtin:digits", tmp_path / "digits", workers=1, progress=False)
     words = [*TINY, "--steps", "2", "--device", "cpu", "--output", str(tmp_path)]
@@ -113,6 +115,7 @@ def test_early_exit_by_batch_size(tmp_path: Path) -> None:
     assert [entry["batch"] for entry in result["batches"]] == [1, 3]
 
 
+@pytest.mark.full
 def test_start_up_ends_its_clock_at_the_first_record(tmp_path: Path) -> None:
     pack("builtin:digits", tmp_path / "digits", workers=1, progress=False)
     training = startup._Training(startup._training_words(tmp_path, "test_resnet"), tmp_path)

@@ -66,12 +66,10 @@ def test_a_preset_brings_its_exits(tmp_path: Path) -> None:
     assert len(result["ge_shapes"]) == 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param(["--precision", "bf16", "--channels-last"], marks=pytest.mark.full),
-        ["--engine", "deepspeed"],
-    ],
+    [["--precision", "bf16", "--channels-last"], ["--engine", "deepspeed"]],
 )
 def test_options(options: list[str], tmp_path: Path) -> None:
     # In a process of its own: the engine makes it a rank.

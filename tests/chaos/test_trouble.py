@@ -180,6 +180,7 @@ def fill(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.full  # one rank on such a disk is in tests/training/checkpoints/test_saver.py
 def test_a_disk_that_is_full_for_a_while_costs_nothing(config, whole, full_disk):
     folder = full_disk / "run"
     life = Life(config, folder, 2, "checkpoint.every_steps=5", "checkpoint.max_failed=50")
@@ -195,7 +196,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(config, whole, full_disk)
     expect_the_same(folder, whole)
 
 
-@pytest.mark.full  # one rank on such a disk is in tests/training/checkpoints/test_saver.py
+@pytest.mark.full
 def test_a_disk_that_stays_full_ends_the_run_and_spares_what_is_there(config, full_disk):
     folder = full_disk / "run"
     life = Life(config, folder, 2, "checkpoint.every_steps=5", "checkpoint.max_failed=2")

@@ -9,6 +9,7 @@ from tests.cluster.minicluster import Cluster
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.full  # of the cluster that the tests use, not of what they test
 def test_nodes_are_real_and_whatever_breaks_is_mended(cluster: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/bash\nsrun bash -c 'hostname; touch /tmp/mine'\n")

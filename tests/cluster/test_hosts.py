@@ -92,6 +92,7 @@ def expect_the_same(folder: Path, whole: Path) -> None:
     assert without_clocks(read(folder / "metrics.jsonl")) == without_clocks(read(whole / "metrics.jsonl"))
 
 
+@pytest.mark.full
 def test_a_node_that_is_cut_off_is_named_and_the_next_start_ends_as_if_nothing_had_happened(
     cluster: Cluster, config: Path, launched: list[Launch]
 ) -> None:

@@ -123,6 +123,7 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
     expect_nothing_executed(folder)
 
 
+@pytest.mark.full
 def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
     expect_nothing_executed(folder)
 
 
+@pytest.mark.full
 def test_a_node_that_dies_is_named_and_its_job_goes_on_when_it_is_back(cluster: Cluster, undisturbed: Path) -> None:
     folder = undisturbed
     log, run = folder / "died.log", folder / "died"
@@ -177,7 +179,7 @@ def test_a_node_that_dies_is_named_and_its_job_goes_on_when_it_is_back(cluster: 
         cluster.mc("kill", "node1")  # no goodbye: nothing closes its connections
     cluster.until(lambda: cluster.job(job)["JobState"] == "PENDING", 90, lambda: str(cluster.job(job)))
     cluster.until_logged(log, "Node failure on node1")
-    cluster.mc("start", "node1")
+    cluster.power_on("node1")
     assert cluster.wait(job) == "COMPLETED", tail(log)
     assert cluster.job(job)["Restarts"] == "1"
     assert decisions(run) == [(0, "done")]  # Slurm itself ended the first start

@@ -83,6 +83,7 @@ def test_a_job_is_frozen_from_it(installed: Path, tmp_path: Path, config_file: P
 
 @pytest.mark.end_to_end
 @pytest.mark.ranks
+@pytest.mark.full
 def test_torchrun_trains_without_a_checkout(installed: Path, tmp_path: Path, config_file: Path) -> None:
     ranks = ["-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     run = tmp_path / "run"

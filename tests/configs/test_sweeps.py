@@ -84,6 +84,7 @@ def test_the_agents_runs_have_folders_of_their_own() -> None:
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_an_agents_command_trains(tmp_path: Path, digits: Path) -> None:
     sweep = load(REPOSITORY / "configs/sweeps/techniques.yaml")
     [command] = expand(sweep, combinations(sweep)[-1:])

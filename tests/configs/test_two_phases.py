@@ -54,7 +54,8 @@ def two_phases(data: str, folder: str, recipe: str) -> dict[str, Any]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("recipe", [pytest.param("imta", marks=pytest.mark.full), "imta_released"])
+@pytest.mark.full  # a run that stops in either phase is in tests/training/test_trainer.py
+@pytest.mark.parametrize("recipe", ["imta", "imta_released"])
 def test_both_phases_run_from_one_file_and_continue_in_either(recipe: str, digits: Path, tmp_path: Path) -> None:
     found = run_ranks(two_phases, 1, str(digits), str(tmp_path), recipe)[0]
     assert found["resumed equals"]

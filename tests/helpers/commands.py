@@ -1,6 +1,5 @@
 """Start the ``adaptive`` command: as users do, and forked from a process that has done the slow imports already."""
 
-import multiprocessing as mp
 import os
 import subprocess
 import sys
@@ -8,28 +7,9 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.helpers.ranks import fork_context
 from tests.helpers.waiting import PATIENCE
 
-HEAVY = [
-    *(
-        "adaptive.commands.train",
-        "adaptive.commands.evaluate",
-        "adaptive.commands.pack",
-        "adaptive.commands.calibrate",
-        "adaptive.commands.predict",
-        "adaptive.commands.bench",
-        "adaptive.commands.checkpoint",
-        "adaptive.commands.plan",
-        "adaptive.planning.printing",
-    ),
-    *(
-        "adaptive.training.run",
-        "adaptive.runs",
-        "adaptive.inference.runner",
-        "adaptive.inference.calibration.calibrate",
-        "deepspeed",
-    ),
-]
 ADAPTIVE = str(Path(sys.executable).with_name("adaptive"))
 
 
@@ -70,8 +50,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
-        self.context = mp.get_context("forkserver")
-        self.context.set_forkserver_preload(HEAVY)
+        self.context = fork_context()
 
     def start(
         self, words: list[str], cwd: Path | None = None, environment: dict[str, str] | None = None, **variables: str

@@ -5,6 +5,7 @@ seconds.
 """
 
 import faulthandler
+import multiprocessing as mp
 import os
 import pickle
 import tempfile
@@ -13,11 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
-
 from adaptive.doctor.checks.network import free_port
 
-PRELOADED = ["torch", "deepspeed", "timm", "webdataset", "adaptive.training.run", "adaptive.runs"]
+COMMANDS = ("train", "evaluate", "pack", "calibrate", "predict", "bench", "checkpoint", "plan", "report")
+# Not the least is what DeepSpeed imports for ZeRO: its Muon compiles functions, which takes all of inductor.
+PRELOADED = [
+    *("torch", "torch._inductor.compile_fx", "deepspeed", "timm", "webdataset", "adaptive.training.run"),
+    *("adaptive.runs", "adaptive.inference.runner", "adaptive.inference.calibration.calibrate"),
+    *(f"adaptive.commands.{name}" for name in COMMANDS),
+    *("adaptive.commands.main", "adaptive.planning.printing", "matplotlib.figure"),
+]
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:

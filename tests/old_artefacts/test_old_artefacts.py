@@ -146,6 +146,7 @@ def test_an_interrupted_run_goes_on_from_its_step_with_the_planned_samples(conti
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_a_submitted_job_goes_on_with_its_own_code_to_the_same_weights(continued: Path, tmp_path: Path) -> None:
     """Its old code beside the present one on one machine: here what they come to is the same bit for bit."""
     folder = unpack(tmp_path / "work")

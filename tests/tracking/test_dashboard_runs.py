@@ -135,6 +135,7 @@ def test_checkpoints_are_references_with_their_merits(run: Path) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.full
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_server_shows_a_killed_run_as_one_with_every_step_once(
     tmp_path: Path,

@@ -382,6 +382,7 @@ def _moving(data: str, folder: str, stages: list[int], name: str, epochs: list[i
 
 
 @pytest.mark.ranks
+@pytest.mark.full  # a checkpoint that does so, with its optimizer, is in checkpoints/test_saver.py
 def test_a_run_moves_between_stages_and_numbers_of_ranks(digits: Path, tmp_path: Path) -> None:
     """Checkpoints hold whole tensors: 1 and 2 ranks, ZeRO 0 to 3, one after another, are one run."""
     whole = run_ranks(_moving, 1, str(digits), str(tmp_path), [0], "whole", [14])[0]

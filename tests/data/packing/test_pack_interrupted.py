@@ -17,17 +17,22 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from adaptive.data.packing import pack as module, writer
 original = writer.decode
-def slow(data):
-    time.sleep(0.04)
+def slow(data, count=[0]):
+    count[0] += 1
+    time.sleep(0.04 if count[0] < int(sys.argv[3]) else 100)
     return original(data)
 writer.decode = slow
 module.pack(sys.argv[1], sys.argv[2], shard_count=8, workers=2, progress=False)
 """
 
 
-def start_slow_pack(source, destination, records=2):
-    """Start packing in another process and wait until some shards are finished."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW_PACK, str(source), str(destination)], stderr=subprocess.PIPE)
+def start_slow_pack(source, destination, records=2, stuck_after=1000):
+    """Start packing in another process and wait until some shards are finished.
+
+    After ``stuck_after`` images each worker takes longer than any test.
+    """
+    words = [sys.executable, "-c", SLOW_PACK, str(source), str(destination), str(stuck_after)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
     finished = destination.with_name(f"{destination.name}.packing") / "records"
     wait_until(lambda: process.poll() is not None or len(list(finished.glob("*.tar.json"))) >= records)
     assert process.poll() is None
@@ -70,7 +75,7 @@ def test_a_changed_plan_starts_clean(tmp_path):
 
 def test_interrupting_stops_workers_soon(tmp_path):
     source = make_photos(tmp_path / "photos", classes=4, each=50)
-    process = start_slow_pack(source, tmp_path / "packed")
+    process = start_slow_pack(source, tmp_path / "packed", stuck_after=60)
     started = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)

@@ -14,6 +14,7 @@ from tests.helpers.ranks import run_ranks
 from tests.training.setups import RESNET, VIT, config
 
 STEPS = 20
+REST = [(1, [0, 1, 2]), (2, [1])]  # ranks and stages for test-all
 
 
 def engine_losses(data: str, stages: list[int], world: int, steps: int = STEPS, **sections) -> dict[int, list[float]]:
@@ -117,37 +118,48 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
 
 
 @pytest.mark.ranks
-def test_one_and_two_ranks_and_all_stages_equal_a_plain_loop(digits: Path) -> None:
+@pytest.mark.parametrize(
+    ("world", "stages"), [(1, [3]), (2, [0, 2, 3]), *(pytest.param(*rest, marks=pytest.mark.full) for rest in REST)]
+)
+def test_one_and_two_ranks_and_all_stages_equal_a_plain_loop(world: int, stages: list[int], digits: Path) -> None:
     plain = plain_losses(str(digits))
     assert plain[-1] < plain[0]
-    one = run_ranks(_vit, 1, str(digits), 1)[0]
-    two = run_ranks(_vit, 2, str(digits), 2)[0]
-    for losses in [*one.values(), *two.values()]:
+    for losses in run_ranks(_vit, world, str(digits), world, stages)[0].values():
         assert losses == pytest.approx(plain, abs=1e-4)
 
 
-def _vit(data: str, world: int) -> dict[int | str, list[float]]:
-    results = engine_losses(data, [0, 1, 2, 3], world, model=VIT)
-    # Accumulation is the same arithmetic again: four micro batches instead of one.
-    accumulated = engine_losses(data, [2], world, model=VIT, train={"micro_batch": 32 // world // 4})
-    return {**results, "accumulated": accumulated[2]}
+def _vit(data: str, world: int, stages: list[int]) -> dict[int | str, list[float]]:
+    results: dict[int | str, list[float]] = {**engine_losses(data, stages, world, model=VIT)}
+    if 2 in stages:  # accumulation is the same arithmetic again: four micro batches instead of one
+        micro_batch = 32 // world // 4
+        results["accumulated"] = engine_losses(data, [2], world, model=VIT, train={"micro_batch": micro_batch})[2]
+    return results
 
 
 @pytest.mark.ranks
-def test_batchnorm_network_equals_distributed_data_parallel(digits: Path) -> None:
+@pytest.mark.parametrize("stages", [[0, 3], pytest.param([1, 2], marks=pytest.mark.full)], ids=str)
+def test_batchnorm_network_equals_distributed_data_parallel(stages: list[int], digits: Path) -> None:
     expected = run_ranks(ddp_losses, 2, str(digits), 2)[0]
-    measured = run_ranks(_resnet, 2, str(digits), 2)[0]
+    measured = run_ranks(_resnet, 2, str(digits), 2, stages)[0]
     for losses in measured.values():
         assert losses == pytest.approx(expected, abs=1e-4)
 
 
-def _resnet(data: str, world: int) -> dict[int, list[float]]:
-    return engine_losses(data, [0, 1, 2, 3], world, model={**RESNET, "equilibrium": False})
+def _resnet(data: str, world: int, stages: list[int]) -> dict[int, list[float]]:
+    return engine_losses(data, stages, world, model={**RESNET, "equilibrium": False})
 
 
 @pytest.mark.ranks
-def test_low_precision_is_near_and_not_equal(digits: Path) -> None:
-    results = run_ranks(_precisions, 2, str(digits), 2)[0]
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("bf16", 3), ("fp16", 2)],
+        pytest.param([("bf16", 0), ("bf16", 1), ("fp16", 0)], marks=pytest.mark.full),
+    ],
+    ids=str,
+)
+def test_low_precision_is_near_and_not_equal(cases: list[tuple[str, int]], digits: Path) -> None:
+    results = run_ranks(_precisions, 2, str(digits), 2, [("fp32", 0), *cases])[0]
     exact = results["fp32", 0]
     for (precision, stage), losses in results.items():
         if precision == "fp32":
@@ -157,8 +169,7 @@ def test_low_precision_is_near_and_not_equal(digits: Path) -> None:
         assert losses == pytest.approx(exact, rel=0.03 if precision == "bf16" else 0.01), (precision, stage)
 
 
-def _precisions(data: str, world: int) -> dict[tuple[str, int], list[float]]:
-    cases = [("fp32", 0), ("bf16", 0), ("bf16", 1), ("bf16", 3), ("fp16", 0), ("fp16", 2)]
+def _precisions(data: str, world: int, cases: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
     return {
         (precision, stage): engine_losses(data, [stage], world, 10, model=VIT, train={"precision": precision})[stage]
         for precision, stage in cases
