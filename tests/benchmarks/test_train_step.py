@@ -17,7 +17,7 @@ from tests.helpers.locations import REPOSITORY
 from tests.helpers.ranks import run_ranks
 
 TINY = ["--backbone", "test_resnet", "--exits", "3", "--image-size", "32", "--batch", "4", "--classes", "10"]
-SHORT = ["--rounds", "3", "--warmup", "1", "--repetitions", "5", "--device", "cpu"]
+SHORT = ["--rounds", "2", "--warmup", "1", "--repetitions", "2", "--device", "cpu"]
 VARIANTS = ["plain", "loop", "exits", "equilibrium", "collaboration_distillation"]
 
 

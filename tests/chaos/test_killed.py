@@ -99,6 +99,7 @@ def expect_every_sample_once(killed: Path, whole: Path, digits: Path, epochs: in
         assert sorted(taken + left_over) == list(range(info.count))
 
 
+@pytest.mark.full
 def test_the_number_of_ranks_changes_between_two_steps(digits: Path, tmp_path: Path) -> None:
     """One rank, two, one again: the same ids in the same global batches, and the same losses.
 

@@ -59,8 +59,8 @@ def validated(folder: Path) -> list[int]:
     return [record["step"] for record in read(folder / "metrics.jsonl") if "val/loss" in record]
 
 
-# The tests below send SIGUSR1, and tests/training/supervision both to a process alone.
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGUSR1, marks=pytest.mark.full), signal.SIGTERM])
+@pytest.mark.full  # the test below sends SIGUSR1, and tests/training/supervision both to a process alone
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(number, config, whole, tmp_path):
     folder = tmp_path / "run"
     life = Life(config, folder)

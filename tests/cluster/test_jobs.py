@@ -35,7 +35,7 @@ tracking: {every_steps: 1, gradient_norms: false, name: NAME}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """Where jobs are submitted; what they were, run on this machine alone, with one rank and with two."""
+    """Where jobs are submitted."""
     folder = tmp_path_factory.mktemp("jobs") / "it's a $HOME folder"
     folder.mkdir()
     text = CONFIG.replace("PATH", json.dumps(str(digits))).replace("NAME", json.dumps(NASTY))
@@ -44,10 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """The same, with what the jobs of one node would be on this machine."""
+    Life(folder / "run config.yaml", folder / "whole-1", 1).finish()
+    return folder
+
+
+@pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> Path:
-    lives = [Life(folder / "run config.yaml", folder / f"whole-{world}", world) for world in (1, 2)]
-    for life in lives:
-        life.finish()
+    """The same, with what the jobs of two nodes would be on this machine, on two ranks."""
+    Life(folder / "run config.yaml", folder / "whole-2", 2).finish()
     return folder
 
 
@@ -69,10 +75,7 @@ def decisions(run: Path) -> list[tuple[int, str]]:
     return [(entry["exit_code"], entry["decision"]) for entry in read_history(run) if entry["event"] == "end"]
 
 
-def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machine(
-    cluster: Cluster, undisturbed: Path
-) -> None:
-    """Two jobs side by side: one on two nodes is signalled in the middle, one on one node meets its time limit."""
+def test_two_nodes_and_a_signal_leave_the_same_weights_as_one_machine(cluster: Cluster, undisturbed: Path) -> None:
     folder = undisturbed
     script = REPOSITORY / "slurm" / "train.sbatch"
     tags = ["two words", "a \"b\" 'c' $(touch EXECUTED)", "\u00fc\u4e2d"]
@@ -81,7 +84,7 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
         "train.run_folder=signalled 'run'",
         "tracking.tags=[" + ",\n".join(map(json.dumps, tags)) + "]",
     ]
-    log, limited_log = folder / "signalled.log", folder / "limited.log"
+    log = folder / "signalled.log"
     job = cluster.sbatch(
         *("--nodes=2", "--output", log, script, *words),
         cwd=folder,
@@ -91,17 +94,6 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
     with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=signalled", log, " step 5/"):
         cluster.run("scancel", "--batch", "--signal=USR1", str(job))
         cluster.until_logged(log, ASKED)
-        limited = cluster.sbatch(  # not before: nothing would keep it from its end
-            *("--time=2", "--signal=B:USR1@50", "--output", limited_log),
-            *(script, "run config.yaml", "train.run_folder=limited"),
-            cwd=folder,
-            ADAPTIVE_HOME=str(REPOSITORY),
-            ADAPTIVE_MAX_STALLED="10",
-        )
-    with cluster.standing_still(
-        limited, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", limited_log, " step 5/"
-    ):
-        cluster.until_logged(limited_log, ASKED, 200)
 
     assert cluster.wait(job) == "COMPLETED", tail(log)
     run = folder / "signalled 'run'"
@@ -114,8 +106,23 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
     assert sorted(node for node, _ in brought) == ["node0", "node0", "node1", "node1"]
     assert sum(" 0 of them brought now" in words for _, words in brought) == 2  # the second start
     assert cluster.on("node1", "find", "/tmp/stage", "-name", "*.tar")
+    expect_nothing_executed(folder)
 
-    assert cluster.wait(limited) == "COMPLETED", tail(limited_log)
+
+@pytest.mark.full
+def test_a_time_limit_leaves_the_same_weights_as_one_machine(cluster: Cluster, alone: Path) -> None:
+    folder = alone
+    log = folder / "limited.log"
+    job = cluster.sbatch(
+        *("--time=2", "--signal=B:USR1@50", "--output", log, REPOSITORY / "slurm" / "train.sbatch"),
+        *("run config.yaml", "train.run_folder=limited"),
+        cwd=folder,
+        ADAPTIVE_HOME=str(REPOSITORY),
+        ADAPTIVE_MAX_STALLED="10",
+    )
+    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", log, " step 5/"):
+        cluster.until_logged(log, ASKED, 200)
+    assert cluster.wait(job) == "COMPLETED", tail(log)
     ends = decisions(folder / "limited")
     assert ends[-1] == (0, "done")
     assert ends[:-1] == [(75, "requeue")] * (len(ends) - 1) != []
@@ -125,9 +132,9 @@ def test_two_nodes_a_signal_and_a_time_limit_leave_the_same_weights_as_one_machi
 
 @pytest.mark.full
 def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
-    cluster: Cluster, undisturbed: Path, tmp_path: Path
+    cluster: Cluster, alone: Path, tmp_path: Path
 ) -> None:
-    folder = undisturbed
+    folder = alone
     run = folder / 'sub "mitted" $(touch EXECUTED)'
     words = ["submit", "run config.yaml", "--cpu", "--time=9", f"train.run_folder={json.dumps(run.name)}", "--evaluate"]
     # Forked from where Life's ranks are: the slow imports are done there.

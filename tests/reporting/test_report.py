@@ -170,7 +170,7 @@ def test_page_needs_nothing_else(tmp_path):
     [
         (1, 2, {}),
         (1, 2, {"policy": False, "evaluation": False}),
-        (10, 1000, {"images": 3000}),
+        pytest.param(10, 1000, {"images": 3000}, marks=pytest.mark.full),
         (3, 15, {"temperatures": False}),
         (2, 10, {"policy": False}),
         (2, 3, {"evaluation": False}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
+@cache
+def load_program(file: Path) -> torch.nn.Module:
+    return torch.export.load(file).module()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_both_formats_answer_as_the_network(family: str, batch: int, exported: Export, digit_images: Tensor) -> None:
@@ -67,7 +73,7 @@ def test_both_formats_answer_as_the_network(family: str, batch: int, exported: E
                 arrays = session.run(None, dict(zip(block.inputs, [t.numpy() for t in inputs], strict=True)))
                 found = [torch.from_numpy(array) for array in arrays]
             else:
-                program = torch.export.load(folder / block.torch).module()
+                program = load_program(folder / block.torch)
                 previous = inputs.pop() if block.previous_logits else None
                 found = program(tuple(inputs), previous)
             values = dict(zip(block.outputs, found, strict=True))
