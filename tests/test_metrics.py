@@ -101,7 +101,7 @@ def measured(folder: Path, workers: int) -> tuple[int, float, list[int]]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full), 3])
 @pytest.mark.parametrize("workers", [0, 5])  # five: more than there are shards
 def test_totals_are_the_datasets_size_on_any_number_of_ranks(uneven: Path, world: int, workers: int) -> None:
     outcomes = run_ranks(measured, world, uneven, workers)

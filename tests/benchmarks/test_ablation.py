@@ -67,6 +67,7 @@ def words(digits: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_the_command_writes_json_page_and_figures(miniature: Path) -> None:
     result = json.loads((miniature / "results" / "ablation_small.json").read_text())
     page = (miniature / "results" / "ablation_small.md").read_text()
@@ -84,6 +85,7 @@ def test_the_command_writes_json_page_and_figures(miniature: Path) -> None:
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_variants_of_a_seed_start_alike_and_see_the_same_images(miniature: Path, digits: Path) -> None:
     for seed in range(SEEDS):
         found = [json.loads((miniature / "runs" / f"{v}_seed{seed}" / "ablation.json").read_text()) for v in VARIANTS]
@@ -107,6 +109,7 @@ def test_variants_of_a_seed_start_alike_and_see_the_same_images(miniature: Path,
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_numbers_in_the_table_are_those_of_the_run_folders(miniature: Path) -> None:
     page = (miniature / "results" / "ablation_small.md").read_text()
     for variant in VARIANTS:
@@ -123,6 +126,7 @@ def test_numbers_in_the_table_are_those_of_the_run_folders(miniature: Path) -> N
 
 
 @pytest.mark.end_to_end
+@pytest.mark.full
 def test_finished_runs_stay_and_the_reading_is_taken_in(
     miniature: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

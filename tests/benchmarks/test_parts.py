@@ -43,6 +43,7 @@ def test_the_suite_lists_runs_and_refuses(tmp_path: Path, capsys: pytest.Capture
         assert named in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_loaders_make_batches_of_the_same_photos(tmp_path: Path) -> None:
     words = ["--images", "24", "--batch", "4", "--rounds", "2", "--starts", "0", "--output", str(tmp_path)]
     assert data.main(words) in (0, 1)  # the limits are for quiet machines and many photos

@@ -41,6 +41,7 @@ def check(result: dict) -> None:
     assert len(result["ge_shapes"]) == 2
 
 
+@pytest.mark.full
 def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
     script = str(REPOSITORY / "benchmarks" / "train_step.py")

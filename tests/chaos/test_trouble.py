@@ -23,7 +23,7 @@ model: {backbone: test_resnet, exits: 2}
 data: {path: PATH, image_size: 32, workers: 1}
 optimizer: {lr: 0.05}
 train: {epochs: 2, global_batch: 64, device: cpu, ema_decay: 0.9}
-evaluate: {batch: 1}
+evaluate: {batch: 3}
 tracking: {every_steps: 1, gradient_norms: false}
 """
 
@@ -76,7 +76,8 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(number, config, whol
 
 def test_a_signal_during_validation_stops_it_and_it_is_made_up_for(config, whole, tmp_path):
     folder = tmp_path / "run"
-    for epoch in (EPOCH, END):  # the second time in the run's very last validation; image by image it takes its time
+    # The second time in the run's very last validation; three images at a time it takes its time.
+    for epoch in (EPOCH, END):
         life = Life(config, folder)
         assert life.until(lambda life=life, epoch=epoch: life.step >= epoch)
         life.send(signal.SIGUSR1)

@@ -75,6 +75,7 @@ def decisions(run: Path) -> list[tuple[int, str]]:
     return [(entry["exit_code"], entry["decision"]) for entry in read_history(run) if entry["event"] == "end"]
 
 
+@pytest.mark.full
 def test_two_nodes_and_a_signal_leave_the_same_weights_as_one_machine(cluster: Cluster, undisturbed: Path) -> None:
     folder = undisturbed
     script = REPOSITORY / "slurm" / "train.sbatch"

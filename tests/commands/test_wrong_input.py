@@ -118,7 +118,11 @@ def test_wrong_configuration(case: str, config_file: Path, tmp_path: Path, forks
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(
     "case",
-    ["unknown_key", pytest.param("misspelt_backbone", marks=pytest.mark.full), "nothing_to_continue"],
+    [
+        "unknown_key",
+        pytest.param("misspelt_backbone", marks=pytest.mark.full),
+        pytest.param("nothing_to_continue", marks=pytest.mark.full),
+    ],
 )
 def test_the_command_itself_says_one_line(case: str, config_file: Path, tmp_path: Path) -> None:
     """In a fresh process, what libraries print as they are imported would show; the last case imports them all."""

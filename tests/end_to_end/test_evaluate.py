@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptive.runs import TrainedRun, load
-from tests.helpers.commands import Forks, start_command
+from tests.helpers.commands import Forks
 
 pytestmark = pytest.mark.end_to_end
 
@@ -79,9 +79,9 @@ def test_plain_and_averaged_weights_differ(run: Path, commands: Forks) -> None:
     assert losses[0] != losses[1]
 
 
-def test_command_writes_json_and_figure_and_prints_a_table(run: Path) -> None:
+def test_command_writes_json_and_figure_and_prints_a_table(run: Path, commands: Forks) -> None:
     (run / "evaluation_val.json").unlink(missing_ok=True)
-    ended = start_command(["evaluate", str(run), "--split", "val", "--checkpoint", "last"], COLUMNS="160")
+    ended = commands.start(["evaluate", str(run), "--split", "val", "--checkpoint", "last"], COLUMNS="160").wait()
     assert (ended.code, ended.err) == (0, "")
     header = next(line for line in ended.out.splitlines() if "top-1" in line)
     for column in ("exit", "after", "MACs", "share", "parameters", "top-1 %", "top-5 %", "loss"):

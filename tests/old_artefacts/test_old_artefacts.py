@@ -114,6 +114,7 @@ def test_weights_are_those_of_the_checkpoint(old: Path) -> None:
         same_tensors(loaded, load_file(checkpoint / f"{file}.safetensors"))
 
 
+@pytest.mark.full  # an export and a policy measure alike
 def test_a_run_measures_what_it_measured(old: Path) -> None:
     found = json.loads(command(old, "evaluate", "run", "--no-timing", "--json"))
     alike(found, read("run/evaluation_test.json"))

@@ -10,6 +10,7 @@ from adaptive.planning.memory import OptimizerBytes, Sizes, ZeroSettings, measur
 from adaptive.planning.plan import cost_phases
 from tests.helpers.ranks import run_ranks
 from tests.training.engines import SmallRun, chain_config, chain_network
+from tests.training.setups import STAGES
 
 BATCH = 8
 # ZeRO 3 keeps parameters of up to so many elements whole; the test network has some on either side.
@@ -67,7 +68,7 @@ def _held_by_a_rank(stage: int) -> dict[str, int]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_hold_what_is_said(stage: int) -> None:
     held = run_ranks(_held_by_a_rank, 2, stage)[0]
     kinds = {moment.name: moment.kinds for moment in predicted(stage).moments}["validation"]

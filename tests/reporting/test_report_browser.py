@@ -88,7 +88,7 @@ def scheme(request) -> str:
 
 
 @pytest.mark.parametrize("size", [(1280, 900), (400, 800)], ids=["wide", "narrow"])
-@pytest.mark.parametrize("case", ["one", "several", "bare"])
+@pytest.mark.parametrize("case", ["one", "several", pytest.param("bare", marks=pytest.mark.full)])
 def test_page_shows_well(browser, pages, case, size, scheme):
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page = context.new_page()

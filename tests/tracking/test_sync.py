@@ -66,6 +66,7 @@ def test_all_starts_become_one_run(run_folder, tmp_path, server, monkeypatch, ca
     ]
 
 
+@pytest.mark.full
 def test_starts_that_were_killed_do_not_keep_the_others_back(run_folder, server, monkeypatch, capsys):
     _, url = server
     number = record(run_folder, (1, 3), (4, 5), (6, 8))

@@ -63,7 +63,7 @@ def reads_per_step(data, folder, stage, model, gamma):
     return found
 
 
-@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.full) for stage in (1, 2)), 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.full) for stage in (1, 2, 3))])
 def test_the_method_reads_nothing_from_the_device(digits, tmp_path, stage):
     counts = {}
     for name, model, gamma in (("plain", PLAIN, 0.0), ("method", METHOD, 0.1)):

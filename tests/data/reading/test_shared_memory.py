@@ -31,7 +31,7 @@ except MachineError as error:
     ("room", "erasing"),  # batches of bytes, of floats
     [
         ("64k", 0.0),
-        ("64m", 0.5),
+        pytest.param("64m", 0.5, marks=pytest.mark.full),
         pytest.param("64k", 0.5, marks=pytest.mark.full),
         pytest.param("64m", 0.0, marks=pytest.mark.full),
     ],

@@ -30,6 +30,7 @@ from adaptive.networks.network import AdaptiveNetwork
 from tests.inference.conftest import CLASSES, FAMILIES, Exported, build, data_config
 
 Export = Callable[[str], Exported]
+QUICK = ("resnet", "swin", "msdnet")  # those that the ONNX runner's tests export as well
 
 
 def build_plain() -> AdaptiveNetwork:
@@ -54,7 +55,9 @@ def load_program(file: Path) -> torch.nn.Module:
     return torch.export.load(file).module()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in FAMILIES]
+)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_both_formats_answer_as_the_network(family: str, batch: int, exported: Export, digit_images: Tensor) -> None:
     network, folder = exported(family).network, exported(family).folder
@@ -83,6 +86,7 @@ def test_both_formats_answer_as_the_network(family: str, batch: int, exported: E
             torch.testing.assert_close(values[block.logits], logits, rtol=0, atol=margin)
 
 
+@pytest.mark.full
 def test_what_is_special_about_the_families_is_there(exported: Export) -> None:
     entries = {family: Manifest.read(exported(family).folder).blocks for family in FAMILIES}
     assert [t.batch for t in entries["tnt"][1].state] == [(0, 1), (0, 4), (0, 1)]

@@ -236,6 +236,7 @@ for order in ("adaptive, timm", "timm, adaptive"):
 """
 
 
+@pytest.mark.full
 def test_timm_knows_the_networks_in_any_order_of_imports() -> None:
     subprocess.run([sys.executable, "-c", ORDERS], check=True, timeout=PATIENCE)
 

@@ -137,7 +137,7 @@ def _vit(data: str, world: int, stages: list[int]) -> dict[int | str, list[float
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("stages", [[0, 3], pytest.param([1, 2], marks=pytest.mark.full)], ids=str)
+@pytest.mark.parametrize("stages", [[0], pytest.param([1, 2, 3], marks=pytest.mark.full)], ids=str)
 def test_batchnorm_network_equals_distributed_data_parallel(stages: list[int], digits: Path) -> None:
     expected = run_ranks(ddp_losses, 2, str(digits), 2)[0]
     measured = run_ranks(_resnet, 2, str(digits), 2, stages)[0]
@@ -153,8 +153,8 @@ def _resnet(data: str, world: int, stages: list[int]) -> dict[int, list[float]]:
 @pytest.mark.parametrize(
     "cases",
     [
-        [("bf16", 3), ("fp16", 2)],
-        pytest.param([("bf16", 0), ("bf16", 1), ("fp16", 0)], marks=pytest.mark.full),
+        [("fp16", 2)],
+        pytest.param([("bf16", 0), ("bf16", 1), ("bf16", 3), ("fp16", 0)], marks=pytest.mark.full),
     ],
     ids=str,
 )

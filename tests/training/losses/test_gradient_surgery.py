@@ -154,7 +154,7 @@ def _surgery_steps() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_the_engine_applies_what_the_plain_algorithm_gives(world: int) -> None:
     for found in run_ranks(_surgery_steps, world):
         for name, (_, _, tolerance) in CASES.items():
