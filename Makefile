@@ -1,6 +1,6 @@
 # make quickstart  sets everything up and trains a first adaptive network on real images, on two CPU ranks
 # make test        lint, types, and the tests of every path through the code: at most 10 minutes on 2 cores
-# make test-all    the same with every backbone family, recipe, kill and reference configuration
+# make test-all    the same with every backbone family, recipe, kill, job on Slurm and reference configuration
 # make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
 # make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
 # make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
