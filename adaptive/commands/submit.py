@@ -96,7 +96,8 @@ def checks(config: Config, resources: Resources) -> None:
     if "\\" in str(folder):
         raise MachineError(f"train.run_folder = {str(folder)!r}: sbatch writes no log below a name with a backslash")
     if os.pathsep in str(folder):
-        raise MachineError(f"train.run_folder = {str(folder)!r}: PYTHONPATH can name no code below a name with a colon")
+        reason = "PYTHONPATH can name no code below a name with a colon; choose another folder"
+        raise MachineError(f"train.run_folder = {str(folder)!r}: {reason}")
     check_plan(config, resources.nodes, resources.ranks_per_node)
     check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
 

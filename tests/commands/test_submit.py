@@ -96,7 +96,7 @@ def test_dry_run_shows_the_script_and_writes_nothing(config_file: Path, forks: F
         (["train.exit_weights=[1,2]"], "train.exit_weights"),
         (["train.epoch=1"], "unknown key train.epoch"),
         (["train.run_folder=/proc/run"], "train.run_folder = '/proc"),
-        (['train.run_folder="/tmp/a:b"'], "PYTHONPATH can name no code below a name with a colon"),
+        (['train.run_folder="/tmp/a:b"'], "no code below a name with a colon; choose another folder"),
         (["optimizer.lr=0.3", "train.run_folder=EXISTING"], "holds a run with optimizer.lr = 0.1, now it is 0.3"),
     ],
 )
