@@ -57,6 +57,20 @@ def undisturbed(folder: Path) -> Path:
     return folder
 
 
+def sbatch_training(
+    cluster: Cluster, folder: Path, log: Path, *options: str, overrides: list[str], **environment: str
+) -> int:
+    """Submit this checkout's train.sbatch from ``folder`` and return the job's id."""
+    script = REPOSITORY / "slurm" / "train.sbatch"
+    words = [*options, "--output", log, script, "run config.yaml", *overrides]
+    return cluster.sbatch(*words, cwd=folder, ADAPTIVE_HOME=str(REPOSITORY), **environment)
+
+
+def training(having: str) -> str:
+    """Return a pattern for the command lines of ranks that hold some words."""
+    return rf"^\S*python\S* .*-m adaptive train .*{having}"
+
+
 def expect_equal(run: Path, whole: Path) -> None:
     name = f"checkpoints/step-{END:08d}"
     files = sorted(path.name for path in (whole / name).iterdir())
@@ -78,21 +92,11 @@ def decisions(run: Path) -> list[tuple[int, str]]:
 @pytest.mark.full
 def test_two_nodes_and_a_signal_leave_the_same_weights_as_one_machine(cluster: Cluster, undisturbed: Path) -> None:
     folder = undisturbed
-    script = REPOSITORY / "slurm" / "train.sbatch"
     tags = ["two words", "a \"b\" 'c' $(touch EXECUTED)", "\u00fc\u4e2d"]
-    words = [
-        "run config.yaml",
-        "train.run_folder=signalled 'run'",
-        "tracking.tags=[" + ",\n".join(map(json.dumps, tags)) + "]",
-    ]
+    overrides = ["train.run_folder=signalled 'run'", "tracking.tags=[" + ",\n".join(map(json.dumps, tags)) + "]"]
     log = folder / "signalled.log"
-    job = cluster.sbatch(
-        *("--nodes=2", "--output", log, script, *words),
-        cwd=folder,
-        ADAPTIVE_HOME=str(REPOSITORY),
-        ADAPTIVE_STAGE="/tmp/stage",
-    )
-    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=signalled", log, " step 5/"):
+    job = sbatch_training(cluster, folder, log, "--nodes=2", overrides=overrides, ADAPTIVE_STAGE="/tmp/stage")
+    with cluster.standing_still(job, training("run_folder=signalled"), log, " step 5/"):
         cluster.run("scancel", "--batch", "--signal=USR1", str(job))
         cluster.until_logged(log, ASKED)
 
@@ -114,14 +118,10 @@ def test_two_nodes_and_a_signal_leave_the_same_weights_as_one_machine(cluster: C
 def test_a_time_limit_leaves_the_same_weights_as_one_machine(cluster: Cluster, alone: Path) -> None:
     folder = alone
     log = folder / "limited.log"
-    job = cluster.sbatch(
-        *("--time=2", "--signal=B:USR1@50", "--output", log, REPOSITORY / "slurm" / "train.sbatch"),
-        *("run config.yaml", "train.run_folder=limited"),
-        cwd=folder,
-        ADAPTIVE_HOME=str(REPOSITORY),
-        ADAPTIVE_MAX_STALLED="10",
-    )
-    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=limited", log, " step 5/"):
+    overrides = ["train.run_folder=limited"]
+    options = ("--time=2", "--signal=B:USR1@50")
+    job = sbatch_training(cluster, folder, log, *options, overrides=overrides, ADAPTIVE_MAX_STALLED="10")
+    with cluster.standing_still(job, training("run_folder=limited"), log, " step 5/"):
         cluster.until_logged(log, ASKED, 200)
     assert cluster.wait(job) == "COMPLETED", tail(log)
     ends = decisions(folder / "limited")
@@ -146,7 +146,7 @@ def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
     assert log == run / f"slurm-{job}.log"
     urgent = folder / "urgent.sh"
     urgent.write_text("#!/bin/bash\nuntil [ -e release ]; do sleep 0.2; done\n")
-    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*submitted/", log, " step 5/") as (node,):
+    with cluster.standing_still(job, training("submitted/"), log, " step 5/") as (node,):
         (tmp_path / "again").mkdir()
         again = Forks(tmp_path / "again").start([*words, "--json"], folder, cluster.environment)
         refusal = again.wait().error_line("submit")
@@ -177,13 +177,8 @@ def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
 def test_a_node_that_dies_is_named_and_its_job_goes_on_when_it_is_back(cluster: Cluster, undisturbed: Path) -> None:
     folder = undisturbed
     log, run = folder / "died.log", folder / "died"
-    job = cluster.sbatch(
-        *("--nodes=2", "--output", log, REPOSITORY / "slurm" / "train.sbatch", "run config.yaml"),
-        "train.run_folder=died",
-        cwd=folder,
-        ADAPTIVE_HOME=str(REPOSITORY),
-    )
-    with cluster.standing_still(job, r"^\S*python\S* .*-m adaptive train .*run_folder=died", log, " step 21/"):
+    job = sbatch_training(cluster, folder, log, "--nodes=2", overrides=["train.run_folder=died"])
+    with cluster.standing_still(job, training("run_folder=died"), log, " step 21/"):
         cluster.mc("kill", "node1")  # no goodbye: nothing closes its connections
     cluster.until(lambda: cluster.job(job)["JobState"] == "PENDING", 90, lambda: str(cluster.job(job)))
     cluster.until_logged(log, "Node failure on node1")

@@ -1,5 +1,6 @@
 """Packed data sets that the tests of this folder share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from PIL import Image
 
 from adaptive.data.packing.pack import PackOptions, PackReport, pack, pack_with_report
+from adaptive.data.remote import transfer
 from adaptive.data.shards.index import DatasetIndex
+from tests.helpers.shard_server import ShardServer, serve
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +20,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "packed"
     pack("builtin:digits", folder, shard_count=300, progress=False, workers=2)
     return folder
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads are tried again at once."""
+    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def server(digits: Path) -> Iterator[ShardServer]:
+    """The digits at a URL."""
+    with serve(digits) as running:
+        yield running
 
 
 @pytest.fixture

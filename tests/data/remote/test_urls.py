@@ -14,25 +14,16 @@ import torch
 from adaptive.config.sections import Config, DataConfig
 from adaptive.data.reading.images_by_id import read_images
 from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
-from adaptive.data.remote import transfer
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import ConfigError, DataError, MachineError
-from tests.helpers.shard_server import Faulty, ShardServer, serve
+from tests.helpers.shard_server import Faulty, ShardServer
 from tests.helpers.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def server(digits):
-    with serve(digits) as running:
-        yield running
+pytestmark = [
+    pytest.mark.usefixtures("short_pauses"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
 
 
 @pytest.fixture

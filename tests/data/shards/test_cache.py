@@ -12,27 +12,17 @@ from pathlib import Path
 import pytest
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.remote import transfer
 from adaptive.data.remote.transfer import Cancelled
 from adaptive.data.shards import cache
 from adaptive.data.shards.cache import ShardCache, cache_folder, check_cache, shard_files
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError, DataError, MachineError
-from tests.helpers.shard_server import Faulty, serve
+from tests.helpers.shard_server import Faulty
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 MIB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def server(digits):
-    with serve(digits) as running:
-        yield running
 
 
 @pytest.fixture
