@@ -1,6 +1,7 @@
 # make quickstart  sets everything up and trains a first adaptive network on real images, on two CPU ranks
 # make test        lint, types, and the tests of every path through the code: at most 10 minutes on 2 cores
 # make test-all    the same with every backbone family, recipe, kill, job on Slurm and reference configuration
+# make test-versions  numerics, data, two ranks and export with the oldest and newest torch, on Python 3.11 to 3.13; PAIRS=all
 # make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
 # make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
 # make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
@@ -19,7 +20,7 @@ export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 # pytest rewrites every test module, and hypothesis: anew in every worker where it may not keep what it wrote.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart setup test test-all lint types unit unit-all unit-full bench bench-inference ablation backbones clean
+.PHONY: quickstart setup test test-all test-versions lint types unit unit-all unit-full bench bench-inference ablation backbones clean
 
 quickstart: setup
 	@test -f data/digits/index.json || $(BIN)/adaptive pack builtin:digits data/digits
@@ -74,6 +75,9 @@ unit-all: setup
 # What test-all has beyond test.
 unit-full: setup
 	$(PYTEST) -m full $(PYTEST_ARGUMENTS)
+
+test-versions: setup
+	$(BIN)/python -m tests.versions $(PAIRS) --workers $(TEST_WORKERS) $(if $(FOLDER),--folder "$(FOLDER)")
 
 bench: setup
 	$(BIN)/python benchmarks/suite.py $(if $(PARTS),--only $(PARTS)) $(if $(SOURCE),--source "$(SOURCE)")

@@ -11,7 +11,6 @@ limit does not hold. benchmarks/README.md says how to read the results.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import shlex
 import subprocess
 import sys
@@ -132,10 +131,9 @@ def chosen(options: argparse.Namespace) -> tuple[str, list[list[str]]]:
 
 def page(device: str, rows: Sequence[tuple[str, str, str]]) -> str:
     """The table of the parts."""
-    version = importlib.metadata.version("adaptive-training")
     return f"""# All benchmarks on {device}
 
-Adaptive {version} on {pages.hardware(machine(device))}
+{pages.hardware(machine(device))}
 
 {pages.table(["part", "limits", "minutes"], rows)}
 """

@@ -99,10 +99,15 @@ def _parse_intermixed(command: str, words: list[str]) -> argparse.Namespace:
 
 
 def _versions() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    packages = ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb")
-    return "\n".join(f"{name} {version(name)}" for name in packages)
+    lines = []
+    for name in ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb"):
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # a checkout on PYTHONPATH, or a machine without a dashboard
+            lines.append(f"{name} (not installed)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from adaptive.doctor.checks.network import reduce_here
 from adaptive.doctor.checks.software import PROBE_SECONDS, torch_facts
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, skipped, warning
 from adaptive.doctor.programs import run_program
+from adaptive.doctor.torch_versions import install_command
 
 GIB = 2**30
-REINSTALL = "pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
 
 
 def has_gpu() -> bool:
@@ -38,9 +38,9 @@ def cuda(_: CheckSettings) -> Finding:
         return skipped("no NVIDIA GPU here; training runs on CPUs")
     facts, version = torch_facts(), driver()
     if "error" in facts:
-        return error(f"torch does not start: {facts['error']}", REINSTALL)
+        return error(f"torch does not start: {facts['error']}", install_command())
     if facts["cuda_build"] is None:
-        return error(f"there is a GPU, but torch {facts['torch']} was built without CUDA", REINSTALL)
+        return error(f"there is a GPU, but torch {facts['torch']} was built without CUDA", install_command())
     if "cuda_error" in facts:
         shown = f"driver {version or '(nvidia-smi does not answer)'}, torch's CUDA {facts['cuda_build']}"
         return error(f"{shown}: {facts['cuda_error']}", "nvidia-smi   # update a driver older than torch's CUDA")
@@ -56,7 +56,7 @@ def cuda(_: CheckSettings) -> Finding:
             found = (
                 f"GPU {number}, {device['name']}, has capability {capability}; torch was built for {', '.join(built)}"
             )
-            return error(found, REINSTALL)
+            return error(found, install_command())
         if device["error"]:
             return error(f"GPU {number}, {device['name']}: {device['error']}", f"nvidia-smi -q -i {number}")
     for number, device in enumerate(devices):

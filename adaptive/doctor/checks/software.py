@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 from adaptive.doctor.programs import answer, run_program, start_script
+from adaptive.doctor.torch_versions import TRIED, install_command, known_fault, tried
 from adaptive.files import code_root
 from adaptive.training.engine.operators import lock_age, lock_state
 
@@ -37,13 +38,13 @@ def torch_facts() -> dict[str, Any]:
 
 def python(_: CheckSettings) -> Finding:
     """Check the interpreter's version."""
+    wanted, here = _declared("python_requires"), f"Python {platform.python_version()} in {sys.prefix}"
     try:
-        wanted = metadata.metadata(OWN)["Requires-Python"]
+        wanted = wanted or metadata.metadata(OWN)["Requires-Python"]
     except metadata.PackageNotFoundError:
         return error(f"Python {platform.python_version()}, but {OWN} is not installed in it", "pip install -e .")
-    here = f"Python {platform.python_version()} in {sys.prefix}"
     if platform.python_version() not in SpecifierSet(wanted, prereleases=True):
-        return error(f"{here}, needed is {wanted}", "python3.11 -m venv .venv && .venv/bin/pip install -e .")
+        return error(f"{here}, needed is {wanted}", "python3.12 -m venv .venv && .venv/bin/pip install -e .")
     return ok(here)
 
 
@@ -74,13 +75,18 @@ def packages(_: CheckSettings) -> Finding:
 
 
 def _requirements() -> list[str]:
-    """Return what setup.py asks for: a checkout's may be newer than the installation's metadata."""
+    """Return the packages that setup.py asks for."""
+    return _declared("install_requires") or metadata.requires(OWN) or []
+
+
+def _declared(name: str) -> Any:
+    """Return an argument of the checkout's setup.py, which may be newer than the installation's metadata, or None."""
     setup = code_root() / "setup.py"
     if setup.is_file():
         for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "install_requires":
-                return list(ast.literal_eval(node.value))
-    return metadata.requires(OWN) or []
+            if isinstance(node, ast.keyword) and node.arg == name:
+                return ast.literal_eval(node.value)
+    return None
 
 
 def _extras(one: Requirement) -> str:
@@ -99,14 +105,25 @@ def _twice(names: dict[Any, Requirement]) -> dict[Any, list[str]]:
 
 
 def torchvision(_: CheckSettings) -> Finding:
-    """Check an operator of torchvision, which fails if it was built for another torch."""
+    """Check an operator of torchvision, which fails if it was built for another torch, and that the pair was tried."""
     facts = torch_facts()
-    remedy = "pip install --force-reinstall 'torch>=2.14' 'torchvision>=0.29'"
     if "error" in facts:
-        return error(f"torch cannot be imported: {facts['error']}", remedy)
+        return error(f"torch cannot be imported: {facts['error']}", install_command())
+    torch, vision = facts["torch"], facts.get("torchvision", _installed("torchvision"))
+    fault, remedy = known_fault(torch, vision), install_command(torch)
     if "torchvision_error" in facts:
-        return error(f"torchvision does not fit torch {facts['torch']}: {facts['torchvision_error']}", remedy)
-    return ok(f"torch {facts['torch']} and torchvision {facts['torchvision']} work together")
+        return error(f"torchvision does not fit torch {torch}: {fault or facts['torchvision_error']}", remedy)
+    if not tried(torch, vision):
+        pairs = ", ".join(dict.fromkeys(f"{pair.torch} with {pair.torchvision}" for pair in TRIED))
+        return warning(f"torch {torch} with torchvision {vision} is no pair that was tried ({pairs})", remedy)
+    return ok(f"torch {torch} and torchvision {vision} work together")
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "0"
 
 
 def deepspeed(_: CheckSettings) -> Finding:

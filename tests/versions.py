@@ -1,0 +1,131 @@
+"""The smoke part of the tests with other versions: python -m tests.versions oldest newest
+
+Numerics, data, a training on two ranks and export (the files of SMOKE), every pair in an environment of its own in
+--folder, which is kept for the next time. --list prints what can be asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptive.doctor.torch_versions import TRIED, TriedPair
+from adaptive.errors import AdaptiveError, MachineError, UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OTHERS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy")  # beside the extras, for the tests
+SMOKE = (
+    "networks/test_equilibrium.py",
+    "networks/test_network.py",
+    "networks/test_families.py",
+    "networks/multiscale/test_multi_exit.py",
+    "training/losses",
+    "training/test_optimizer.py",
+    "training/engine/test_parity.py",
+    "training/test_trainer.py::test_a_run_stopped_in_either_phase_ends_bit_for_bit_the_same",
+    "training/test_trainer.py::test_compiled_run_compiles_and_equals_the_plain_one",
+    "data/images",
+    "data/reading",
+    "end_to_end/test_evaluate.py",
+    "inference/test_runner.py",
+    "inference/export",
+    "doctor/test_torch_versions.py",
+)
+GROUPS = {
+    "oldest": [TRIED[0]],
+    "newest": [pair for pair in TRIED if pair.torch == TRIED[-1].torch],
+    "all": list(TRIED),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Test the chosen pairs one after another; the exit code is 1 where one failed."""
+    options = parser().parse_args(arguments)
+    if options.list:
+        print("\n".join(_name(pair) for pair in TRIED))
+        return 0
+    try:
+        pairs = chosen(options.pairs)
+        interpreters = {pair: interpreter(pair.python) for pair in pairs}
+        outcomes = {pair: _try(pair, interpreters[pair], options) for pair in pairs}
+    except AdaptiveError as error:
+        print(f"versions: {error}", file=sys.stderr)
+        return 1
+    for pair, code in outcomes.items():
+        print(f"{_name(pair)}: {'passed' if code == 0 else f'FAILED (pytest ended with {code})'}")
+    return int(any(outcomes.values()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    p = argparse.ArgumentParser(prog="python -m tests.versions", description=(__doc__ or "").partition("\n")[0])
+    p.add_argument("pairs", nargs="*", default=["oldest", "newest"], help="oldest, newest, all, or names from --list")
+    p.add_argument("--folder", type=Path, default=REPOSITORY / ".venv-versions", help="of the environments")
+    p.add_argument("--workers", default="2", help="test processes at a time (%(default)s)")
+    p.add_argument("--list", action="store_true", help="print the names of all pairs and stop")
+    return p
+
+
+def chosen(names: Sequence[str]) -> list[TriedPair]:
+    """Return the pairs that are asked for, each once (raises UsageError)."""
+    known = {_name(pair): [pair] for pair in TRIED} | GROUPS
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name}: no such pair; take oldest, newest, all, or some of {', '.join(known)}")
+    return list(dict.fromkeys(pair for name in names for pair in known[name]))
+
+
+def interpreter(version: str) -> str:
+    """Return a Python of a version, 3.12: from PATH or from pyenv's versions (raises MachineError)."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"versions/{version}*/bin/python"))]
+    for program in filter(None, found):
+        # pyenv's shims are on PATH for versions that are installed, but not switched on.
+        if subprocess.run([program, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return str(program)
+    raise MachineError(f"no Python {version} on PATH or among pyenv's versions; install it, or leave its pairs out")
+
+
+def _try(pair: TriedPair, python: str, options: argparse.Namespace) -> int:
+    environment = options.folder.resolve() / _name(pair)
+    print(f"== {_name(pair)}", flush=True)
+    _install(pair, python, environment)
+    settings = {
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_EXTENSIONS_DIR": str(environment / "torch_extensions"),
+        "OMP_NUM_THREADS": "1",
+    }
+    words = ["-m", "not full", "-n", options.workers, "--dist", "loadfile", "-q"]
+    command = [str(environment / "bin" / "python"), "-m", "pytest", *words, *(f"tests/{file}" for file in SMOKE)]
+    return subprocess.run(command, cwd=REPOSITORY, env=os.environ | settings, check=False).returncode
+
+
+def _install(pair: TriedPair, python: str, environment: Path) -> None:
+    """Make an environment with this pair and otherwise the versions of constraints.txt, unless it is there."""
+    wanted = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt")]
+    stamp, made_of = environment / "made_of", "\n".join([*pair, *OTHERS, *wanted])
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == made_of:
+        return
+    shutil.rmtree(environment, ignore_errors=True)
+    subprocess.run([python, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    others = [line for line in wanted[1].splitlines() if not line.startswith(("torch==", "torchvision==", "triton=="))]
+    constraints = environment / "constraints.txt"
+    constraints.write_text("\n".join([*others, f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", ""]))
+    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    packages = ["--editable", ".[digits,export]", *OTHERS]
+    subprocess.run([*pip, "--constraint", constraints, *packages], cwd=REPOSITORY, check=True)
+    stamp.write_text(made_of, encoding="utf-8")
+
+
+def _name(pair: TriedPair) -> str:
+    return f"torch{pair.torch}-torchvision{pair.torchvision}-python{pair.python}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
