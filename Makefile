@@ -2,6 +2,7 @@
 # make test        lint, types, and the tests of every path through the code: at most 10 minutes on 2 cores
 # make test-all    the same with every backbone family, recipe, kill, job on Slurm and reference configuration
 # make test-versions  numerics, data, two ranks and export with the oldest and newest torch, on Python 3.11 to 3.13; PAIRS=all
+# make gpu         tests, tables and a training on a GPU, in ten minutes; ARGS='--minutes 5 --resume', ARGS=--rehearse on a CPU
 # make ablation SOURCE=FOLDER  one technique more each time, several seeds, on CIFAR-10
 # make bench       all benchmarks that need nothing but this machine; PARTS='data startup' some of them, SOURCE=PHOTOS
 # make bench-inference TRAINED=RUN  real early exit against the clock, with a trained run's network
@@ -20,7 +21,7 @@ export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 # pytest rewrites every test module, and hypothesis: anew in every worker where it may not keep what it wrote.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart setup test test-all test-versions lint types unit unit-all unit-full bench bench-inference ablation backbones clean
+.PHONY: quickstart setup test test-all test-versions gpu lint types unit unit-all unit-full bench bench-inference ablation backbones clean
 
 quickstart: setup
 	@test -f data/digits/index.json || $(BIN)/adaptive pack builtin:digits data/digits
@@ -78,6 +79,10 @@ unit-full: setup
 
 test-versions: setup
 	$(BIN)/python -m tests.versions $(PAIRS) --workers $(TEST_WORKERS) $(if $(FOLDER),--folder "$(FOLDER)")
+
+# Without setup: a GPU machine may have no network, and its own Python with torch.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/suite.py $(if $(PARTS),--only $(PARTS)) $(if $(SOURCE),--source "$(SOURCE)")

@@ -35,6 +35,7 @@ from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.networks.precision import memory_format
 from adaptive.training.engine.group import init_distributed, leave, resolve_device
 from benchmarks.shared import pages
+from benchmarks.shared.cards import find_card
 from benchmarks.shared.exposed import exposed_share
 from benchmarks.shared.results import MIB, machine
 from benchmarks.shared.timing import Spread
@@ -42,12 +43,6 @@ from benchmarks.shared.variants import VARIANTS, StepSettings, Trainee
 
 WARMUP = 3
 TRACED = 3  # steps
-# Dense multiply-add rates of the makers' data sheets, in TFLOP/s of the precision that a step computes in.
-DATA_SHEETS = {
-    "H200": {"bf16": 989.0, "fp32": 67.0},
-    "H100 80GB HBM3": {"bf16": 989.0, "fp32": 67.0},
-    "A100": {"bf16": 312.0, "fp32": 19.5},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,8 +194,8 @@ def matmul_rate(device: torch.device, precision: str, rounds: int = 10) -> float
 def _data_sheet(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((rates[precision] for part, rates in DATA_SHEETS.items() if part in name), None)
+    card = find_card(torch.cuda.get_device_name(device))
+    return card.tflops[precision] if card else None
 
 
 def page(result: Mapping[str, Any]) -> str:

@@ -189,7 +189,7 @@ def measure_case(config: Config, world: int, verbose: bool = False) -> int:
 
 
 def predict_cases(backbone: str, micro_batch: int, world: int, image_size: int, device: str) -> dict[int, RankMemory]:
-    """Return the prediction of `adaptive plan` for every ZeRO stage."""
+    """Return the prediction of `adaptive plan` for all ZeRO stages."""
     config = case_config(backbone, 0, micro_batch, world, image_size, device)
     network = create_model(backbone, 1000, config.model.exits, input_size=image_size)
     settings = ZeroSettings.of(config, world, 1)
@@ -205,7 +205,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cases = []
     for backbone in options.backbones:
         predicted = predict_cases(backbone, options.micro_batch, world, options.image_size, device)
-        for stage in STAGES:
+        for stage in options.stages:
             # Training alone is measured: no validation.
             moment = max((m for m in predicted[stage].moments if m.name != "validation"), key=lambda m: m.total)
             config = case_config(backbone, stage, options.micro_batch, world, options.image_size, device)
@@ -266,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     p = argparse.ArgumentParser(prog="plan_memory", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="timm models (%(default)s)")
+    p.add_argument("--stages", type=int, nargs="+", default=list(STAGES), choices=STAGES, help="of ZeRO (%(default)s)")
     p.add_argument("--micro-batch", type=int, default=8, help="images per rank (%(default)s)")
     p.add_argument("--image-size", type=int, default=224, help="side in pixels (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")

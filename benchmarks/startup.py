@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     result = run(options)
     text = page(result)
-    written = pages.write(options.output, "startup", result, text)
+    stem = "startup" if options.device == "cpu" else f"startup_{options.device}"
+    written = pages.write(options.output, stem, result, text)
     Console().print(Markdown(text))
     print("written: " + ", ".join(map(str, written)))
     return 0 if all(entry.get("holds", True) for entry in result["commands"].values()) else 1
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     p = argparse.ArgumentParser(prog="startup", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--backbone", default="resnet18", help="of the training (%(default)s)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the training (%(default)s)")
     p.add_argument("--rounds", type=int, default=7, help="starts of each command, at least 2 (%(default)s)")
     pages.add_output(p)
     return p
@@ -71,7 +73,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every command."""
     with tempfile.TemporaryDirectory() as folder:
         pack("builtin:digits", Path(folder) / "digits", workers=1, progress=False)
-        training = _Training(_training_words(Path(folder), options.backbone), Path(folder))
+        training = _Training(
+            _training_words(Path(folder), options.backbone, options.device), Path(folder), options.device
+        )
         turns: dict[str, Callable[[], None]] = {**commands(Path(folder)), "first_step": training}
         seconds = interleaved(turns, options.rounds, 1, "cpu")
         seconds["first_step"] = training.seconds[-options.rounds :]
@@ -84,18 +88,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "startup",
         "command": pages.command(parser(), options),
-        "machine": machine("cpu"),
+        "machine": machine(options.device),
         "rounds": options.rounds,
         "commands": found,
     }
 
 
-def _training_words(folder: Path, backbone: str) -> list[str]:
+def _training_words(folder: Path, backbone: str, device: str = "cpu") -> list[str]:
     config = folder / "run.yaml"
     config.write_text(
         f"model: {{backbone: {backbone}, exits: 4}}\n"
         f"data: {{path: {folder / 'digits'}, image_size: 64, workers: 1}}\n"
-        "train: {epochs: 1, max_steps: 1, global_batch: 32, device: cpu}\ntracking: {every_steps: 1}\n",
+        f"train: {{epochs: 1, max_steps: 1, global_batch: 32, device: {device}}}\n"
+        "tracking: {every_steps: 1, wandb: disabled}\n",
         encoding="utf-8",
     )
     return [*ADAPTIVE, "train", str(config)]
@@ -122,15 +127,16 @@ def _call(words: list[str]) -> None:
 class _Training:
     """Starts a training, and notes how long it took to its first record; then waits for its end."""
 
-    def __init__(self, words: list[str], folder: Path) -> None:
+    def __init__(self, words: list[str], folder: Path, device: str = "cpu") -> None:
         self.words, self.folder = words, folder
+        self.environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
         self.seconds: list[float] = []
 
     def __call__(self) -> None:
         run = self.folder / f"run{len(self.seconds)}"
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*self.words, f"train.run_folder={run}"], cwd=REPOSITORY, env=os.environ | {"DS_ACCELERATOR": "cpu"},
+            [*self.words, f"train.run_folder={run}"], cwd=REPOSITORY, env=self.environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         while process.poll() is None and not _recorded(run / "metrics.jsonl"):

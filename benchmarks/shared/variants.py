@@ -41,6 +41,7 @@ class StepSettings:
         precision: fp32, or bf16 under autocast.
         channels_last: keep images and convolution weights in channels-last memory.
         compile: compile the networks with torch.compile.
+        backend: torch.compile's.
         engine: none is a plain torch loop, deepspeed the library's engine.
         stage: ZeRO stage of the engine.
         world: ranks; ``batch`` is each one's.
@@ -55,6 +56,7 @@ class StepSettings:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
+    backend: str = "inductor"
     engine: str = "none"
     stage: int = 0
     world: int = 1
@@ -84,7 +86,8 @@ VARIANTS = (
     Variant("loop", "plain multi-exit loop", {"equilibrium": False, "collaboration": False}, loop=True),
     Variant("exits", "+ exits", {"equilibrium": False, "collaboration": False}),
     Variant("equilibrium", "+ GE", {"equilibrium": True, "collaboration": False}),
-    Variant("collaboration_distillation", "+ ISC + OFA", {"equilibrium": True, "collaboration": True}, GAMMA),
+    Variant("collaboration", "+ ISC", {"equilibrium": True, "collaboration": True}),
+    Variant("collaboration_distillation", "+ OFA", {"equilibrium": True, "collaboration": True}, GAMMA),
 )
 
 
@@ -127,7 +130,7 @@ class Trainee:
         exits = len(self.network.exits) if variant.arguments is not None else 1  # type: ignore[arg-type]
         self.objective = ExitObjective(exits, gamma=variant.gamma)
         if settings.compile:
-            self.network.compile()
+            self.network.compile(backend=settings.backend)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
         self.forward: nn.Module = self.network
         if settings.world > 1 and settings.engine == "none":

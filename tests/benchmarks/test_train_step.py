@@ -18,7 +18,7 @@ from tests.helpers.ranks import run_ranks
 
 TINY = ["--backbone", "test_resnet", "--exits", "3", "--image-size", "32", "--batch", "4", "--classes", "10"]
 SHORT = ["--rounds", "2", "--warmup", "1", "--repetitions", "2", "--device", "cpu"]
-VARIANTS = ["plain", "loop", "exits", "equilibrium", "collaboration_distillation"]
+VARIANTS = ["plain", "loop", "exits", "equilibrium", "collaboration", "collaboration_distillation"]
 
 
 def check(result: dict) -> None:
@@ -34,9 +34,9 @@ def check(result: dict) -> None:
         # Weights, their gradients and the momentum are there at once.
         assert entry["peak_memory_bytes"] > 3 * 4 * entry["parameters"]
     sizes = [variants[key]["parameters"] for key in VARIANTS]
-    assert sizes[0] < sizes[1] == sizes[2] == sizes[3] < sizes[4]
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3] < sizes[4] == sizes[5]
     macs = [variants[key]["macs"] for key in VARIANTS]
-    assert macs[0] < macs[1] == macs[2] == macs[3] < macs[4]
+    assert macs[0] < macs[1] == macs[2] == macs[3] < macs[4] == macs[5]
     assert set(result["ge_share_percent"]) == {"median", "q1", "q3"}
     assert len(result["ge_shapes"]) == 2
 

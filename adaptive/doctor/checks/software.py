@@ -53,17 +53,21 @@ def packages(_: CheckSettings) -> Finding:
     needed = [Requirement(line) for line in _requirements()]
     needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong, names = [], {canonicalize_name(one.name): one for one in needed}
+    without = _without_dashboard()
     for one in needed:
         try:
             version = metadata.version(one.name)
         except metadata.PackageNotFoundError:
-            wrong.append((one, f"{one.name} is missing"))
+            if one.name != without:
+                wrong.append((one, f"{one.name} is missing"))
             continue
         if not one.specifier.contains(version, prereleases=True):
             wrong.append((one, f"{one.name} {version}, needed {one.specifier}"))
     if wrong:
         words = " ".join(f"'{one.name}{_extras(one)}{one.specifier}'" for one, _ in wrong)
         return error("; ".join(text for _, text in wrong), f"pip install {words}")
+    if without:
+        return warning(f"{without} is missing: training needs tracking.wandb=disabled", f"pip install {without}")
     if twice := _twice(names):
         name, places = next(iter(twice.items()))
         return warning(
@@ -72,6 +76,17 @@ def packages(_: CheckSettings) -> Finding:
         )
     return ok(f"{len(needed)} packages as setup.py asks for: torch {metadata.version('torch')}, "
               f"deepspeed {metadata.version('deepspeed')}, timm {metadata.version('timm')}")  # fmt: skip
+
+
+def _without_dashboard() -> str:
+    """Return the dashboard's package where it is missing and, by WANDB_MODE, not wanted; else an empty string."""
+    if os.environ.get("WANDB_MODE") != "disabled":
+        return ""
+    try:
+        metadata.version("wandb")
+    except metadata.PackageNotFoundError:
+        return "wandb"
+    return ""
 
 
 def _requirements() -> list[str]:

@@ -1,0 +1,160 @@
+"""Runs the parts of a visit one after another, each in processes of its own and within its time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from adaptive.errors import ConfigError
+from adaptive.files import write_atomically
+from benchmarks.gpu_run.parts import Part, Visit
+from benchmarks.shared.locations import REPOSITORY
+from benchmarks.shared.results import machine
+
+LEFT = 75  # exit code where something is left for --resume
+LIMIT = -1  # for the exit code of a benchmark that ran, and in which a limit does not hold
+DONE = ("passed", "a limit does not hold")  # what needs not be run again
+LEAST_SECONDS = 20.0  # a part begins only where so much time is left
+SHOWN_LINES = 15  # of what a failed command said
+GRACE_SECONDS = 5.0  # between asking a command to end and killing it
+
+
+class Conductor:
+    """Keeps what became of every part in ``visit.json``, so that a later visit goes on.
+
+    Args:
+        output: folder of the results and logs.
+        rehearsal: whether figures are of tiny sizes on a CPU.
+        resume: whether to go on from an earlier visit's file.
+
+    Raises:
+        ConfigError: the earlier visit was to another card, or is a rehearsal.
+    """
+
+    def __init__(self, output: Path, rehearsal: bool, resume: bool) -> None:
+        self.output, self.rehearsal = output, rehearsal
+        self.file = output / "visit.json"
+        here = machine("cpu" if rehearsal else "cuda") if rehearsal or _cuda() else {"gpu": None}
+        self.state: dict[str, Any] = {"benchmark": "gpu", "rehearsal": rehearsal, "machine": here, "parts": {}}
+        if not resume or not self.file.exists():
+            return
+        earlier = json.loads(self.file.read_text(encoding="utf-8"))
+        if (earlier["rehearsal"], earlier["machine"]["gpu"]) != (rehearsal, here["gpu"]):
+            place = "a rehearsal" if earlier["rehearsal"] else earlier["machine"]["gpu"]
+            raise ConfigError(
+                f"--resume: {self.file} is of {place}, this is {here['gpu'] or 'a rehearsal'}; give another --output"
+            )
+        self.state["parts"] = earlier["parts"]
+
+    def run(self, parts: Sequence[Part], options: argparse.Namespace) -> dict[str, Any]:
+        """Run the parts that have not passed yet, as long as time is left; returns the state."""
+        end = time.monotonic() + 60 * options.minutes
+        (self.output / "logs").mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            if self._status(part) in DONE:
+                continue
+            left = end - time.monotonic()
+            if left < LEAST_SECONDS:
+                print(f"== {part.name}: left for --resume", flush=True)
+                continue
+            seconds = min(part.seconds * (4 if self.rehearsal else 1), left)
+            known = self._status(part) is not None
+            visit = Visit(self.output, self.rehearsal, seconds, known, options.photos, options.cifar, options.tests)
+            print(f"== {part.name}: {part.question} ({seconds:.0f} s at most)", flush=True)
+            began = time.monotonic()
+            codes = self._run_part(part, visit)
+            self.state["parts"][part.name] = {
+                "status": _status_of(codes),
+                "codes": codes,
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            write_atomically(self.file, json.dumps(self.state, indent=2) + "\n")
+            print(f"== {part.name}: {self._status(part)} after {time.monotonic() - began:.0f} s", flush=True)
+        return self.state
+
+    def exit_code(self, parts: Sequence[Part]) -> int:
+        """Return 0 where all have passed, 75 where some are left, 1 where one failed."""
+        found = {self._status(part) for part in parts}
+        # Limits are for the sizes that people train.
+        good = set(DONE) if self.rehearsal else {"passed"}
+        return 0 if found <= good else LEFT if found <= good | {"partly", "stopped", None} else 1
+
+    def _status(self, part: Part) -> str | None:
+        return self.state["parts"].get(part.name, {}).get("status")
+
+    def _run_part(self, part: Part, visit: Visit) -> list[int | None]:
+        """Run a part's commands in its time; returns their exit codes, None for what was stopped or not begun.
+
+        A benchmark ends with 1 where a limit does not hold, and has written its page then: that is LIMIT.
+        """
+        end = time.monotonic() + visit.seconds
+        codes = []
+        with (self.output / "logs" / f"{part.name}.log").open("w", encoding="utf-8") as log:
+            for words in part.commands(visit):
+                began = time.time()
+                code = self._run_command(words, log, end - time.monotonic())
+                written = [file for file in self.output.glob("*.md") if file.stat().st_mtime >= began]
+                codes.append(LIMIT if code == 1 and written else code)
+        return codes
+
+    def _run_command(self, words: list[str], log: Any, seconds: float) -> int | None:
+        log.write(f"$ {shlex.join(['python3', *words])}\n")
+        log.flush()
+        if seconds <= 0:
+            log.write("not begun: the part's time is over\n")
+            return None
+        start = log.tell()
+        environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        )
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also on Ctrl-C: nothing may stay on the device
+            _end(process)
+        if code not in (0, LEFT):
+            self._show(Path(log.name), start, words, code)
+        return code
+
+    def _show(self, file: Path, start: int, words: list[str], code: int | None) -> None:
+        said = file.read_bytes()[start:].decode("utf-8", "replace").splitlines()
+        outcome = "was stopped at its time limit" if code is None else f"ended with {code}"
+        print(f"   {shlex.join(words)} {outcome}; the end of {file.name}:", flush=True)
+        print("\n".join(f"   | {line[:200]}" for line in said[-SHOWN_LINES:]), flush=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it started, its session."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with suppress(subprocess.TimeoutExpired):  # what outlives it is killed
+            process.wait(GRACE_SECONDS)
+
+
+def _status_of(codes: Sequence[int | None]) -> str:
+    if any(code not in (0, LEFT, LIMIT, None) for code in codes):
+        return "failed"
+    return "stopped" if None in codes else "partly" if LEFT in codes else DONE[LIMIT in codes]
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
