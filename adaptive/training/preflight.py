@@ -54,6 +54,7 @@ FREE_ON_RESUME = {
     "data.attempts",
     "data.timeout",
     "data.pipe",
+    "data.in_memory",
     "data.max_bad",
     "evaluate.batch",
 }
