@@ -62,13 +62,13 @@ class InMemorySource:
             if self.augment is not None:
                 places = self.augment.places(epoch, ids)
                 if crop_later:
-                    crop = Crop(places.tobytes(), self.augment.padding)
+                    crop = Crop(places, self.augment.padding)
                 else:
                     pixels = crop_flip_pixels(pixels, torch.from_numpy(places), self.augment.padding)
             # In a worker this copies to shared memory, as handing over anything else would, but not unnoticed.
             pixels = default_collate([pixels])[0].permute(0, 3, 1, 2)
             faults = [split.faults[i] for i in asked.tolist() if i in split.faults] if split.faults else []
-            yield WorkerBatch(pixels, labels.tolist(), ids.tolist(), crop), faults
+            yield WorkerBatch(pixels, labels, ids, crop), faults
 
 
 class _Batches(IterableDataset[Any]):

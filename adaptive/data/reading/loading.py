@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -57,24 +58,21 @@ class LoaderOptions:
 
 
 class Crop(NamedTuple):
-    """A crop and flip that is left to the device: arguments of `crop_flip_pixels`, the places (N, 3) as bytes of int64.
+    """A crop and flip that is left to the device: arguments of `crop_flip_pixels`."""
 
-    The loader would make a tensor of an array.
-    """
-
-    places: bytes
+    places: NDArray[np.int64]
     padding: int
 
 
 class WorkerBatch(NamedTuple):
-    """A batch as a worker hands it over: images (N, 3, H, W), created in shared memory, and plain numbers.
+    """A batch as a worker hands it over: images (N, 3, H, W), created in shared memory, and numbers as numpy's arrays.
 
     A tensor elsewhere would be copied to shared memory on its way, and be lost silently where there is no room.
     """
 
     images: Tensor
-    labels: Sequence[int]
-    ids: Sequence[int]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
     crop: Crop | None = None
 
 
@@ -114,23 +112,22 @@ class Loading:
     @property
     def crops_on_device(self) -> bool:
         """Whether whole images, as they lie in memory, are cropped and flipped on the device."""
-        return self.device.type == "cuda"
+        return self.device.type != "cpu"
 
     def finish(self, made: WorkerBatch) -> Batch:
         """Return the batch with its images on the device, normalised; padding stays 0."""
         images = made.images.to(self.device, non_blocking=True)
         if made.crop is not None:
-            places = torch.from_numpy(np.frombuffer(made.crop.places, np.int64).reshape(-1, 3).copy()).to(self.device)
+            places = torch.from_numpy(made.crop.places).to(self.device)
             images = crop_flip_pixels(images.permute(0, 2, 3, 1), places, made.crop.padding).permute(0, 3, 1, 2)
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-            for row, label in enumerate(made.labels):
-                if label == PADDING:  # few or none
-                    images[row] = 0
+            for row in np.flatnonzero(made.labels == PADDING).tolist():  # few or none
+                images[row] = 0
         else:  # normalised by the transform
             images = images.contiguous(memory_format=self.normalize.layout)
-        labels = torch.tensor(made.labels, pin_memory=self.pinned)
-        return Batch(images, labels, torch.tensor(made.ids))
+        labels = torch.from_numpy(made.labels)
+        return Batch(images, labels.pin_memory() if self.pinned else labels, torch.from_numpy(made.ids))
 
 
 class Source(Protocol):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import webdataset
 from torch import Tensor
@@ -198,4 +199,4 @@ class BatchSource:
 def _collate(samples: list[tuple[Tensor, int, int]]) -> WorkerBatch:
     images, labels, ids = zip(*samples, strict=True)
     pixels = stack_pixels(images) if images[0].dtype == torch.uint8 else default_collate(list(images))
-    return WorkerBatch(pixels, labels, ids)
+    return WorkerBatch(pixels, np.array(labels), np.array(ids))
