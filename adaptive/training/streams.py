@@ -6,15 +6,16 @@ import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
+from adaptive.data.images.crop_flip import DrawnBy
 from adaptive.data.reading.in_memory import DecodedSplit, Offer
-from adaptive.data.reading.pipeline import DrawnBy
 from adaptive.data.reading.stream import EvaluationStream, LoaderOptions, TrainStream
-from adaptive.errors import AdaptiveError, CheckpointError
+from adaptive.errors import AdaptiveError
 from adaptive.networks.precision import memory_format
 from adaptive.training.checkpoints.store import Checkpoint
 from adaptive.training.engine.group import gather_objects
+from adaptive.training.preflight import recorded_draws
 from adaptive.training.prepared_run import Prepared
 
 
@@ -31,7 +32,7 @@ class Streams:
         """Open both splits; with data.in_memory they are decoded first (collective).
 
         Raises:
-            CheckpointError: data.in_memory, and the run to be continued draws as only shards can.
+            CheckpointError: the run to be continued draws crop and flip in an unknown way.
             DataError: a split cannot be read.
             MachineError: there is not enough memory.
         """
@@ -39,7 +40,6 @@ class Streams:
         data, drawn_by = config.data, recorded_draws(checkpoint)
         training = validation = None
         if data.in_memory:
-            _refuse_old_draws(prepared, drawn_by)
             splits = _decode_once_per_machine(prepared)
             training, validation = splits.training, splits.validation
         layout = memory_format(config.train.channels_last)
@@ -50,27 +50,6 @@ class Streams:
         )  # fmt: skip
         stream = EvaluationStream(index, data, data.val_split, loader, batch=config.evaluate.batch, decoded=validation)
         return cls(train, stream, drawn_by)
-
-
-def recorded_draws(checkpoint: Checkpoint | None) -> DrawnBy:
-    """Return how the run to be continued draws crop and flip; without a record as earlier versions did."""
-    if checkpoint is None:
-        return "epoch"
-    found = checkpoint.state().get("drawn_by", "sample")
-    if found not in get_args(DrawnBy):
-        raise CheckpointError(
-            f"{checkpoint.path} draws crop and flip by {found!r}, which this version does not know; continue the run "
-            "with the version that began it"
-        )
-    return found
-
-
-def _refuse_old_draws(prepared: Prepared, drawn_by: DrawnBy) -> None:
-    if drawn_by == "sample":
-        raise CheckpointError(
-            f"data.in_memory = true: the run in {prepared.folder} was begun by a version that drew crop and flip image "
-            "by image, which memory does not; continue it with data.in_memory=false, or use another train.run_folder"
-        )
 
 
 class _Splits(NamedTuple):

@@ -19,7 +19,7 @@ from adaptive.data.shards.index import load_index
 from adaptive.data.shards.reader import ShardReader
 from adaptive.errors import CheckpointError
 from adaptive.training.checkpoints.store import CheckpointStore
-from adaptive.training.streams import recorded_draws
+from adaptive.training.preflight import recorded_draws
 from tests.chaos.runs import Life
 from tests.helpers.commands import Forks
 from tests.helpers.ranks import run_ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from adaptive.data.seeding import CROP
 
 Draws = NDArray[np.float64]
+# How crop and flip of data.crop: pad and none are drawn: for all images of an epoch at once, or, as runs of earlier
+# versions began and go on, from every image's own generators.
+DrawnBy = Literal["epoch", "sample"]
 
 
 class CropFlipDraws:

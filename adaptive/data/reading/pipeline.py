@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault
-from adaptive.data.images.crop_flip import CropFlipDraws
+from adaptive.data.images.crop_flip import CropFlipDraws, DrawnBy
 from adaptive.data.images.decode import decode_image
 from adaptive.data.images.normalize import stack_pixels
 from adaptive.data.images.transforms import drawn_transform, draws_per_sample, eval_transform, train_transform
@@ -31,10 +31,6 @@ from adaptive.data.shards.cache import ShardCache, check_cache, shard_files
 from adaptive.data.shards.index import DatasetIndex, SplitInfo, check_shards
 from adaptive.data.shards.prefetch import Prefetcher
 from adaptive.data.shards.reader import ShardFiles, ShardReader
-
-# How crop and flip of `crop: pad` and `none` are drawn: for all images of an epoch at once, or, as runs of earlier
-# versions began and go on, by every image's own generators.
-DrawnBy = Literal["epoch", "sample"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Ledger
-from adaptive.data.images.crop_flip import CropFlipDraws
+from adaptive.data.images.crop_flip import CropFlipDraws, DrawnBy
 from adaptive.data.images.transforms import crop_padding
 from adaptive.data.reading.in_memory import DecodedSplit
 from adaptive.data.reading.in_memory_source import CropFlip, InMemorySource
@@ -19,7 +19,7 @@ from adaptive.data.reading.loading import Batch as Batch
 from adaptive.data.reading.loading import LoaderOptions as LoaderOptions
 from adaptive.data.reading.loading import Loading, Source, load_batches
 from adaptive.data.reading.order import accumulation_steps, evaluation_batches, steps_per_epoch
-from adaptive.data.reading.pipeline import BatchSource, DrawnBy, SampleTransform, SplitShards
+from adaptive.data.reading.pipeline import BatchSource, SampleTransform, SplitShards
 from adaptive.data.reading.samples import PADDING as PADDING  # label and id of rows that hold no sample
 from adaptive.data.reading.schedule import EvaluationSchedule, TrainSchedule
 from adaptive.data.shards.index import DatasetIndex
