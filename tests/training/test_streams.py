@@ -82,15 +82,19 @@ def test_a_run_from_memory_is_killed_and_ends_with_the_weights_of_one_from_shard
     assert set(Path("/dev/shm").glob("adaptive*")) == before
 
 
-def _open(data: str, folder: str, workers: int) -> dict[str, Any]:
-    """Open the streams of a run, and return what this rank decoded and what it maps."""
+def _open(data: str, folder: str, apart: bool, image_size: int = 8) -> dict[str, Any] | str:
+    """Open the streams of a run; return what this rank decoded and what it maps, or the error that it met.
+
+    ``apart``: as if the ranks were on machines of their own.
+    """
     import torch.distributed as dist
 
     from adaptive.data.reading import in_memory
     from adaptive.distributed.ranks import find_ranks
+    from adaptive.errors import AdaptiveError
+    from adaptive.training import streams
     from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import prepare
-    from adaptive.training.streams import Streams
 
     decoded = 0
 
@@ -100,27 +104,40 @@ def _open(data: str, folder: str, workers: int) -> dict[str, Any]:
         return once(image)
 
     once, in_memory.decode_image = in_memory.decode_image, decode
-    section = {"image_size": 8, "crop": "none", "in_memory": True, "workers": workers}
-    prepared = prepare(config(data, folder, data=section), find_ranks())
+    prepared = prepare(config(data, folder, data={"image_size": image_size, "in_memory": True}), find_ranks())
     init_distributed()
-    streams = Streams.open(prepared)
-    batches = [*streams.train.batches(0, 2), *streams.validation]
-    split = streams.train._decoded
+    if apart:
+        streams._memory_place = lambda: (str(prepared.ranks.rank), 0)
+    try:
+        opened = streams.Streams.open(prepared)
+    except AdaptiveError as error:
+        return str(error)
+    batches = [*opened.train.batches(0, 2), *opened.validation]
+    split = opened.train._decoded
     assert split is not None
-    if dist.get_rank() == 0:
+    if prepared.ranks.rank == 0:
         split.pixels[-1] = 99
     dist.barrier()
     return {"decoded": decoded, "last": int(split.pixels[-1].min()), "ids": [batch.ids.tolist() for batch in batches]}
 
 
 @pytest.mark.ranks
-def test_ranks_of_a_machine_share_what_one_of_them_decodes(digits: Path, tmp_path: Path) -> None:
-    found = run_ranks(_open, 2, str(digits), str(tmp_path), 0)
+@pytest.mark.parametrize("apart", [False, True])
+def test_ranks_of_a_machine_share_what_one_of_them_decodes(apart: bool, digits: Path, tmp_path: Path) -> None:
+    found = run_ranks(_open, 2, str(digits), str(tmp_path), apart)
     index = load_index(digits)
-    assert [one["decoded"] for one in found] == [index.split("train").count + index.split("val").count, 0]
-    assert [one["last"] for one in found] == [99, 99]
+    images = index.split("train").count + index.split("val").count
+    assert [one["decoded"] for one in found] == [images, images if apart else 0]
+    assert [one["last"] == 99 for one in found] == [True, not apart]
     first, second = ({i for batch in one["ids"][:2] for i in batch} for one in found)
     assert not first & second
+
+
+@pytest.mark.ranks
+def test_all_ranks_end_with_the_error_of_the_one_that_decodes(digits: Path, tmp_path: Path) -> None:
+    one, other = run_ranks(_open, 2, str(digits), str(tmp_path), False, 32)
+    assert one == other
+    assert "data.image_size = 32, but an image of split 'train' has 8 x 8 pixels" in one
 
 
 @pytest.mark.ranks

@@ -10,7 +10,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class Offer(NamedTuple):
     faults: Mapping[int, Fault]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodedSplit:
     """All images of a split as pixels, in memory that the processes of a machine share.
 
@@ -63,7 +63,7 @@ class DecodedSplit:
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
     faults: dict[int, Fault]
-    handle: int | None = field(default=None, compare=False)
+    handle: int | None = None
 
     @classmethod
     def decode(
@@ -90,13 +90,17 @@ class DecodedSplit:
         source = BatchSource(schedule, 0, len(schedule.ids), shards, transform, replace_bad=training)
         ledger, first = Ledger(data.max_bad), 0
         loading = Loading.of(data, BATCH, LoaderOptions(workers=min(workers, len(schedule.ids))))
-        with closing(made_batches(source, loading, ledger)) as batches:
-            for made in batches:
-                rows = slice(first, min(first + BATCH, info.count))
-                taken = rows.stop - first
-                decoded.pixels[rows] = made.images.permute(0, 2, 3, 1)[:taken]
-                decoded.labels[rows], decoded.ids[rows] = made.labels[:taken], made.ids[:taken]
-                first = rows.stop
+        try:
+            with closing(made_batches(source, loading, ledger)) as batches:
+                for made in batches:
+                    rows = slice(first, min(first + BATCH, info.count))
+                    taken = rows.stop - first
+                    decoded.pixels[rows] = made.images.permute(0, 2, 3, 1)[:taken]
+                    decoded.labels[rows], decoded.ids[rows] = made.labels[:taken], made.ids[:taken]
+                    first = rows.stop
+        except BaseException:
+            decoded.close_handle()
+            raise
         decoded.faults.update(ledger.faults)
         return decoded
 

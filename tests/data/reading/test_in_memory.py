@@ -74,6 +74,16 @@ def test_batches_are_those_of_the_shards(digits, decoded, crop, flip, world, wor
                      list(stream.batches(first + 5, first + 7)))  # fmt: skip
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_global_batches_are_the_same_on_any_number_of_ranks(digits, decoded, world):
+    def step(world):
+        ranks = [list(train(config(digits), decoded, rank=rank, world=world).batches(30, 31)) for rank in range(world)]
+        parts = [rank[micro] for micro in range(2) for rank in ranks]
+        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+    assert same(step(1), step(world))
+
+
 @pytest.mark.parametrize(("world", "workers"), [(1, 2), (3, 0)])
 def test_evaluation_is_that_of_the_shards(digits, world, workers):
     data = config(digits)
