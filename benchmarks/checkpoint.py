@@ -126,6 +126,7 @@ def _rank(rank: int, port: int, settings: SavingSettings, stage: int, folder: st
     from adaptive.training.checkpoints.store import CheckpointStore
     from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
+    from adaptive.training.streams import Streams
     from adaptive.training.supervision.supervisor import Supervisor
     from adaptive.training.trainer import Trainer
 
@@ -133,7 +134,7 @@ def _rank(rank: int, port: int, settings: SavingSettings, stage: int, folder: st
     init_distributed()
     probe = Probe(settings)
     store = CheckpointStore(Path(folder) / "run" / "checkpoints")
-    Trainer(prepared, store, [probe], Supervisor()).run()
+    Trainer(prepared, Streams.open(prepared), store, [probe], Supervisor()).run()
     if rank == 0:
         seen = probe.seen | {
             "parameters": sum(p.numel() for p in prepared.network.parameters()),

@@ -62,7 +62,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
             "full_run --backbone msdnet_imagenet_step4 --batch 128 --precision bf16 --channels-last",
         ],
     },
-    "data": {"cpu": ["data"], "cuda": ["data --workers 8"]},
+    "data": {"cpu": ["data", "data_in_memory"], "cuda": ["data --workers 8", "data_in_memory --workers 8"]},
     "inference": {
         "cpu": ["inference_batches"],
         "cuda": ["inference_batches", "inference_batches --backbone resnet50 --image-size 224 --classes 1000"],
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     p = argparse.ArgumentParser(prog="suite", description=(__doc__ or "").partition("\n")[0])
     p.add_argument("--only", nargs="+", default=list(PARTS), metavar="PART", help=f"some of: {', '.join(PARTS)}")
-    p.add_argument("--source", type=Path, help="tar file or folder of photos for the part data; else they are drawn")
+    p.add_argument("--source", type=Path, help="tar file or folder of photos for data.py; else they are drawn")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     p.add_argument("--list", action="store_true", help="print the command lines and stop")
     pages.add_output(p)
@@ -123,7 +123,7 @@ def chosen(options: argparse.Namespace) -> tuple[str, list[list[str]]]:
     for part in options.only:
         for line in PARTS[part][device]:
             name, *words = line.split()
-            if part == "data" and options.source is not None:
+            if name == "data" and options.source is not None:
                 words += ["--source", str(options.source.resolve())]
             lines.append([sys.executable, f"benchmarks/{name}.py", *words])
     return device, lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptive.config.sections import EXIT_WEIGHTS, Config
+from adaptive.config.sections import EXIT_WEIGHTS, Config, DataConfig
 from adaptive.errors import ConfigError, nearest
 
 # DeepSpeed settings that another section owns: setting them twice would let the two disagree.
@@ -47,6 +47,7 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(f"data.crop_scale = {data.crop_scale}: the lower end comes first")
     if data.crop_ratio[0] > data.crop_ratio[1]:
         raise ConfigError(f"data.crop_ratio = {data.crop_ratio}: the lower end comes first")
+    _check_in_memory(data)
     if train.micro_batch and train.global_batch % train.micro_batch:
         raise ConfigError(
             f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}; "
@@ -97,6 +98,25 @@ def check_exit_weights(config: Config, exits: int | None) -> None:
             raise ConfigError(f"{key} = {weights} has {len(weights)} values for {exits} exits; give one per exit")
         if weights is not None and not any(weights):
             raise ConfigError(f"{key} = {weights}: at least one exit must have a weight above 0")
+
+
+def _check_in_memory(data: DataConfig) -> None:
+    """Refuse data.in_memory with an augmentation that is not made of whole batches."""
+    if not data.in_memory:
+        return
+    if data.crop == "resize":
+        raise ConfigError(
+            "data.in_memory = true keeps images decoded at data.image_size, and data.crop = 'resize' crops them at "
+            "their own size; use data.crop=pad or none, or data.in_memory=false"
+        )
+    further = {"auto_augment": (data.auto_augment, "null"), "color_jitter": (data.color_jitter, "0"),
+               "erasing": (data.erasing, "0")}  # fmt: skip
+    for key, (value, off) in further.items():
+        if value:
+            raise ConfigError(
+                f"data.in_memory = true crops and flips whole batches, and data.{key} = {value!r} is drawn image by "
+                f"image; use data.{key}={off}, or data.in_memory=false"
+            )
 
 
 def _check_surgery(config: Config) -> None:

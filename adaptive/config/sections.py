@@ -79,6 +79,10 @@ class DataConfig(ConfigSection):
     pipe: bool = False
     """Allow a path of the form "pipe:COMMAND {}": the shell runs COMMAND with a file's name for {}, and its output is
     the file. Whoever sets path then runs programs here."""
+    in_memory: bool = False
+    """Decode the training and validation images once per machine and keep them in its memory, shared by its ranks; for
+    small images of side image_size, crop pad or none, and no other augmentation than flips, mixup and cutmix. Batches
+    are the same."""
     max_bad: Count = 0
     """Distinct bad samples (missing, damaged, wrongly labelled) that a run may meet. In training the next readable
     sample takes their place, in evaluation they are left out; one more ends the run with a list of them."""

@@ -58,6 +58,11 @@ class Ledger:
         return len(self._found)
 
     @property
+    def faults(self) -> Mapping[int, Fault]:
+        """The distinct bad samples by their ids."""
+        return self._found
+
+    @property
     def by_kind(self) -> dict[str, int]:
         """Number of distinct bad samples of each kind that was met."""
         return dict(Counter(fault.kind for fault in self._found.values()))

@@ -13,6 +13,7 @@ from numpy.random import mtrand
 # Spawn keys: they keep these draws apart from each other and from the sample order's, whose entropy looks alike.
 AUGMENT = 1
 MIX = 2
+CROP = 3
 
 
 @contextmanager

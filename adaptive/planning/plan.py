@@ -8,6 +8,7 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptive.config.sections import Config
+from adaptive.data.reading.in_memory import needed_bytes
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, teacher_model, trace_activations
 from adaptive.planning.checked_plan import CheckedPlan
@@ -87,6 +88,12 @@ class Plan:
     def bytes_sent(self) -> float:
         """Bytes that a rank sends per optimizer step."""
         return bytes_sent(self.traffic, self.settings.world)
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of decoded images that every node holds in its memory, for data.in_memory."""
+        data = self.checked.config.data
+        return needed_bytes(self.checked.index, data) if data.in_memory else 0
 
     @property
     def disk(self) -> int:

@@ -35,7 +35,12 @@ def plan_as_dict(
         "phases": [
             {"name": p.plan.name, "epochs": p.plan.epochs, "steps": p.steps, "lr": p.plan.lr} for p in plan.phases
         ],
-        "data": {"shards": _shards(plan), "readers_per_rank": _readers(plan), **asdict(plan.data)},
+        "data": {
+            "shards": _shards(plan),
+            "readers_per_rank": _readers(plan),
+            **asdict(plan.data),
+            "decoded_bytes_per_node": plan.decoded,
+        },
         "memory": {
             "moments": {moment.name: {**moment.kinds, "total": moment.total} for moment in memory.moments},
             "peak": memory.peak.name,
@@ -72,6 +77,8 @@ def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, w
         f"{_range(*data.images_per_rank)} images, each of its {_readers(plan)} reader(s) "
         f"{_range(*data.opens_per_reader)}; a node reads {human(data.bytes_per_node)}B"
     )
+    if plan.decoded:
+        print(f"data.in_memory: {plan.decoded / MIB:,.0f} MiB of every node's memory for decoded images")
     _print_memory(plan, limit)
     _print_traffic(plan)
     times = _times(plan, rate)

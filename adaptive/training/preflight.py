@@ -8,6 +8,7 @@ import platform
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import timm
 from filelock import FileLock, Timeout
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from adaptive.config.checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
 from adaptive.config.loading import differences, dump_config, load_config
 from adaptive.config.sections import Config
+from adaptive.data.images.crop_flip import DrawnBy
 from adaptive.data.images.transforms import Mixer, train_transform
 from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
@@ -54,6 +56,7 @@ FREE_ON_RESUME = {
     "data.attempts",
     "data.timeout",
     "data.pipe",
+    "data.in_memory",
     "data.max_bad",
     "evaluate.batch",
 }
@@ -185,7 +188,7 @@ def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStor
 
     Raises:
         CheckpointError: train.resume forbids or demands a continuation that is there or not, or the run folder belongs
-            to another configuration or dataset.
+            to another configuration or dataset, or its run draws in a way that data.in_memory does not.
     """
     resume, folder = config.train.resume, Path(str(config.train.run_folder))
     existing = store.all()
@@ -211,7 +214,25 @@ def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStor
             f"{index.fingerprint[:12]}, then {fingerprint[:12]}); use that dataset, another train.run_folder, or "
             "train.accept_new_data=true"
         )
+    if config.data.in_memory and recorded_draws(checkpoint) == "sample":
+        raise CheckpointError(
+            f"data.in_memory = true: the run in {folder} was begun by a version that drew crop and flip image by "
+            "image, which memory does not; continue it with data.in_memory=false, or use another train.run_folder"
+        )
     return checkpoint, passed_over
+
+
+def recorded_draws(checkpoint: Checkpoint | None) -> DrawnBy:
+    """Return how the run to be continued draws crop and flip; without a record as earlier versions did."""
+    if checkpoint is None:
+        return "epoch"
+    found = checkpoint.state().get("drawn_by", "sample")
+    if found not in get_args(DrawnBy):
+        raise CheckpointError(
+            f"{checkpoint.path} draws crop and flip by {found!r}, which this version does not know; continue the run "
+            "with the version that began it"
+        )
+    return found
 
 
 def write_config(config: Config, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from adaptive.config.sections import Config
+from adaptive.data.reading.in_memory import check_memory
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.networks.from_config import build_network
@@ -33,6 +34,7 @@ from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.prepared_run import Prepared
+from adaptive.training.streams import Streams
 from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine_load import MachineLoad
 from adaptive.training.supervision.peers import Peers
@@ -63,6 +65,8 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
         raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
     batch = batch_sizes(config.train, ranks.world)
     index = preflight.check_dataset(config, ranks.rank)
+    if config.data.in_memory:
+        check_memory(index, config.data)
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
     network = build_network(config, len(index.classes))
@@ -106,6 +110,7 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         return preflight.find_resume_point(config, prepared.index, store)
 
     checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
+    streams = Streams.open(prepared, checkpoint)
     callbacks: list[Callback] = []
     if ranks.rank == 0:
         preflight.write_config(config, folder)
@@ -120,7 +125,7 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         callbacks.append(SystemRecords(config.tracking.system_seconds, machine))
     if config.tracking.sample_ids:
         callbacks.append(SampleLog(folder, ranks.rank, ranks.world))
-    trainer = Trainer(prepared, store, callbacks, supervisor)
+    trainer = Trainer(prepared, streams, store, callbacks, supervisor)
     if ranks.rank == 0:
         for line in _introduction(prepared, checkpoint, passed_over):
             trainer.message(line)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.data.reading.stream import Batch, EvaluationStream, LoaderOptions, TrainStream
+from adaptive.data.reading.stream import Batch
 from adaptive.errors import StoppedError, TrainingError
 from adaptive.metrics import Measurement, measure_exits
-from adaptive.networks.precision import autocast, memory_format
+from adaptive.networks.precision import autocast
 from adaptive.training.active_phase import ActivePhase
 from adaptive.training.checkpoints.saver import Saver
 from adaptive.training.checkpoints.snapshot import capture, whole_weights, with_averaged_statistics
@@ -21,6 +21,7 @@ from adaptive.training.engine.group import all_reduce
 from adaptive.training.phases import set_modes
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.run_progress import Progress
+from adaptive.training.streams import Streams
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 
 Values = Mapping[str, Any]
@@ -65,15 +66,22 @@ class Trainer:
 
     Args:
         prepared: the run, checked and built.
+        streams: where its batches come from.
         store: its checkpoints.
         callbacks: what records, validates, saves and shows, in the order in which they are called.
         supervisor: gets a heartbeat at every step, and knows whether the run was asked to stop.
     """
 
     def __init__(
-        self, prepared: Prepared, store: CheckpointStore, callbacks: Sequence[Callback], supervisor: Supervisor
+        self,
+        prepared: Prepared,
+        streams: Streams,
+        store: CheckpointStore,
+        callbacks: Sequence[Callback],
+        supervisor: Supervisor,
     ):
-        self.prepared, self.store, self.callbacks, self.supervisor = prepared, store, list(callbacks), supervisor
+        self.prepared, self.streams, self.store = prepared, streams, store
+        self.callbacks, self.supervisor = list(callbacks), supervisor
         self.config, self.batch, self.device = prepared.config, prepared.batch, prepared.device
         self.rank = prepared.ranks.rank
         self.saver = Saver(store, prepared.config.checkpoint, self._warn_about_saving)
@@ -84,16 +92,7 @@ class Trainer:
         self.data_seconds = 0.0
         self.step_ended = time.perf_counter()
         self._active: ActivePhase | None = None
-        config, index, batch = prepared.config, prepared.index, prepared.batch
-        layout = memory_format(config.train.channels_last)
-        loader = LoaderOptions(self.rank, batch.world, config.data.workers, self.device, layout)
-        self.stream = TrainStream(
-            index, config.data, config.data.train_split, loader,
-            seed=config.train.seed, global_batch=batch.global_batch, micro_batch=batch.micro_batch,
-        )  # fmt: skip
-        self.validation_stream = EvaluationStream(
-            index, config.data, config.data.val_split, loader, batch=config.evaluate.batch
-        )
+        self.stream, self.validation_stream = streams.train, streams.validation
 
     @property
     def active(self) -> ActivePhase:
@@ -206,6 +205,7 @@ class Trainer:
             "classes": self.prepared.index.classes,
             "dataset": self.prepared.index.fingerprint,
             "world": self.batch.world,
+            "drawn_by": self.streams.drawn_by,
             "closed": not epoch_end_pending,
         }
         if self.active.spikes is not None:

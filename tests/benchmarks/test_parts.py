@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from adaptive.data.packing.pack import pack
-from benchmarks import calibration_size, data, full_run, inference_batches, modes, ranks, startup, suite
+from benchmarks import (
+    calibration_size,
+    data,
+    data_in_memory,
+    full_run,
+    inference_batches,
+    modes,
+    ranks,
+    startup,
+    suite,
+)
 from benchmarks.shared import data_loaders
 from benchmarks.shared.exposed import exposed_share
 from tests.helpers.ranks import run_ranks
@@ -37,7 +47,8 @@ def test_every_part_of_the_suite_is_a_command_line_that_its_benchmark_takes(devi
 
 def test_the_suite_lists_runs_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["--only", "data", "startup", "--device", "cpu", "--list"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["python benchmarks/data.py", "python benchmarks/startup.py"]
+    scripts = [f"python benchmarks/{name}.py" for name in ("data", "data_in_memory", "startup")]
+    assert capsys.readouterr().out.splitlines() == scripts
     for words, named in ((["--only", "speed"], "--only speed"), (["--source", str(tmp_path / "none")], "none")):
         assert suite.main(words) == 1
         assert named in capsys.readouterr().err
@@ -65,6 +76,18 @@ def test_photos_are_read_from_a_folder_or_their_lack_is_told(
     assert "holds no file named .jpg" in capsys.readouterr().err
     (tmp_path / "one.JPEG").write_bytes(data_loaders._drawn(1)[0])
     assert len(data_loaders.prepare(tmp_path, tmp_path / "photos", 12, 64)) == 12
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_small_images_from_shards_and_from_memory(tmp_path: Path) -> None:
+    words = ["--images", "100", "--batch", "8", "--rounds", "2", "--seconds", "0.01", "--workers", "1"]
+    assert data_in_memory.main([*words, "--device", "cpu", "--output", str(tmp_path)]) in (0, 1)
+    result = written(tmp_path, "data_in_memory_cpu")
+    assert list(result["ways"]) == ["no worker", "1 worker", "1 worker, bytes for an accelerator"]
+    for way in result["ways"].values():
+        assert all(rate["median"] > 0 for rate in way["images_per_second"].values())
+        assert way["memory_over_shards"]["median"] > 0
+    assert result["images"] == 90
 
 
 def test_modes(tmp_path: Path) -> None:
@@ -132,6 +155,8 @@ def test_start_up_ends_its_clock_at_the_first_record(tmp_path: Path) -> None:
     [
         (data.main, ["--rounds", "1"], "--rounds 1"),
         (data.main, ["--images", "20"], "--images 20"),
+        (data_in_memory.main, ["--seconds", "0"], "--seconds 0"),
+        (data_in_memory.main, ["--images", "100", "--batch", "100"], "--batch 100"),
         (modes.main, ["--batch", "1"], "--batch 1"),
         (ranks.main, ["--worlds", "999"], "--worlds 999"),
         (full_run.main, ["--steps", "1"], "--steps 1"),

@@ -129,6 +129,15 @@ def test_tables_and_warnings(forks: Forks, config_file: Path) -> None:
     assert any("273 of 1297 training images" in line for line in warnings), warnings
 
 
+def test_memory_for_decoded_images_is_shown(forks: Forks, config_file: Path) -> None:
+    words = ["plan", str(config_file), "data.in_memory=true"]
+    told = forks.run(words).out
+    images = 1297 + 200
+    needed = images * (32 * 32 * 3 + 16)
+    assert f"data.in_memory: {needed / 2**20:,.0f} MiB of every node's memory for decoded images" in told
+    assert json.loads(forks.run([*words, "--json"]).out)["data"]["decoded_bytes_per_node"] == needed
+
+
 def test_what_does_not_fit_is_refused_with_what_would(forks: Forks, config_file: Path) -> None:
     fits = forks.run(["plan", str(config_file), "--gpu-memory", "1"])
     assert fits.code == 0, fits

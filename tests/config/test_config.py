@@ -11,6 +11,7 @@ from adaptive.config.sections import Config
 from adaptive.errors import ConfigError
 
 BASE: dict[str, Any] = {"model": {"backbone": "resnet18"}, "data": {"path": "somewhere"}}
+MEMORY = {"path": "somewhere", "in_memory": True, "crop": "pad"}
 
 
 def tree(**sections: Any) -> dict[str, Any]:
@@ -63,6 +64,19 @@ def tree(**sections: Any) -> dict[str, Any]:
         ({"optimizer": {"name": "adamw", "nesterov": True}}, "optimizer.nesterov is for sgd only"),
         ({"model": {"backbone": "a", "pretrained": True, "weights": "f"}}, "exclude each other"),
         ({"data": {"path": "x", "crop_scale": [0.9, 0.1]}}, "the lower end comes first"),
+        (
+            {"data": {"path": "x", "in_memory": True}},
+            "data.crop = 'resize' crops them at their own size; use data.crop=pad",
+        ),
+        (
+            {"data": MEMORY | {"erasing": 0.1}},
+            "data.erasing = 0.1 is drawn image by image; use data.erasing=0, or data.i",
+        ),
+        ({"data": MEMORY | {"color_jitter": 0.4}}, "data.color_jitter = 0.4 is drawn image by image"),
+        (
+            {"data": MEMORY | {"auto_augment": "original"}},
+            "data.auto_augment = 'original' is drawn image by image; use d",
+        ),
         ({"model": {}}, "model.backbone is missing"),
     ],
 )

@@ -73,13 +73,16 @@ def released_second_phase(data: str, folder: str) -> dict[str, Any]:
     from adaptive.training.checkpoints.store import CheckpointStore
     from adaptive.training.engine.group import init_distributed
     from adaptive.training.run import Ranks, prepare
+    from adaptive.training.streams import Streams
     from adaptive.training.supervision.supervisor import Supervisor
     from adaptive.training.trainer import Trainer
 
     config = load_config(CONFIGS / "cifar10" / "imta_released.yaml", overrides(data, Path(folder) / "run"))
     prepared = prepare(config, Ranks())
     init_distributed()
-    trainer = Trainer(prepared, CheckpointStore(Path(folder) / "run" / "checkpoints"), [], Supervisor())
+    trainer = Trainer(
+        prepared, Streams.open(prepared), CheckpointStore(Path(folder) / "run" / "checkpoints"), [], Supervisor()
+    )
     before = {name: t.clone() for name, t in prepared.network.state_dict().items()}
     trainer.progress.next_phase()
     trainer._start_phase()

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from adaptive.distributed import control_group
 from adaptive.distributed.network_interface import interfaces
 from adaptive.doctor.checks import dataset, disk, gpu, machine, network, slurm, software, wandb_login
 from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, run_check
@@ -266,7 +267,7 @@ def test_low_limits(limit: str, name: str, code: int, parts: list[str]) -> None:
 
 
 def test_what_a_control_group_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_group, "CGROUP", tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert look("cores").status == "ok"

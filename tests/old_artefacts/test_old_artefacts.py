@@ -147,7 +147,8 @@ def test_an_interrupted_run_goes_on_from_its_step_with_the_planned_samples(conti
     alike([json.loads(line) for line in log.removeprefix(begun).splitlines()], expected["records"])
     taken = lines(continued / "samples" / "rank-0000.jsonl")
     assert {str(line["step"]): line["ids"] for line in taken} == expected["samples"]
-    assert (continued / "checkpoints" / f"step-{expected['ends_at']:08}").is_dir()
+    last = continued / "checkpoints" / f"step-{expected['ends_at']:08}"
+    assert json.loads((last / "state.json").read_text())["drawn_by"] == "sample", "it would go on with other draws"
 
 
 @pytest.mark.end_to_end

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import transforms  # type: ignore[import-untyped]
 
 from adaptive.config.sections import DataConfig
+from adaptive.data.images.crop_flip import Draws, crop_flip_image
 from adaptive.data.images.decode import decode_image
 from adaptive.data.images.decode_window import Window, cut, decode_window, to_pixels
 from adaptive.data.images.eval_crop import EvalCrop
@@ -35,38 +36,42 @@ def train_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image
         ConfigError: data.auto_augment is not a policy that timm knows.
     """
     normalize = normalize or data.erasing > 0
-    try:
-        primary, secondary, final = create_transform(
-            data.image_size,
-            is_training=True,
-            scale=tuple(data.crop_scale),
-            ratio=tuple(data.crop_ratio),
-            hflip=data.flip,
-            color_jitter=data.color_jitter or None,
-            auto_augment=data.auto_augment,
-            interpolation=data.interpolation,
-            mean=tuple(data.mean),
-            std=tuple(data.std),
-            re_prob=data.erasing,
-            re_mode="pixel",  # random pixels, as in the paper and in timm's recipes
-            normalize=normalize,
-            separate=True,
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigError(
-            f"data.auto_augment = {data.auto_augment!r} is not a timm policy ({error}); "
-            "for example rand-m9-mstd0.5-inc1, augmix-m3 or original"
-        ) from None
-    for augment in secondary.transforms:
-        _keep_a_bit(augment)
+    primary, augments, final = _timm_stages(data, normalize)
     if data.crop != "resize":
-        first = [_decoded, *_own_scale_crop(data), transforms.RandomHorizontalFlip(data.flip)]
-        return transforms.Compose([*first, *secondary.transforms, *final.transforms])
-    crop = primary.transforms[0]
-    augments = [transforms.ToPILImage(), *secondary.transforms, to_pixels] if secondary.transforms else []
+        first = [_decoded, *_own_scale(data), *_pad_crop(data), transforms.RandomHorizontalFlip(data.flip)]
+        return transforms.Compose([*first, *augments, *final])
+    crop = primary[0]
+    augments = [transforms.ToPILImage(), *augments, to_pixels] if augments else []
     flip = [_flip_pixels(data.flip)] if data.flip > 0 else []
     scale = [_to_float] if normalize else []
-    return transforms.Compose([_crop_pixels(crop), *flip, *augments, *scale, *final.transforms])
+    return transforms.Compose([_crop_pixels(crop), *flip, *augments, *scale, *final])
+
+
+def drawn_transform(data: DataConfig) -> Callable[[bytes, Draws], Tensor]:
+    """Return the training transform of ``crop: pad`` and ``none`` that is given an image's draws of crop and flip.
+
+    It is `train_transform` otherwise, without ``normalize``; `draws_per_sample` says whether it draws any more.
+    """
+    _, augments, final = _timm_stages(data, data.erasing > 0)
+    scaled = transforms.Compose([_decoded, *_own_scale(data)])
+    rest = transforms.Compose([*augments, *final])
+    padding = crop_padding(data)
+
+    def transform(image: bytes, draws: Draws) -> Tensor:
+        return rest(crop_flip_image(scaled(image), draws, data.image_size, padding, data.flip))
+
+    return transform
+
+
+def draws_per_sample(data: DataConfig) -> bool:
+    """Whether anything but the crop and flip of `drawn_transform` draws from the generators."""
+    random_filter = data.interpolation == "random"
+    return bool(data.auto_augment or data.color_jitter or data.erasing or random_filter)
+
+
+def crop_padding(data: DataConfig) -> int:
+    """Return the pixels of padding on each side in training."""
+    return data.crop_padding if data.crop == "pad" else 0
 
 
 def eval_transform(data: DataConfig, normalize: bool = True) -> Callable[[Image.Image], Tensor]:
@@ -121,6 +126,36 @@ class Mixer:
         return images, labels
 
 
+def _timm_stages(data: DataConfig, normalize: bool) -> tuple[list, list, list]:
+    """Return timm's transforms of crop, of augmentation, and of the way to a tensor (raises ConfigError)."""
+    try:
+        stages = create_transform(
+            data.image_size,
+            is_training=True,
+            scale=tuple(data.crop_scale),
+            ratio=tuple(data.crop_ratio),
+            hflip=data.flip,
+            color_jitter=data.color_jitter or None,
+            auto_augment=data.auto_augment,
+            interpolation=data.interpolation,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            re_prob=data.erasing,
+            re_mode="pixel",  # random pixels, as in the paper and in timm's recipes
+            normalize=normalize,
+            separate=True,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"data.auto_augment = {data.auto_augment!r} is not a timm policy ({error}); "
+            "for example rand-m9-mstd0.5-inc1, augmix-m3 or original"
+        ) from None
+    primary, secondary, final = (list(stage.transforms) for stage in stages)
+    for augment in secondary:
+        _keep_a_bit(augment)
+    return primary, secondary, final
+
+
 def _keep_a_bit(augment: object) -> None:
     """Make timm's Posterize keep one bit at its strongest: it keeps none, which Pillow 13 refuses (before: black)."""
     policies = [getattr(augment, "ops", []), *getattr(augment, "policy", [])]
@@ -163,12 +198,12 @@ def _to_float(pixels: Tensor) -> Tensor:
     return pixels.contiguous().to(torch.float32).div_(255)
 
 
-def _own_scale_crop(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
-    size = data.image_size
-    target = size if data.crop == "pad" else (size, size)
+def _own_scale(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    target = data.image_size if data.crop == "pad" else (data.image_size, data.image_size)
     names = ["bilinear", "bicubic"] if data.interpolation == "random" else [data.interpolation]
     resizes = [transforms.Resize(target, interpolation=str_to_interp_mode(name)) for name in names]
-    resize = resizes[0] if len(resizes) == 1 else transforms.RandomChoice(resizes)
-    if data.crop == "none":
-        return [resize]
-    return [resize, transforms.RandomCrop(size, padding=data.crop_padding)]
+    return [resizes[0] if len(resizes) == 1 else transforms.RandomChoice(resizes)]
+
+
+def _pad_crop(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    return [transforms.RandomCrop(data.image_size, padding=data.crop_padding)] if data.crop == "pad" else []

@@ -1,4 +1,4 @@
-"""Batches of training and evaluation images from shards, on any number of ranks and workers.
+"""Batches of training and evaluation images, from shards or memory, on any number of ranks and workers.
 
 The order comes from `adaptive.data.reading.order`. Worker w of n makes every n-th batch, and the loader takes the
 workers in turn, so the batches do not depend on n. Samples are read by offset: nothing is read twice or skipped over.
@@ -11,10 +11,15 @@ from dataclasses import replace
 
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Ledger
+from adaptive.data.images.crop_flip import CropFlipDraws, DrawnBy
+from adaptive.data.images.transforms import crop_padding
+from adaptive.data.reading.in_memory import DecodedSplit
+from adaptive.data.reading.in_memory_source import CropFlip, InMemorySource
+from adaptive.data.reading.loading import Batch as Batch
+from adaptive.data.reading.loading import LoaderOptions as LoaderOptions
+from adaptive.data.reading.loading import Loading, Source, load_batches
 from adaptive.data.reading.order import accumulation_steps, evaluation_batches, steps_per_epoch
-from adaptive.data.reading.pipeline import Batch as Batch
-from adaptive.data.reading.pipeline import BatchSource, Loading, SampleTransform, SplitShards, load_batches
-from adaptive.data.reading.pipeline import LoaderOptions as LoaderOptions
+from adaptive.data.reading.pipeline import BatchSource, SampleTransform, SplitShards
 from adaptive.data.reading.samples import PADDING as PADDING  # label and id of rows that hold no sample
 from adaptive.data.reading.schedule import EvaluationSchedule, TrainSchedule
 from adaptive.data.shards.index import DatasetIndex
@@ -35,6 +40,8 @@ class TrainStream:
         seed: of order and augmentation.
         global_batch: images of one optimizer step, over all ranks.
         micro_batch: images of one batch.
+        decoded: the split in memory, where batches are then taken from; they are the same.
+        drawn_by: how crop and flip are drawn, where data.crop is pad or none.
 
     Raises:
         DataError: the split or a shard is missing, or it holds fewer images than one global batch.
@@ -52,6 +59,8 @@ class TrainStream:
         seed: int,
         global_batch: int,
         micro_batch: int,
+        decoded: DecodedSplit | None = None,
+        drawn_by: DrawnBy = "epoch",
     ) -> None:
         self._shards = SplitShards.of(index, data, split, data.shuffle_window)
         info = index.split(split)
@@ -62,7 +71,8 @@ class TrainStream:
             info.counts, seed, data.shuffle_window, global_batch, micro_batch, loader.rank, loader.world,
             self.accumulation,
         )  # fmt: skip
-        self._transform = SampleTransform.for_training(data, seed)
+        self._decoded, self._transform = decoded, SampleTransform.for_training(data, seed, info.count, drawn_by)
+        self._crop = CropFlip(CropFlipDraws(seed, info.count), crop_padding(data), data.flip)
         self._loading = Loading.of(data, micro_batch, loader)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -75,7 +85,9 @@ class TrainStream:
             MachineError: a worker process died, or the cache cannot be written.
         """
         first, last = first_step * self.accumulation, last_step * self.accumulation
-        source = BatchSource(self._schedule, first, last, self._shards, self._transform)
+        source: Source = BatchSource(self._schedule, first, last, self._shards, self._transform, replace_bad=True)
+        if self._decoded is not None:
+            source = InMemorySource(self._schedule, first, last, self._decoded, self._crop)
         yield from load_batches(source, self._loading, self.bad)
 
 
@@ -91,6 +103,7 @@ class EvaluationStream:
         split: its split.
         loader: who loads, and where batches go.
         batch: images of one batch.
+        decoded: the split in memory, where batches are then taken from; they are the same.
 
     Raises:
         DataError: the split or a shard is missing.
@@ -104,6 +117,7 @@ class EvaluationStream:
         loader: LoaderOptions = SINGLE_PROCESS,
         *,
         batch: int,
+        decoded: DecodedSplit | None = None,
     ) -> None:
         self._shards = SplitShards.of(index, data, split, 2)
         info = index.split(split)
@@ -112,7 +126,7 @@ class EvaluationStream:
         self._pass = Ledger(data.max_bad)
         ids = evaluation_batches(info.count, batch, loader.rank, loader.world)
         self._schedule = EvaluationSchedule(info.counts, ids)
-        self._transform = SampleTransform.for_evaluation(data)
+        self._decoded, self._transform = decoded, SampleTransform.for_evaluation(data)
         self._loading = Loading.of(data, batch, replace(loader, workers=min(loader.workers, len(ids))))
 
     @property
@@ -125,5 +139,7 @@ class EvaluationStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self._pass = Ledger(self.bad.limit)
-        source = BatchSource(self._schedule, 0, len(self), self._shards, self._transform)
+        source: Source = BatchSource(self._schedule, 0, len(self), self._shards, self._transform, replace_bad=False)
+        if self._decoded is not None:
+            source = InMemorySource(self._schedule, 0, len(self), self._decoded, None)
         yield from load_batches(source, self._loading, self.bad, self._pass)

@@ -50,6 +50,7 @@ def iterate(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Gener
         pipeline,
         batch_size=None,
         num_workers=workers,
+        collate_fn=_as_it_is,  # the default one walks through every number
         pin_memory=pinned,
         multiprocessing_context=processes,
         # The loader draws a seed that nothing uses; drawn from torch's own generator, it would change a resumed run.
@@ -68,6 +69,10 @@ def iterate(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Gener
         # The loader ends its workers when its iterator is dropped; do not wait for the garbage collector.
         del iterator
         processes.end(by_force=ended() is None)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def shared_memory_error(error: RuntimeError) -> MachineError:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
+from adaptive.distributed.control_group import cpu_quota, memory_limit, process_limit
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 
 MIB, GIB = 2**20, 2**30
 WORKERS = 2  # the default of data.workers
 FILES_NEEDED, FILES_LEAST = 4096, 512
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def shm(settings: CheckSettings, folder: str = "/dev/shm") -> Finding:
@@ -52,8 +52,8 @@ def open_files(_: CheckSettings) -> Finding:
 def processes(settings: CheckSettings) -> Finding:
     """Check the limit of this user's processes and threads."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    pids = _read(CGROUP / "pids.max") or _read(_own_cgroup("pids") / "pids.max")
-    allowed = min([n for n in (soft, int(pids) if pids.isdigit() else -1) if n >= 0], default=-1)
+    pids = process_limit()
+    allowed = min([n for n in (soft, -1 if pids is None else pids) if n >= 0], default=-1)
     needed = 256 * settings.local_ranks
     if 0 <= allowed < needed:
         remedy = f"ulimit -u {4 * needed}   # or docker run --pids-limit {4 * needed}"
@@ -84,7 +84,7 @@ def address_space(_: CheckSettings) -> Finding:
 def memory(settings: CheckSettings) -> Finding:
     """Check the machine's memory, and how much of it a container or job may use."""
     machine = psutil.virtual_memory()
-    limit, used = _memory_limit()
+    limit, used = memory_limit()
     shown = f"{_size(machine.available)} of {_size(machine.total)} available"
     free = machine.available
     if limit is not None and limit < machine.total:
@@ -99,7 +99,7 @@ def memory(settings: CheckSettings) -> Finding:
 def cores(settings: CheckSettings) -> Finding:
     """Check that there are cores for the ranks of this machine and their loader processes."""
     usable = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
+    quota = cpu_quota()
     shown = f"{usable} of {psutil.cpu_count() or usable} cores"
     if quota is not None and quota < usable:
         shown += f", but only the time of {quota:g}"
@@ -113,48 +113,6 @@ def cores(settings: CheckSettings) -> Finding:
         what = f"{shown} for {_ranks(settings)} with {WORKERS} loader processes each"
         return warning(what, f"adaptive train CONFIG data.workers={max(0, each - 1)}")
     return ok(f"{shown} for {_ranks(settings)}: up to data.workers={each - 1} each")
-
-
-def _memory_limit() -> tuple[int | None, int]:
-    """Return the memory limit and use in bytes of this process's control group, version 2 or 1."""
-    for folder, limit, used in (
-        (_own_cgroup(""), "memory.max", "memory.current"),
-        (CGROUP, "memory.max", "memory.current"),
-        (_own_cgroup("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
-        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        if (text := _read(folder / limit)).isdigit():
-            return int(text), int(_read(folder / used) or 0)
-    return None, 0
-
-
-def _cpu_quota() -> float | None:
-    """Return how many cores' time the control group grants."""
-    for folder in (_own_cgroup(""), CGROUP):
-        words = _read(folder / "cpu.max").split()
-        if len(words) == 2 and words[0].isdigit():
-            return int(words[0]) / int(words[1])
-    for folder in (_own_cgroup("cpu"), CGROUP / "cpu"):
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit():
-            return int(quota) / int(period)
-    return None
-
-
-def _own_cgroup(controller: str) -> Path:
-    """Return the folder of this process's control group; an empty controller asks for version 2."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            return CGROUP / controller / path.lstrip("/")
-    return CGROUP / controller
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _ranks(settings: CheckSettings) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,6 +75,15 @@ def all_reduce(values: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place; without a process group it is returned as it is."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's value, in the order of the ranks; without a process group this one's alone."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
