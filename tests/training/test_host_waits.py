@@ -40,19 +40,27 @@ class Reads(TorchDispatchMode):
 
 
 def reads_per_step(data, folder, stage, model, gamma):
-    """Train; returns how often each step read from the device, from its batch's arrival to its end.
-
-    On a GPU also how often CUDA says that the host waited (the same reads, and blocking copies).
+    """Train; returns how often each step read from the device, from its batch's arrival to its end; how often DeepSpeed
+    waited for all of it; and on a GPU how often CUDA says that the host waited (those reads, and blocking copies).
     """
+    from deepspeed.accelerator import get_accelerator
+
     from adaptive.distributed.ranks import find_ranks
     from adaptive.training import run
     from adaptive.training.trainer import Callback
 
-    reads, found, waited = Reads(), [], []
+    reads, found, waited, synchronised = Reads(), [], [], []
+    accelerator = get_accelerator()
+    synchronize = accelerator.synchronize
+
+    def counted(*arguments):
+        synchronised[-1] += 1
+        return synchronize(*arguments)
 
     class Watch(Callback):
         def on_batch(self, trainer, batch):
             self.before, self.waits = reads.count, len(said)
+            synchronised.append(0)
             if trainer.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
 
@@ -72,20 +80,26 @@ def reads_per_step(data, folder, stage, model, gamma):
         warnings.simplefilter("always")
         patch.setattr(run, "Validation", lambda _: Callback())
         patch.setattr(run, "Checkpointing", lambda _: Watch())
+        patch.setattr(accelerator, "synchronize", counted)
+        synchronised.append(0)
         run.train(prepared)
-    return found, waited
+    return found, synchronised[1:], waited
 
 
 @pytest.mark.device
 @pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.full) for stage in (1, 2, 3))])
 def test_the_method_reads_nothing_from_the_device(digits, tmp_path, stage, device_rank: DeviceRank):
-    counts, waits = {}, {}
+    counts, synchronised, waits = {}, {}, {}
     for name, model, gamma in (("plain", PLAIN, 0.0), ("method", METHOD, 0.1)):
-        counts[name], waits[name] = device_rank(reads_per_step, digits, tmp_path / name, stage, model, gamma)
+        found = device_rank(reads_per_step, digits, tmp_path / name, stage, model, gamma)
+        counts[name], synchronised[name], waits[name] = found
     assert len(counts["plain"]) == 6
     settled = slice(2, None)  # ZeRO 3 notes in its second step which parameters come when
     assert counts["method"][settled] == counts["plain"][settled]
     assert waits["method"][settled] == waits["plain"][settled]
+    assert synchronised["method"] == synchronised["plain"]
+    if stage == 0:
+        assert synchronised["plain"] == [0] * 6
     assert len(set(counts["plain"][settled])) == 1
     if stage == 0:  # one number: whether the gradient is finite, and the step may be taken
         assert counts["plain"][settled] == [1] * 4
