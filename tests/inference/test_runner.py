@@ -32,7 +32,9 @@ CPU = torch.device("cpu")
 
 
 @cache
-def network(family: str, collaboration: bool = True, device: torch.device = CPU) -> AdaptiveNetwork:
+def network(
+    family: str, collaboration: bool = True, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> AdaptiveNetwork:
     torch.manual_seed(0)
     found = create_model(family, num_classes=10, collaboration=collaboration, **FAMILIES[family])
     with torch.no_grad():
@@ -40,20 +42,22 @@ def network(family: str, collaboration: bool = True, device: torch.device = CPU)
             parameter.add_(0.02 * torch.randn_like(parameter))
         for _ in range(3):  # statistics of its own
             found(images(found))
-    return found.eval().to(device)
+    return found.eval().to(device, dtype)
 
 
 def images(of: AdaptiveNetwork, count: int = IMAGES) -> Tensor:
     side = of.input_size
     made = torch.randn(count, of.channels, side, side, generator=torch.Generator().manual_seed(1))
-    return made.to(next(of.parameters()).device)
+    return made.to(next(of.parameters()))
 
 
 @cache
-def stored(family: str, collaboration: bool = True, device: torch.device = CPU) -> Tensor:
-    net = network(family, collaboration, device)
+def stored(
+    family: str, collaboration: bool = True, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    net = network(family, collaboration, device, dtype)
     with torch.no_grad():
-        return torch.stack(net(images(net))).float()
+        return torch.stack(net(images(net)))
 
 
 def halving(kind: Kind, logits: Tensor) -> Policy:
@@ -107,19 +111,35 @@ def assert_alike(found: Predictions, wanted: Predictions, tolerance: float = 1e-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_runner_loop_and_simulation_agree(family: str, kind: Kind, device: torch.device) -> None:
-    net, logits = network(family, device=device), stored(family, device=device)
+    # A GPU has other kernels for every batch size. In fp32 they differ by as much as scores from a threshold.
+    dtype = torch.float32 if device.type == "cpu" else torch.float64
+    net, logits = network(family, device=device, dtype=dtype), stored(family, device=device, dtype=dtype)
     policy = halving(kind, logits)
     wanted = expected(policy, logits)
     assert sum(count > 0 for count in wanted.counts(len(net.exits))) >= 3, "the images have to part"
     found = DynamicClassifier(net, policy).predict(images(net))
-    assert {tensor.device for tensor in found} == {logits.device}
-    # Every batch size has kernels of its own on a GPU, Winograd's among them, which keep a digit less.
-    assert_alike(found, wanted, tolerance=1e-5 if device.type == "cpu" else 2e-4)
-    labels, confidences, exits = (
-        torch.tensor(values, device=device) for values in zip(*one_by_one(net, policy, images(net)), strict=True)
+    assert {part.device for part in found} == {logits.device}
+    assert_alike(found, wanted)
+    labels, confidences, exits = zip(*one_by_one(net, policy, images(net)), strict=True)
+    alone = (
+        torch.tensor(labels, device=device),
+        torch.tensor(confidences, dtype=dtype, device=device),
+        torch.tensor(exits, device=device),
     )
-    alone = Predictions(labels, confidences, exits)
-    assert_alike(alone, wanted, tolerance=2e-5 if device.type == "cpu" else 2e-4)
+    assert_alike(Predictions(*alone), wanted, tolerance=2e-5)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("family", FAMILIES)
+def test_runner_in_single_precision_on_the_device(family: str, device: torch.device) -> None:
+    """Rounding may move an image whose score is all but a threshold; everybody else leaves where they should."""
+    net, logits = network(family, device=device), stored(family, device=device)
+    policy = halving("confidence", logits)
+    wanted, found = expected(policy, logits), DynamicClassifier(net, policy).predict(images(net))
+    same = found.exits == wanted.exits
+    assert float(same.float().mean()) >= 0.9
+    assert found.labels[same].tolist() == wanted.labels[same].tolist()
+    torch.testing.assert_close(found.confidences[same], wanted.confidences[same], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["confidence", "patience", "gate"])

@@ -30,11 +30,11 @@ def _followed(data: str, folder: str, precision: str, stage: int) -> list[dict[s
 
     class Watch(Callback):
         def on_batch(self, trainer, batch) -> None:
-            if trainer.progress.step not in SPOILED:
-                return
+            spoiled = trainer.progress.step in SPOILED
             if precision == "fp16":
-                trainer.active.engine.load_loss_scale_state({"scale": 2.0**100, "good_steps": 0})
-            else:
+                scale = 2.0**100 if spoiled else 2.0**10
+                trainer.active.engine.load_loss_scale_state({"scale": scale, "good_steps": 0})
+            elif spoiled:
                 batch.images[0, 0, 0, 0] = float("nan")
 
         def on_step(self, trainer) -> None:
@@ -80,10 +80,8 @@ def test_rate_average_and_scale_follow_applied_steps(
 ) -> None:
     steps = device_rank(_followed, str(digits), str(tmp_path), precision, stage)
     assert len(steps) == STEPS
-    applied = [step["applied"] for step in steps]
-    assert not any(applied[i] for i in SPOILED)
-    assert sum(applied) >= 3
-    updates = applied[0] + 0
+    assert [i for i, step in enumerate(steps) if not step["applied"]] == list(SPOILED)
+    updates = 1
     for before, after in pairwise(steps):
         same = all(torch.equal(a, b) for a, b in zip(before["weights"], after["weights"], strict=True))
         assert same is not after["applied"]
@@ -94,6 +92,7 @@ def test_rate_average_and_scale_follow_applied_steps(
             torch.testing.assert_close(new, decay * old + (1 - decay) * weight, rtol=1e-6, atol=1e-7)
         assert after["types"] == {"torch.float32"}, "the average follows the master weights"
         assert after["devices"] == {device.type}
-        if precision == "fp16" and not after["applied"]:
-            assert after["scale"] < 2.0**100
-    assert {step["scale"] for step in steps} == {1.0} or precision == "fp16"
+        if precision == "fp16":
+            assert after["scale"] == (2.0**10 if after["applied"] else 2.0**99)
+        else:
+            assert after["scale"] == 1

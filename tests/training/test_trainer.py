@@ -299,7 +299,7 @@ def test_options_change_what_they_should(digits: Path, tmp_path: Path, device_ra
     for same in ("checkpointing", "stage_option"):
         assert losses[same] == pytest.approx(plain, rel=1e-4), same
     # Other kernels round otherwise, and behind ReLU and max pooling that grows within a few steps.
-    assert losses["channels_last"][:2] == pytest.approx(plain[:2], rel=1e-4)
+    assert losses["channels_last"][:2] == pytest.approx(plain[:2], rel=1e-3)
     assert losses["layouts"] == [False, True]
     assert losses["clipped"] == pytest.approx(losses["clipped_zero"], rel=1e-4)
     for other in ("clipped", "weights", "no_ge", "no_isc", "nesterov"):
