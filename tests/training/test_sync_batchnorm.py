@@ -14,7 +14,7 @@ from torch import Tensor
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import ConfigError
 from adaptive.networks.network import AdaptiveNetwork
-from tests.helpers.device import DeviceRank, prepare_cuda
+from tests.helpers.device import DeviceRank, deterministically, prepare_cuda
 from tests.training.setups import config, train_here
 
 CLASSES, BATCH = 4, 8
@@ -67,7 +67,7 @@ def test_a_rank_alone_trains_as_with_its_own_statistics(
 ) -> None:
     if device.type == "cpu":
         pytest.skip("SyncBatchNorm computes on GPUs alone")
-    own, shared = device_rank(_trained, str(digits), str(tmp_path))
+    own, shared = device_rank(deterministically, _trained, str(digits), str(tmp_path))
     assert len(own) == 4
     assert shared == pytest.approx(own, rel=1e-4)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.helpers.device import DeviceRank
+from tests.helpers.device import DeviceRank, deterministically
 from tests.helpers.ranks import run_ranks
 from tests.training.setups import RESNET, VIT, config
 
@@ -163,7 +163,7 @@ def _one_rank(data: str, precision: str, stages: list[int]) -> tuple[list[float]
 def test_one_rank_on_the_device_equals_a_plain_loop(
     precision: str, stages: list[int], tolerance: dict[str, float], device_rank: DeviceRank, digits: Path
 ) -> None:
-    plain, engine = device_rank(_one_rank, str(digits), precision, stages)
+    plain, engine = device_rank(deterministically, _one_rank, str(digits), precision, stages)
     assert list(engine) == stages
     assert plain[-1] < plain[0]
     for losses in engine.values():
