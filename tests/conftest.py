@@ -25,9 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as adaptive train does, before torch is imported
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where tests marked `device` compute")
-    if find_spec("pytest_timeout") is None:
+    if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take; acts where pytest-timeout is installed")
 
 
@@ -35,9 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse a GPU that is not there, rather than skip everything that was asked for."""
     if config.getoption("--device") == "cpu":
         return
-    prepare_cuda()
     if problem := device_problem():
         raise pytest.UsageError(f"--device cuda: {problem}; leave --device out to run these tests on the CPU")
+    prepare_cuda()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests.conftest import pytest_configure
 from tests.helpers.locations import REPOSITORY
 
 ABSENT = ("hypothesis", "pytest_timeout", "xdist")  # on a machine that somebody lends for its GPU
@@ -22,7 +25,17 @@ def run_pytest(*words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_cuda_without_a_gpu_is_refused() -> None:
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(pytest.UsageError, match=r"--device cuda: .* finds no usable GPU .*; leave --device out"):
+        pytest_configure(SimpleNamespace(getoption=lambda _: "cuda"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(pytest.UsageError, match="was built without CUDA"):
+        pytest_configure(SimpleNamespace(getoption=lambda _: "cuda"))
+
+
+@pytest.mark.full
+def test_the_refusal_is_a_line() -> None:
     ended = run_pytest("--device", "cuda", "-m", "device")
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: --device cuda: " in ended.stderr

@@ -141,30 +141,26 @@ def _vit(data: str, world: int, stages: list[int]) -> dict[int | str, list[float
     return results
 
 
-def _one_rank(data: str, precision: str, stages: list[int]) -> tuple[list[float], dict[int, list[float]]]:
+def _one_rank(data: str, precision: str) -> tuple[list[float], dict[int, list[float]]]:
     steps = 8
     plain = plain_losses(data, steps, precision)
-    return plain, engine_losses(data, stages, 1, steps, model=VIT, train={"precision": precision})
+    return plain, engine_losses(data, [0, 1, 2, 3], 1, steps, model=VIT, train={"precision": precision})
 
 
 @pytest.mark.device
+@pytest.mark.full  # on the CPU, two ranks say more
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     # In fp32 only the order of sums differs. Under bf16 a weight that differs in its last bit of fp32 is now and then
     # rounded to the other neighbour, 1/256 away: with 8 bits of every product, losses agree to less than one per cent.
-    ("precision", "stages", "tolerance"),
-    [
-        pytest.param("fp32", [0, 1, 2, 3], {"abs": 1e-4}, marks=pytest.mark.full),
-        ("bf16", [2], {"rel": 0.01}),
-        pytest.param("bf16", [0, 1, 3], {"rel": 0.01}, marks=pytest.mark.full),
-    ],
-    ids=str,
+    ("precision", "tolerance"),
+    [("fp32", {"abs": 1e-4}), ("bf16", {"rel": 0.01})],
+    ids=["fp32", "bf16"],
 )
 def test_one_rank_on_the_device_equals_a_plain_loop(
-    precision: str, stages: list[int], tolerance: dict[str, float], device_rank: DeviceRank, digits: Path
+    precision: str, tolerance: dict[str, float], device_rank: DeviceRank, digits: Path
 ) -> None:
-    plain, engine = device_rank(deterministically, _one_rank, str(digits), precision, stages)
-    assert list(engine) == stages
+    plain, engine = device_rank(deterministically, _one_rank, str(digits), precision)
     assert plain[-1] < plain[0]
     for losses in engine.values():
         assert losses == pytest.approx(plain, **tolerance)
