@@ -1,18 +1,66 @@
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.helpers.commands import Forks
+from tests.helpers.device import DeviceRank, device_problem, prepare_cuda
 
-settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("steady")
+if TYPE_CHECKING:
+    import torch
+
+if find_spec("hypothesis"):  # a machine with a GPU that runs the device tests alone may lack it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("steady")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as adaptive train does, before torch is imported
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where tests marked `device` compute")
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take; acts where pytest-timeout is installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a GPU that is not there, rather than skip everything that was asked for."""
+    if config.getoption("--device") == "cpu":
+        return
+    if problem := device_problem():
+        raise pytest.UsageError(f"--device cuda: {problem}; leave --device out to run these tests on the CPU")
+    prepare_cuda()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m device` read only the files that hold such tests: the others import what a GPU's machine may lack."""
+    if config.getoption("markexpr") != "device" or not collection_path.name.startswith("test_"):
+        return None
+    return True if "pytest.mark.device" not in collection_path.read_text(encoding="utf-8") else None
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that `--device` names; on a GPU without TF32, whose 10 bits of mantissa would hide mistakes."""
+    import torch
+
+    return torch.device("cuda", 0) if request.config.getoption("--device") == "cuda" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def device_rank(device: torch.device) -> Iterator[DeviceRank]:
+    """Calls functions in a process that trains as the only rank, on the device that `--device` names."""
+    rank = DeviceRank(device.type)
+    yield rank
+    rank.close()
 
 
 @pytest.fixture(autouse=True)

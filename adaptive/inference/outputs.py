@@ -132,13 +132,16 @@ def scores(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def simulate(policy: Policy, probabilities: Tensor | Sequence[Tensor]) -> Predictions:
-    """Let a policy decide over stored probabilities, k x (N, C), as the runner does while it computes them."""
+    """Let a policy decide over stored probabilities, k x (N, C), as the runner does while it computes them.
+
+    The predictions are on the device of the probabilities.
+    """
     made = decisions(policy, probabilities)
     found = torch.stack([decision.scores for decision in made])
-    reached = found >= torch.tensor(policy.thresholds, dtype=found.dtype).unsqueeze(1)
+    reached = found >= torch.tensor(policy.thresholds, dtype=found.dtype, device=found.device).unsqueeze(1)
     reached[-1] = True
     leaves = reached.to(torch.uint8).argmax(dim=0)
-    images = torch.arange(len(leaves))
+    images = torch.arange(len(leaves), device=leaves.device)
     labels = torch.stack([decision.labels for decision in made])[leaves, images]
     confidences = torch.stack([decision.confidences for decision in made])[leaves, images]
     return Predictions(labels, confidences, leaves + 1)

@@ -2,26 +2,123 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
+import torch
 
 from adaptive import create_model
 from adaptive.errors import ModelError
+from adaptive.networks.backbone import build_backbone
 from benchmarks.backbones import MEASURED, PAGE
 from benchmarks.shared import rank_pair
 from benchmarks.shared.backbones_page import Results, page
-from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, timm_classes
+from benchmarks.shared.families import FAMILIES, SMALL_GEMMA, Family, timm_classes
 from benchmarks.shared.rank_pair import RankPair
-from benchmarks.shared.whole_way import STEPS
+from benchmarks.shared.whole_way import CLASSES, STEPS, Noise, build
+from tests.helpers.device import DeviceRank
+from tests.helpers.fake_cuda import as_on_cuda
 from tests.helpers.ranks import fork_context
 
 # Tokens, distilled; batch-free and several crossing tensors, weights used twice; convolutions; channels last.
 QUICK = ("deit_tiny_distilled_patch16_224", "efficientvim_m1")
 FURTHER = ("test_resnet", "test_mambaout", "pit_ti_224", "test_vit")
+# timm's encoders return features, which no exit can take; their classifiers are in the list.
+WRAPPED = [family for family in FAMILIES if not family.model.endswith("_enc")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every class on a GPU; on the CPU three, for `test_the_whole_way` and make backbones take the others there."""
+    if "timm_class" in metafunc.fixturenames:
+        quick = {*QUICK, "test_resnet"}
+        whole = metafunc.config.getoption("--device") == "cuda"
+        chosen = [family for family in WRAPPED if whole or family.model in quick]
+        metafunc.parametrize("timm_class", chosen, ids=lambda family: family.model)
+
+
+def differences(timm_class: Family, kind: str) -> dict[str, Any]:
+    """Compare the last logits with the plain model's on a device, and take a gradient through all exits."""
+    torch.manual_seed(0)
+    net, device = build(timm_class), torch.device(kind)
+    with torch.no_grad():
+        for classifier in net.exits[-1].own_classifiers():  # some start at zero, which would be equal to anything
+            for parameter in classifier.parameters():
+                parameter.normal_(std=0.1)
+    plain = build_backbone(timm_class.model, timm_class.size, num_classes=CLASSES, **timm_class.options).model
+    plain.load_state_dict(net.backbone_state_dict())
+    net.to(device).eval()
+    plain.to(device).eval()
+    x = Noise.of(net, 3, 0).images.to(device)
+    net.collaboration = False
+    with torch.no_grad():
+        logits, expected = net(x), plain(x)
+    net.train()
+    net.collaboration = True
+    sum(z.square().mean() for z in net(x)).backward()
+    return {
+        "devices": {z.device.type for z in logits},
+        "largest": float(expected.abs().max()),
+        "difference": float((logits[-1] - expected).abs().max()),
+        "broken": [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()],
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Callable[[Family], dict[str, Any]]]:
+    """Gives a class's `differences`. A GPU takes eight at a time: on the CPU, building them takes most of the time."""
+    if device.type == "cpu":
+        yield lambda timm_class: differences(timm_class, "cpu")
+        return
+    own, processes = threading.local(), []
+
+    def compare(timm_class: Family) -> dict[str, Any]:
+        if not hasattr(own, "process"):
+            own.process = DeviceRank(device.type)
+            processes.append(own.process)
+        return own.process(differences, timm_class, device.type, seconds=200)
+
+    chosen = [getattr(item, "callspec", None) for item in request.session.items]
+    classes = [call.params["timm_class"] for call in chosen if call is not None and "timm_class" in call.params]
+    with ThreadPoolExecutor(8) as pool:
+        results = {timm_class.model: pool.submit(compare, timm_class) for timm_class in classes}
+        yield lambda timm_class: results[timm_class.model].result()
+        pool.shutdown(cancel_futures=True)
+    for process in processes:
+        process.close()
+
+
+@pytest.mark.device
+def test_every_class_on_the_device_equals_the_plain_model_and_learns(
+    timm_class: Family, device: torch.device, compared: Callable[[Family], dict[str, Any]]
+) -> None:
+    found = compared(timm_class)
+    assert found["devices"] == {device.type}
+    assert 0 < found["largest"] < float("inf")
+    assert found["difference"] <= 1e-5 * found["largest"]
+    assert found["broken"] == []
+
+
+FAKED = [
+    pytest.param(family, id=family.model, marks=[] if family.model == QUICK[1] else pytest.mark.full)
+    for family in WRAPPED
+    if family.model != "sequencer2d_s"  # its LSTM asks for cuDNN itself
+]
+
+
+@pytest.mark.parametrize("family", FAKED)
+def test_no_class_brings_a_tensor_of_another_device(family: Family) -> None:
+    """Without a GPU: tensors that have a device and a shape, and no content."""
+    net = build(family)
+    with as_on_cuda(net) as faked:
+        x = torch.empty(3, net.channels, net.input_size, net.input_size, device="cuda")
+        for mode in (True, False):
+            assert {z.device.type for z in faked.train(mode)(x)} == {"cuda"}
 
 
 def test_the_list_has_every_class_of_timm() -> None:

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from adaptive.networks.equilibrium import branch, fork
+from adaptive.networks.precision import autocast
 from tests.networks.conftest import build, images
 
+# How far a gradient with Gradient Equilibrium may be from the closed form: distance (2-norm) of the worst tensor, as a
+# share of its own size, or of a thousandth of the largest tensor's, for some are zero but for rounding. Both have the
+# same forward pass; the forks' rounding differs, once per exit, and sums over batch and pixels cancel two to three
+# digits: of 16 in fp64, of 7 in fp32. bf16 has 8 bits, so a rounding is up to 0.4 %. A wrong weight of a fork would be
+# an error of a third or more.
+TOLERANCES = {"fp64": 1e-12, "fp32": 1e-4, "bf16": 0.05}
 
+
+@pytest.mark.device
 @pytest.mark.parametrize("remaining", [2, 3, 7])
-def test_backward_is_the_weighted_sum_of_finite_differences(remaining: int) -> None:
+def test_backward_is_the_weighted_sum_of_finite_differences(remaining: int, device: torch.device) -> None:
     torch.manual_seed(0)
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(2, 4, 3, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64).to(device).requires_grad_()
+    weights = torch.randn(2, 4, 3, dtype=torch.float64).to(device)
 
     def exit_loss(value: torch.Tensor) -> torch.Tensor:
         return (weights[0] * value.sin()).sum()
@@ -33,6 +44,31 @@ def test_backward_is_the_weighted_sum_of_finite_differences(remaining: int) -> N
             slope_onward = (onward_loss(up) - onward_loss(down)) / (2 * step)
             expected = slope_exit / remaining + slope_onward * (remaining - 1) / remaining
             assert float(x.grad[i, j]) == pytest.approx(float(expected), abs=1e-8)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+def test_every_precision_has_the_closed_form(family: str, precision: str, device: torch.device) -> None:
+    """Block j's gradient is the summed loss's divided by k - j + 1, an exit's is the summed loss's."""
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    gradients = {}
+    for scope in (False, "crossing"):
+        net = build(family).to(device, dtype).train()
+        net.equilibrium = scope
+        with autocast(precision, device) if precision == "bf16" else nullcontext():
+            logits = net(images(net, 4).to(device, dtype))
+        if precision == "bf16":
+            assert logits[0].dtype == torch.bfloat16
+        sum(z.to(dtype).square().mean() for z in logits).backward()
+        gradients[scope] = {name: p.grad for name, p in net.named_parameters()}
+    worst, floor = 0.0, 1e-3 * max(float(g.norm()) for g in gradients[False].values())
+    for name, found in gradients["crossing"].items():
+        kind, number = name.split(".")[:2]
+        expected = gradients[False][name] / (len(net.blocks) - int(number) if kind == "blocks" else 1)
+        assert found.device == expected.device == next(net.parameters()).device
+        worst = max(worst, float((found - expected).norm() / expected.norm().clamp(min=floor)))
+    assert worst < TOLERANCES[precision]
 
 
 @pytest.mark.parametrize(("side", "share"), [(0, 1 / 4), (1, 3 / 4)])

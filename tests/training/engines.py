@@ -71,7 +71,7 @@ class SmallRun:
         from adaptive.training.prepared_run import Setup
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        device = resolve_device("cpu")
+        device = resolve_device(tree.train.device)
         init_distributed()
         self.batch = batch_sizes(tree.train, self.world)
         setup = Setup(tree, self.batch, device)
@@ -101,7 +101,8 @@ class SmallRun:
         for micro in range(self.batch.accumulation):
             start = (micro * self.world + self.rank) * size
             mine = slice(start, start + size)
-            yield self.task.loss(images[mine], labels[mine], (step, self.rank, micro))
+            own_images, own_labels = images[mine].to(self.engine.device), labels[mine].to(self.engine.device)
+            yield self.task.loss(own_images, own_labels, (step, self.rank, micro))
 
     def weights(self) -> dict[str, Tensor]:
         """Every whole weight (collective)."""

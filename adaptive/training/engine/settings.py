@@ -27,6 +27,8 @@ def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
+        # Its throughput timer would let the host wait for the device twice in every micro batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     if train.precision != "fp32":
         name = str(PRECISION_DTYPES[train.precision]).removeprefix("torch.")

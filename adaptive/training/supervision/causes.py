@@ -13,8 +13,10 @@ from adaptive.training.prepared_run import Setup
 from adaptive.training.supervision.peers import PEER_ENDED
 
 GIB = 2**30
-# How torch's allocators, and the C library, say that memory ran out.
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+# How torch's allocators, the C library, and cuBLAS and cuDNN (for their workspaces) say that memory ran out.
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 # How gloo and NCCL say that a peer has gone.
 PEER_GONE = re.compile(
     r"connection (closed|reset) by peer|connection refused|broken pipe|socket (timeout|closed)|timed out waiting"

@@ -11,6 +11,7 @@ from PIL import Image
 from adaptive.config.sections import DataConfig
 from adaptive.data.packing.pack import pack
 from adaptive.data.reading.order import epoch_order
+from adaptive.data.reading.pipeline import Loading
 from adaptive.data.reading.stream import PADDING, EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import SplitInfo, load_index, write_index
 from adaptive.errors import ConfigError, DataError
@@ -85,6 +86,38 @@ def test_batches_follow_the_plan_and_hold_the_right_images(digits):
             pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1) / 255
             torch.testing.assert_close(image, (pixels - mean[:, None, None]) / std[:, None, None])
             assert label == expected
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_batches_on_the_device_are_the_cpus(digits, device, workers, layout, monkeypatch):
+    """Copied from pinned memory and normalised there, where a division may round its last bit otherwise."""
+    pinned = []
+    finish = Loading.finish
+
+    def spy(loading, made):
+        pinned.append(made.images.is_pinned())
+        return finish(loading, made)
+
+    monkeypatch.setattr(Loading, "finish", spy)
+    streams = []
+    for where in (torch.device("cpu"), device):
+        pinned.clear()
+        loader = LoaderOptions(workers=workers, device=where, layout=layout)
+        stream = TrainStream(
+            load_index(digits), config(digits), "train", loader, seed=5, global_batch=48, micro_batch=16
+        )
+        streams.append(list(stream.batches(2, 4)))
+    assert len(pinned) == 6
+    for expected, batch in zip(*streams, strict=True):
+        assert batch.images.device == device
+        assert batch.images.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=1e-6, atol=1e-6)
+        assert torch.equal(batch.labels, expected.labels)
+        assert torch.equal(batch.ids, expected.ids)
+        assert batch.labels.is_pinned() == (device.type == "cuda")
+    assert set(pinned) == {device.type == "cuda"}
 
 
 def test_workers_do_not_change_anything(digits):

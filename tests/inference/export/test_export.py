@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,33 @@ def test_both_formats_answer_as_the_network(family: str, batch: int, exported: E
                 assert tensor.batch is None or values[tensor.name].shape[tensor.batch[0]] == batch * tensor.batch[1]
             margin = 1e-4 * float(logits.abs().max())
             torch.testing.assert_close(values[block.logits], logits, rtol=0, atol=margin)
+
+
+@pytest.mark.device
+@pytest.mark.full
+def test_a_network_on_the_device_exports_as_its_copy_on_the_cpu(
+    device: torch.device, tmp_path: Path, digit_images: Tensor
+) -> None:
+    formats = ("torch", "onnx") if find_spec("onnxscript") else ("torch",)
+    network = build("resnet")
+    expected = network(digit_images[:5])[0]
+    answers: dict[str, dict[str, Tensor]] = {"cpu": {}, "device": {}}
+    for name, where in (("cpu", torch.device("cpu")), ("device", device)):
+        network.to(where)
+        manifest = export(network, tmp_path / name, **arguments(formats=formats, images=digit_images.to(where)))
+        assert next(network.parameters()).device == where
+        assert manifest.fingerprint == fingerprint(build("resnet"))
+        block = manifest.blocks[0]
+        program = load_program(tmp_path / name / block.torch)
+        answers[name]["torch"] = program((digit_images[:5],), None)[-1]
+        if "onnx" in formats:
+            session = onnxruntime.InferenceSession(tmp_path / name / block.onnx, providers=["CPUExecutionProvider"])
+            [found] = session.run([block.logits], {"images": digit_images[:5].numpy()})
+            answers[name]["onnx"] = torch.from_numpy(found)
+    for kind, found in answers["device"].items():
+        assert found.device.type == "cpu"
+        torch.testing.assert_close(found, answers["cpu"][kind], rtol=0, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.full
