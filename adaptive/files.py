@@ -1,4 +1,4 @@
-"""Atomic writes that survive a crash or a power loss, checksums, and the folder that holds the code."""
+"""Atomic writes that survive a crash or a power loss, checksums, where the code lies, and installed versions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def code_root() -> Path:
 def code_sources() -> list[Path]:
     """Return the package's own Python files, sorted."""
     return sorted((code_root() / "adaptive").rglob("*.py"))
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, or None where it is not: it may not be needed, or be on PYTHONPATH."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def file_sha256(path: Path) -> str:

@@ -99,15 +99,10 @@ def _parse_intermixed(command: str, words: list[str]) -> argparse.Namespace:
 
 
 def _versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from adaptive.files import installed_version
 
-    lines = []
-    for name in ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb"):
-        try:
-            lines.append(f"{name} {version(name)}")
-        except PackageNotFoundError:  # a checkout on PYTHONPATH, or a machine without a dashboard
-            lines.append(f"{name} (not installed)")
-    return "\n".join(lines)
+    packages = ("adaptive-training", "torch", "deepspeed", "timm", "webdataset", "wandb")
+    return "\n".join(f"{name} {installed_version(name) or '(not installed)'}" for name in packages)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ import platform
 import shutil
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from adaptive.errors import MachineError
-from adaptive.files import code_root, write_atomically
+from adaptive.files import code_root, installed_version, write_atomically
 
 PARTS = ("adaptive", "launcher", "slurm", "configs")
 LOOKING = 20.0  # seconds that git may take
@@ -67,7 +66,7 @@ def code_version() -> dict[str, Any]:
     status = _git("status", "--porcelain", "--untracked-files=normal", "--", *PARTS) if commit else ""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": _installed_version(),
+        "version": installed_version("adaptive-training"),
         "commit": commit or None,
         "branch": _git("rev-parse", "--abbrev-ref", "HEAD") or None,
         "dirty": bool(status) if commit else None,
@@ -86,13 +85,6 @@ def write_code_version(folder: Path) -> dict[str, Any]:
         difference.write_text(_git("diff", "HEAD", "--", *PARTS) + "\n", encoding="utf-8")
     write_atomically(folder / "code_version.json", json.dumps(about, indent=1))
     return about
-
-
-def _installed_version() -> str | None:
-    try:
-        return version("adaptive-training")
-    except PackageNotFoundError:
-        return None
 
 
 def _git(*words: str) -> str:

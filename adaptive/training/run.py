@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from adaptive.config.sections import Config
 from adaptive.data.reading.in_memory import check_memory
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.files import installed_version
 from adaptive.networks.from_config import build_network
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
@@ -138,7 +138,7 @@ def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
     console = Console(prepared.total_steps, enabled=True, epochs=prepared.total_epochs)
     environment = {
         **origin,
-        "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
+        "versions": {name: installed_version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
         "cuda": torch.version.cuda if prepared.device.type == "cuda" else None,
         "device": torch.cuda.get_device_name(prepared.device) if prepared.device.type == "cuda" else "cpu",
         "world": prepared.ranks.world,

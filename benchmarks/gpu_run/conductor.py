@@ -98,54 +98,79 @@ class Conductor:
         A benchmark ends with 1 where a limit does not hold, and has written its page then: that is LIMIT.
         """
         end = time.monotonic() + visit.seconds
+        logs = self.output / "logs"
+        commands = [
+            _Command(words, logs / f"{part.name}_{number}.log")
+            for number, words in enumerate(part.commands(visit), start=1)
+        ]
         codes = []
-        with (self.output / "logs" / f"{part.name}.log").open("w", encoding="utf-8") as log:
-            for words in part.commands(visit):
+        try:
+            for command in commands if part.together else ():
+                command.start()
+            for command in commands:
                 began = time.time()
-                code = self._run_command(words, log, end - time.monotonic())
-                written = [file for file in self.output.glob("*.md") if file.stat().st_mtime >= began]
-                codes.append(LIMIT if code == 1 and written else code)
+                if end > time.monotonic():
+                    command.start()
+                    code = command.wait(end - time.monotonic())
+                    written = [file for file in self.output.glob("*.md") if file.stat().st_mtime >= began]
+                    codes.append(LIMIT if code == 1 and written else code)
+                else:
+                    codes.append(command.code() if part.together else None)
+        finally:  # also on Ctrl-C: nothing may stay on the device
+            for command in commands:
+                command.end()
         return codes
 
-    def _run_command(self, words: list[str], log: Any, seconds: float) -> int | None:
-        log.write(f"$ {shlex.join(['python3', *words])}\n")
-        log.flush()
-        if seconds <= 0:
-            log.write("not begun: the part's time is over\n")
-            return None
-        start = log.tell()
+
+class _Command:
+    """Words behind this Python, run in a session of their own, what they say in a file of their own."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self.words, self.log = words, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, if it is not yet."""
+        if self._process is not None:
+            return
+        path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(
-            os.pathsep
-        )
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # also on Ctrl-C: nothing may stay on the device
-            _end(process)
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+        with self.log.open("w", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(['python3', *self.words])}\n")
+            log.flush()
+            self._process = subprocess.Popen(
+                [sys.executable, *self.words], cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit code, None where it takes longer, and print the end of what a failed one said."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        code = self.code()
+        self.end()
         if code not in (0, LEFT):
-            self._show(Path(log.name), start, words, code)
+            outcome = "was stopped at its time limit" if code is None else f"ended with {code}"
+            print(f"   {shlex.join(self.words)} {outcome}; the end of {self.log.name}:", flush=True)
+            said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            print("\n".join(f"   | {line[:200]}" for line in said[-SHOWN_LINES:]), flush=True)
         return code
 
-    def _show(self, file: Path, start: int, words: list[str], code: int | None) -> None:
-        said = file.read_bytes()[start:].decode("utf-8", "replace").splitlines()
-        outcome = "was stopped at its time limit" if code is None else f"ended with {code}"
-        print(f"   {shlex.join(words)} {outcome}; the end of {file.name}:", flush=True)
-        print("\n".join(f"   | {line[:200]}" for line in said[-SHOWN_LINES:]), flush=True)
+    def code(self) -> int | None:
+        """Return its exit code, None as long as it runs and before."""
+        return None if self._process is None else self._process.poll()
 
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command with all that it started, its session."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with suppress(subprocess.TimeoutExpired):  # what outlives it is killed
-            process.wait(GRACE_SECONDS)
+    def end(self) -> None:
+        """End it with all that it started, its session."""
+        if self._process is None:
+            return
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, how)
+            with suppress(subprocess.TimeoutExpired):  # what outlives it is killed
+                self._process.wait(GRACE_SECONDS)
 
 
 def _status_of(codes: Sequence[int | None]) -> str:

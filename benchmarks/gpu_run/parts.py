@@ -46,12 +46,14 @@ class Part:
         seconds: most that it may take.
         commands: of a visit; they run one after another, also when one fails.
         question: what it is there to answer.
+        together: whether they run side by side instead.
     """
 
     name: str
     seconds: float
     commands: Callable[[Visit], Commands]
     question: str
+    together: bool = False
 
 
 def _script(visit: Visit, name: str, *words: str) -> list[str]:
@@ -62,11 +64,22 @@ def _doctor(visit: Visit) -> Commands:
     return [["-m", "adaptive", "doctor", "--json"]]
 
 
+# What takes about as long: processes that share the GPU.
+TEST_GROUPS = (
+    ["tests/networks"],
+    ["tests/training/engine"],
+    ["tests/training", "--ignore=tests/training/engine"],
+    ["tests/data", "tests/inference"],
+)
+
+
 def _tests(visit: Visit) -> Commands:
     chosen = ["-k", visit.tests] if visit.tests else []
-    report = f"--junitxml={visit.output / 'device_tests.xml'}"
-    # -n 0 where pytest-xdist is there: the tests share one GPU, and ranks of their own.
-    return [["-m", "pytest", "-m", "device", "--device", visit.device, "-q", "-p", "no:xdist", report, *chosen]]
+    words = ["-m", "pytest", "-m", "device", "--device", visit.device, "-q", "-p", "no:cacheprovider", *chosen]
+    return [
+        [*words, f"--junitxml={visit.output / f'device_tests_{number}.xml'}", *places]
+        for number, places in enumerate(TEST_GROUPS, start=1)
+    ]
 
 
 def _steps(visit: Visit) -> Commands:
@@ -163,7 +176,7 @@ def _training(visit: Visit) -> Commands:
 
 PARTS = (
     Part("doctor", 90, _doctor, "is the machine well?"),
-    Part("tests", 270, _tests, "are the numerics on the device those of the CPU?"),
+    Part("tests", 270, _tests, "are the numerics on the device those of the CPU?", together=True),
     Part("steps", 300, _steps, "what does a step of the method cost?"),
     Part("inference", 120, _inference, "does early exit save time?"),
     Part("data", 120, _data, "is the data path faster than the step?"),

@@ -73,12 +73,27 @@ def test_parts_end_in_time_and_the_next_visit_goes_on(tmp_path: Path, capsys: py
     assert found["hangs"]["codes"] == [None, None]  # what follows in the part is not begun
     assert conductor.exit_code(parts) == 1
     assert "no such kernel" in capsys.readouterr().out
-    assert "not begun" in (tmp_path / "logs" / "hangs.log").read_text()
+    assert (tmp_path / "logs" / "hangs_1.log").exists()
+    assert not (tmp_path / "logs" / "hangs_2.log").exists()
     again = Conductor(tmp_path, rehearsal=False, resume=True)
     mended = [parts[0], part("hangs", counts), part("broken", counts), part("partly", counts)]
     again.run(mended, options())
     assert again.exit_code(mended) == 0
     assert sign.read_text() == "xxxx"  # what had passed was not run again
+
+
+def test_commands_side_by_side_wait_for_each_other(tmp_path: Path) -> None:
+    meets = "import os, time; open({0!r}, 'w'); [time.sleep(0.01) for _ in iter(lambda: os.path.exists({1!r}), True)]"
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    scripts = [
+        meets.format(*files),
+        meets.format(*reversed(files)),
+        "raise SystemExit(3)",
+        "import time; time.sleep(1e3)",
+    ]
+    conductor = Conductor(tmp_path, rehearsal=False, resume=False)
+    found = conductor.run([replace(part("both", *scripts, seconds=8.0), together=True)], options())
+    assert found["parts"]["both"]["codes"] == [0, 0, 3, None]
 
 
 def test_without_time_nothing_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,13 +201,14 @@ def test_cards_are_known_by_their_names() -> None:
 def test_the_summary_has_twenty_lines_at_most_and_a_rehearsal_none_of_its_figures(tmp_path: Path) -> None:
     (tmp_path / "startup_cuda.json").write_text(json.dumps({"commands": {"first_step": {"seconds": {"median": 7.5}}}}))
     suite = '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2" time="100"/></testsuites>'
-    (tmp_path / "device_tests.xml").write_text(suite)
+    for number in (1, 2):
+        (tmp_path / f"device_tests_{number}.xml").write_text(suite)
     state = {"rehearsal": False, "machine": {"gpu": "NVIDIA H200"}, "parts": {}, "command": "python benchmarks/gpu.py"}
     text = summary(state, tmp_path)
     claims = text.split("| part |")[0].splitlines()
     assert len([line for line in claims if line.startswith("|")]) - 2 <= 20
     assert "7.5 s" in text
-    assert "5 pass, 2 fail, 2 skipped, 100 s" in text
+    assert "10 pass, 4 fail, 4 skipped, 100 s (2 of 4 groups ended)" in text
     rehearsed = summary(state | {"rehearsal": True}, tmp_path)
     assert "7.5 s" not in rehearsed
     assert "no figure of a GPU" in rehearsed

@@ -63,7 +63,7 @@ def test_the_constraints_hold_the_newest_pair() -> None:
 
 def test_the_cpu_build_without_torchvisions_operators_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "RuntimeError: operator torchvision::nms does not exist"
-    monkeypatch.setattr(software, "_installed", lambda name: "0.28.0")
+    monkeypatch.setattr(software, "installed_version", lambda name: "0.28.0")
     found = look(monkeypatch, torch="2.13.0+cpu", torchvision_error=message)
     assert found.status == "error"
     assert "torch 2.13.0+cpu is a CPU build, torchvision 0.28.0 is not" in found.found
@@ -91,6 +91,21 @@ def test_a_pair_that_was_not_tried_is_a_warning(pair: tuple[str, str], monkeypat
 
 def test_a_later_release_of_a_line_counts_as_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look(monkeypatch, torch="2.12.9+cu130", torchvision="0.27.3").status == "ok"
+
+
+def test_a_machine_without_a_dashboard_is_no_fault_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = software.metadata.version
+
+    def without_wandb(name: str) -> str:
+        if name == "wandb":
+            raise software.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(software.metadata, "version", without_wandb)
+    assert software.packages(CheckSettings()).found.startswith("wandb is missing")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    found = software.packages(CheckSettings())
+    assert (found.status, found.found) == ("warning", "wandb is missing: training needs tracking.wandb=disabled")
 
 
 @pytest.mark.parametrize("words", [["2.11"], ["oldest", "--folder"]])

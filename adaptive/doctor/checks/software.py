@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 from adaptive.doctor.programs import answer, run_program, start_script
 from adaptive.doctor.torch_versions import TRIED, install_command, known_fault, tried
-from adaptive.files import code_root
+from adaptive.files import code_root, installed_version
 from adaptive.training.engine.operators import lock_age, lock_state
 
 OWN = "adaptive-training"
@@ -80,13 +80,7 @@ def packages(_: CheckSettings) -> Finding:
 
 def _without_dashboard() -> str:
     """Return the dashboard's package where it is missing and, by WANDB_MODE, not wanted; else an empty string."""
-    if os.environ.get("WANDB_MODE") != "disabled":
-        return ""
-    try:
-        metadata.version("wandb")
-    except metadata.PackageNotFoundError:
-        return "wandb"
-    return ""
+    return "wandb" if os.environ.get("WANDB_MODE") == "disabled" and installed_version("wandb") is None else ""
 
 
 def _requirements() -> list[str]:
@@ -124,7 +118,7 @@ def torchvision(_: CheckSettings) -> Finding:
     facts = torch_facts()
     if "error" in facts:
         return error(f"torch cannot be imported: {facts['error']}", install_command())
-    torch, vision = facts["torch"], facts.get("torchvision", _installed("torchvision"))
+    torch, vision = facts["torch"], facts.get("torchvision", installed_version("torchvision") or "0")
     fault, remedy = known_fault(torch, vision), install_command(torch)
     if "torchvision_error" in facts:
         return error(f"torchvision does not fit torch {torch}: {fault or facts['torchvision_error']}", remedy)
@@ -132,13 +126,6 @@ def torchvision(_: CheckSettings) -> Finding:
         pairs = ", ".join(dict.fromkeys(f"{pair.torch} with {pair.torchvision}" for pair in TRIED))
         return warning(f"torch {torch} with torchvision {vision} is no pair that was tried ({pairs})", remedy)
     return ok(f"torch {torch} and torchvision {vision} work together")
-
-
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def deepspeed(_: CheckSettings) -> Finding:
