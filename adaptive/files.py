@@ -18,7 +18,7 @@ def code_sources() -> list[Path]:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, or None where it is not: it may not be needed, or be on PYTHONPATH."""
+    """Return the version of an installed package, or None: it may not be needed, or come by PYTHONPATH."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
