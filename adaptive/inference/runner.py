@@ -117,6 +117,11 @@ class DynamicClassifier:
         shape = tuple(image_shape) if image_shape is not None else (self.network.channels, side, side)
         return self._accelerated.warm_up(lambda size: self._enter(torch.zeros(size, *shape), 0).carried.state)
 
+    @property
+    def prepared(self) -> int:
+        """How many functions, at most one per stage and batch size, have been compiled or captured so far."""
+        return self._accelerated.prepared if self._accelerated else 0
+
     def predict(self, images: Tensor) -> Predictions:
         """Images (N, C, H, W) -> labels (N,), confidences (N,) and exits (N,) from 1 to k, on the network's device."""
         probabilities, exits = self.run(images)

@@ -74,6 +74,11 @@ class AcceleratedStages:
         self._behind: dict[int, Structure] = {}
         self._image_shape: torch.Size | None = None
 
+    @property
+    def prepared(self) -> int:
+        """How many functions have been prepared so far."""
+        return len(self._prepared)
+
     def size(self, count: int) -> int:
         """The batch size that so many images run at; the largest one if they are too many for any."""
         return self.sizes[min(bisect.bisect_left(self.sizes, count), len(self.sizes) - 1)]
@@ -121,14 +126,14 @@ class AcceleratedStages:
         Args:
             images: gives the state in front of the first block for so many images.
         """
-        before, start = len(self._prepared), time.perf_counter()
+        before, start = self.prepared, time.perf_counter()
         for size in reversed(self.sizes):  # the largest first: later ones fit into its memory
             carried = Carried(images(size))
             for number in range(len(self._stages)):
                 found = self(number, carried, size, size)
                 carried = found.carried
         bool(found.leaves.all())  # waits for the device
-        return WarmUp(len(self._prepared) - before, time.perf_counter() - start)
+        return WarmUp(self.prepared - before, time.perf_counter() - start)
 
     def _run(self, number: int, carried: Carried, size: int) -> Outcome:
         inputs = carried.flat()

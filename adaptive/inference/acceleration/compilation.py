@@ -33,7 +33,7 @@ class Compilation:
         layouts = [(tensor.shape, tensor.stride()) for tensor in inputs]
         self._made += 1
         compiled = torch.compile(
-            _with_its_own_code(function, f"{function.__name__}_{self._made}"),
+            with_its_own_code(function, f"{function.__name__}_{self._made}"),
             fullgraph=True,
             dynamic=False,
             backend=self._backend,
@@ -56,7 +56,7 @@ def _laid_out(tensor: Tensor, layout: tuple[torch.Size, tuple[int, ...]]) -> Ten
     return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _with_its_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def with_its_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A copy of a function that torch.compile sees as another one.
 
     It counts compilations by code object, and gives up after eight; closures of one definition share theirs.
