@@ -20,6 +20,7 @@ from torch.utils.data import default_collate, get_worker_info
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.images.decode import decode_image
+from adaptive.data.images.encoded import BatchDecoder, EncodedTransform, is_encoded, pack_records
 from adaptive.data.images.normalize import Normalize, stack_pixels
 from adaptive.data.images.transforms import eval_transform, train_transform
 from adaptive.data.reading.samples import PADDING, SampleReader, StoredSample
@@ -104,6 +105,8 @@ class SampleTransform:
     @classmethod
     def for_training(cls, data: DataConfig, seed: int) -> SampleTransform:
         """Return the augmentation, seeded by ``seed``, epoch and sample."""
+        if data.decoder == "cuda":
+            return cls(EncodedTransform(data), data.image_size, seed)
         return cls(train_transform(data, normalize=False), data.image_size, seed)
 
     @classmethod
@@ -220,6 +223,7 @@ class Loading:
     workers: int
     device: torch.device
     normalize: Normalize
+    decoder: BatchDecoder | None = None
 
     @classmethod
     def of(cls, data: DataConfig, batch: int, loader: LoaderOptions) -> Loading:
@@ -233,7 +237,9 @@ class Loading:
 
     def finish(self, made: _WorkerBatch) -> Batch:
         """Return the batch with its images on the device, normalised; padding stays 0."""
-        images = made.images.to(self.device, non_blocking=True)
+        encoded = self.decoder is not None and is_encoded([made.images])
+        pixels = self.decoder(made.images, made.ids) if self.decoder and encoded else made.images
+        images = pixels.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = self.normalize(images)
             for row, label in enumerate(made.labels):
@@ -258,6 +264,8 @@ class _WorkerBatch(NamedTuple):
 
 def _collate(samples: list[tuple[Tensor, int, int]]) -> _WorkerBatch:
     images, labels, ids = zip(*samples, strict=True)
+    if is_encoded(images):
+        return _WorkerBatch(pack_records(images), labels, ids)
     pixels = stack_pixels(images) if images[0].dtype == torch.uint8 else default_collate(list(images))
     return _WorkerBatch(pixels, labels, ids)
 
