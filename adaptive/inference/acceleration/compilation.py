@@ -30,7 +30,7 @@ class Compilation:
         The result takes inputs of these shapes and types; other strides, which would have torch.compile start again,
         are brought into the old ones.
         """
-        layouts = [(tensor.shape, tensor.stride()) for tensor in inputs]
+        layouts = [torch.empty_like(tensor, device="meta") for tensor in inputs]  # dense, if their strides overlap
         self._made += 1
         compiled = torch.compile(
             with_its_own_code(function, f"{function.__name__}_{self._made}"),
@@ -48,12 +48,11 @@ class Compilation:
         return run
 
 
-def _laid_out(tensor: Tensor, layout: tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+def _laid_out(tensor: Tensor, layout: Tensor) -> Tensor:
     """The tensor in these strides and, as all that is made here, an inference tensor: kinds are compiled apart."""
-    shape, strides = layout
-    if tensor.stride() == strides and tensor.is_inference():
+    if tensor.stride() == layout.stride() and tensor.is_inference():
         return tensor
-    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return torch.empty_like(layout, device=tensor.device).copy_(tensor)
 
 
 def with_its_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:

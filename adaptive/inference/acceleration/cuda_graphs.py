@@ -63,7 +63,8 @@ class CudaCapture:
                     function(*inputs)
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # What other threads do on the device meanwhile, such as pinning memory, is not recorded and does no harm.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 outputs = function(*inputs)
         return Captured(graph.replay, outputs)
 
@@ -86,7 +87,7 @@ class Graphs:
 
         The result takes such inputs. Its outputs live until it is called again.
         """
-        static = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in inputs]
+        static = [torch.empty_like(t).copy_(t) for t in inputs]  # in the same strides, unless these overlap
         if self._before is not None:
             function = self._before(function, static)
         replay, outputs = self._capture(function, static)

@@ -132,10 +132,12 @@ def test_more_sizes_than_torch_compiles_of_one_function() -> None:
     counter = Counter()
     prepare = Compilation(counter)
     with torch.inference_mode():
+        assert prepare(twice, [torch.ones(1).expand(3)])(torch.ones(3))[0].tolist() == [2, 2, 2]
+        assert Graphs(Replays())(twice, [torch.ones(1).expand(3)])(torch.ones(3))[0].tolist() == [2, 2, 2]
         prepared = [prepare(twice, [torch.zeros(rows, 2)]) for rows in range(1, 12)]
         for rows, run in enumerate(prepared, start=1):
             assert torch.equal(run(torch.ones(2, rows).T)[0], torch.full((rows, 2), 2.0)), "in other strides"
-    assert counter.count == 11
+    assert counter.count == 12
 
 
 @pytest.mark.parametrize("way", [1, pytest.param(0, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
