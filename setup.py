@@ -57,6 +57,7 @@ setup(
         "imagenet": ["scipy>=1.11"],
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "dashboard": ["wandb-workspaces>=0.4.13,<0.5"],
+        "gpu-decode": ["torchcodec>=0.17"],
         "test": [
             "scikit-learn>=1.5",
             "scipy>=1.11",

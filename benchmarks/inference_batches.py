@@ -23,6 +23,7 @@ from rich.markdown import Markdown
 
 from adaptive import create_model
 from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.inference.acceleration.accelerated import ACCELERATIONS
 from adaptive.inference.calibration.calibrate import calibrate
 from adaptive.inference.policy import Policy
 from adaptive.inference.profile import profile
@@ -60,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=int, default=20, help="rounds per batch size, at least 2 (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast (%(default)s)")
+    p.add_argument(
+        "--accelerate",
+        choices=("eager", *ACCELERATIONS),
+        nargs="+",
+        default=["eager"],
+        help="runners measured in the same rounds; the eager one always is (eager)",
+    )
     pages.add_output(p)
     return p
 
@@ -81,7 +89,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     policy = half_leave(network, images, options.budget)
     rows = []
     for batch in options.batches:
-        found = profile(network, policy, _first(images, batch), options.rounds, options.precision)
+        torch.compiler.reset()  # what the last batch size compiled
+        ways = {way: way for way in options.accelerate if way != "eager"}
+        found = profile(network, policy, _first(images, batch), options.rounds, options.precision, ways)
         rows.append(asdict(found) | {"milliseconds_per_image": found.dynamic / batch})
     return {
         "benchmark": "inference_batches",
@@ -137,6 +147,37 @@ them. Median (quartiles) of {result["rounds"]} rounds, everything in turn within
 ideal is each block's own time at the full batch for the share of the images still in.
 
 {pages.table(columns, rows)}
+{_accelerated(result["batches"])}"""
+
+
+def _accelerated(batches: Sequence[Mapping[str, Any]]) -> str:
+    """The part about accelerated runners, empty if none was measured."""
+    rows = [
+        (
+            str(entry["batch"]),
+            way["accelerate"],
+            f"{way['straight']:.2f}",
+            f"{way['dynamic']:.2f}",
+            pages.spread(way["over_straight"], 3),
+            pages.spread(way["over_eager"], 3),
+            pages.spread(way["over_full"], 3),
+            str(way["prepared"]),
+            f"{way['seconds']:.1f}",
+        )
+        for entry in batches
+        for way in entry["accelerated"]
+    ]
+    if not rows:
+        return ""
+    columns = ["batch", "accelerated by", "to the end, ms", "with the policy, ms", "/ to the end", "/ eager runner"]
+    return f"""
+## Accelerated
+
+The same runner compiled or captured, beside itself without decisions (to the end: the full network, as accelerated),
+beside the eager runner, and beside the eager full network. Seconds are those of the first call, which prepares what
+this batch needs: a function per stage that some image reaches.
+
+{pages.table([*columns, "/ eager full", "prepared", "s"], rows)}
 """
 
 

@@ -28,6 +28,7 @@ from benchmarks.shared.results import machine
 
 MSDNET = "--backbone msdnet_cifar_anytime --exits 0 --image-size 32 --batch 64 --classes 10"
 STEP4 = "--backbone msdnet_imagenet_step4 --exits 0 --image-size 224 --batch 128"
+ACCELERATED = "--precision bf16 --accelerate eager compile cuda_graphs compile_cuda_graphs"
 # Command lines of the parts, by device.
 PARTS: dict[str, dict[str, list[str]]] = {
     "training": {
@@ -40,6 +41,8 @@ PARTS: dict[str, dict[str, list[str]]] = {
             "train_step --backbone resnet50 --batch 256 --precision bf16 --channels-last --rounds 30",
             "train_step --backbone vit_small_patch16_224 --batch 256 --precision bf16 --rounds 30",
             f"train_step {STEP4} --precision bf16 --channels-last --rounds 30",
+            f"equilibrium {MSDNET} --compile --rounds 300",
+            f"equilibrium {STEP4} --precision bf16 --channels-last --compile --rounds 300",
             f"train_step {MSDNET} --rounds 30",
         ],
     },
@@ -65,7 +68,10 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "data": {"cpu": ["data", "data_in_memory"], "cuda": ["data --workers 8", "data_in_memory --workers 8"]},
     "inference": {
         "cpu": ["inference_batches"],
-        "cuda": ["inference_batches", "inference_batches --backbone resnet50 --image-size 224 --classes 1000"],
+        "cuda": [
+            f"inference_batches {ACCELERATED}",
+            f"inference_batches --backbone resnet50 --image-size 224 --classes 1000 {ACCELERATED}",
+        ],
     },
     "calibration": {"cpu": ["calibration_size"], "cuda": ["calibration_size"]},
     "saving": {"cpu": ["checkpoint", "resume"], "cuda": ["checkpoint", "resume"]},

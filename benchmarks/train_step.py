@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+def parser(prog: str = "train_step", description: str = __doc__ or "") -> argparse.ArgumentParser:
+    """Describe the command line; another benchmark of a training step takes it as well."""
     defaults = StepSettings()
-    p = argparse.ArgumentParser(prog="train_step", description=(__doc__ or "").partition("\n")[0])
+    p = argparse.ArgumentParser(prog=prog, description=description.partition("\n")[0])
     p.add_argument("--backbone", default=defaults.backbone, help="any timm model (%(default)s)")
     p.add_argument("--exits", type=int, default=defaults.exits, help="number of exits; 0: the preset's (%(default)s)")
     p.add_argument("--image-size", type=int, default=defaults.image_size, help="side in pixels (%(default)s)")

@@ -136,6 +136,7 @@ def test_packages_import_nothing() -> None:
         ("webdataset", "adaptive.data.reading.pipeline"),
         ("wandb", "adaptive.tracking.wandb_client"),
         ("wandb_workspaces", "adaptive.tracking.workspace"),
+        ("torchcodec", "adaptive.data.images.nvjpeg"),
     ],
 )
 def test_one_place_imports_each_heavy_package(package: str, only: str) -> None:

@@ -28,11 +28,12 @@ SMOKE = (
     "training/test_optimizer.py",
     "training/engine/test_parity.py",
     "training/test_trainer.py::test_a_run_stopped_in_either_phase_ends_bit_for_bit_the_same",
-    "training/test_trainer.py::test_compiled_run_compiles_and_equals_the_plain_one",
+    "training/test_trainer.py::test_a_compiled_run_is_one_graph_and_equals_the_plain_one",
     "data/images",
     "data/reading",
     "end_to_end/test_evaluate.py",
     "inference/test_runner.py",
+    "inference/acceleration",
     "inference/export",
     "doctor/test_torch_versions.py",
 )

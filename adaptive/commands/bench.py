@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="packed dataset or its URL; by default the run's")
     parser.add_argument("--split", help="split the images come from; by default data.test_split of the run")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="by default the run's")
+    parser.add_argument(
+        "--accelerate",
+        nargs="+",
+        choices=("compile", "cuda_graphs", "compile_cuda_graphs"),
+        default=[],
+        help="measure the accelerated runner as well, against the network as accelerated (compiling takes minutes)",
+    )
     add_weights(parser)
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -51,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
     network = network_for_inference(trained, device)
     precision = arguments.precision or trained.config.train.precision
-    found = [profile(network, policy, images[:batch], arguments.rounds, precision) for batch in arguments.batch]
+    ways = {way: way for way in arguments.accelerate}
+    found = [profile(network, policy, images[:batch], arguments.rounds, precision, ways) for batch in arguments.batch]
     if arguments.json:
         print(json.dumps({"run": str(trained.folder), "device": str(device), "profiles": [asdict(p) for p in found]}))
         return 0
@@ -116,3 +124,9 @@ def _print(measured: InferenceProfile, trained: TrainedRun, device: Any) -> None
     print(f"ideal, each block's own time for who is still in: {measured.ideal:.2f} ms; measured: {overhead:.3f} of it")
     print(f"decisions and taking images out: {measured.decisions:.3f} ms")
     print(f"every exit asked and nobody leaving: {measured.idle_overhead.median:.3f} of the full network's time")
+    for way in measured.accelerated:
+        print(
+            f"{way.accelerate}: {way.straight:.2f} ms to the end, with the policy {way.dynamic:.2f} ms: "
+            f"{way.over_straight.median:.3f} of it, {way.over_eager.median:.3f} of the eager runner's; "
+            f"{way.prepared} functions prepared in {way.seconds:.1f} s"
+        )

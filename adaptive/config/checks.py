@@ -48,6 +48,8 @@ def check_consistency(config: Config) -> None:
     if data.crop_ratio[0] > data.crop_ratio[1]:
         raise ConfigError(f"data.crop_ratio = {data.crop_ratio}: the lower end comes first")
     _check_in_memory(data)
+    if data.decoder == "cuda":
+        _check_gpu_decoding(config)
     if train.micro_batch and train.global_batch % train.micro_batch:
         raise ConfigError(
             f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}; "
@@ -117,6 +119,28 @@ def _check_in_memory(data: DataConfig) -> None:
                 f"data.in_memory = true crops and flips whole batches, and data.{key} = {value!r} is drawn image by "
                 f"image; use data.{key}={off}, or data.in_memory=false"
             )
+
+
+def _check_gpu_decoding(config: Config) -> None:
+    """Refuse data.decoder = cuda with what happens between decoding and the device, or needs an image decoded."""
+    data = config.data
+    if config.train.device == "cpu":
+        raise ConfigError("data.decoder = 'cuda' needs a GPU, and train.device = 'cpu'; use data.decoder=cpu")
+    if data.crop != "resize":
+        raise ConfigError(f"data.decoder = 'cuda' knows data.crop = 'resize', not {data.crop!r}; use data.decoder=cpu")
+    others = (("auto_augment", data.auto_augment, "null"), ("color_jitter", data.color_jitter, "0"),
+              ("erasing", data.erasing, "0"))  # fmt: skip
+    for key, value, off in others:
+        if value:
+            raise ConfigError(
+                f"data.decoder = 'cuda' leaves the loader processes no pixels for data.{key} = {value!r}; "
+                f"use data.{key}={off} or data.decoder=cpu"
+            )
+    if data.max_bad:
+        raise ConfigError(
+            f"data.max_bad = {data.max_bad}: with data.decoder = 'cuda' images are decoded where no other sample can "
+            "take a bad one's place; use data.max_bad=0 or data.decoder=cpu"
+        )
 
 
 def _check_surgery(config: Config) -> None:

@@ -86,6 +86,10 @@ class DataConfig(ConfigSection):
     max_bad: Count = 0
     """Distinct bad samples (missing, damaged, wrongly labelled) that a run may meet. In training the next readable
     sample takes their place, in evaluation they are left out; one more ends the run with a list of them."""
+    decoder: Literal["cpu", "cuda"] = "cpu"
+    """What decodes training images: the loader processes (libjpeg-turbo), or the GPU that trains (nvJPEG), which then
+    crops and flips them as well; for crop resize, and no other augmentation than flips, mixup and cutmix. The crops
+    are the same, the pixels differ by rounding. Evaluation decodes on the CPU."""
     image_size: PositiveCount = 224
     """Side of the square input in pixels."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"

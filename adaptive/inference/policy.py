@@ -8,11 +8,12 @@ arrays (exported networks, where no torch is) and over stored outputs (calibrati
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from adaptive.errors import PolicyError
 from adaptive.files import write_atomically
@@ -118,7 +119,6 @@ class Policy(FrozenModel):
     calibration: Calibration | None = None
     version: Literal[1] = 1
 
-    _constants: dict[Any, Any] = PrivateAttr(default_factory=dict)
     _highest: ClassVar[float] = 1.0
 
     @model_validator(mode="after")
@@ -200,6 +200,11 @@ class Policy(FrozenModel):
         last = i == self.exits - 1
         leaves = xp.ones_like(labels, dtype=xp.bool) if last else scores >= self.thresholds[i]
         return Decision(labels, confidences, scores, leaves, memory)
+
+    @cached_property
+    def _constants(self) -> dict[Any, Any]:
+        """The gates' weights as arrays, by kind and device; no private attribute, for torch.compile cannot read one."""
+        return {}
 
     def _gate(self, i: int, values: Array) -> Array:
         """Score (n,) of a gate from its features (n, 6)."""

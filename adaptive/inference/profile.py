@@ -11,42 +11,20 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adaptive.inference.acceleration.accelerated import Acceleration, Prepare
+from adaptive.inference.acceleration.times import AcceleratedTimes, AcceleratedTurns
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.runner import DynamicClassifier
+from adaptive.inference.timing import Spread, synchronize, timed
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles over the rounds."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise one value per round; a single one is all three."""
-        several = values if len(values) > 1 else [*values, *values]
-        q1, median, q3 = statistics.quantiles(several, n=4, method="inclusive")
-        return cls(median, q1, q3)
-
-    @classmethod
-    def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-        """Summarise the ratios of values that were measured in the same rounds."""
-        return cls.of([a / b for a, b in zip(numerators, denominators, strict=True)])
-
-    def scaled(self, factor: float) -> Spread:
-        """The same in another unit (factor above 0)."""
-        return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
 
 
 @dataclass(frozen=True)
@@ -74,6 +52,7 @@ class InferenceProfile:
         overhead: dynamic / ideal, formed within the rounds.
         saving: dynamic / full, formed within the rounds.
         idle_overhead: idle / full, formed within the rounds.
+        accelerated: accelerated runners, if any were asked for.
     """
 
     batch: int
@@ -88,6 +67,7 @@ class InferenceProfile:
     overhead: Spread
     saving: Spread
     idle_overhead: Spread
+    accelerated: list[AcceleratedTimes] = field(default_factory=list)
 
     @property
     def milliseconds(self) -> list[float]:
@@ -155,18 +135,13 @@ def machine_name(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU was given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def profile(
     network: AdaptiveNetwork,
     policy: Policy,
     images: Tensor,
     rounds: int = 10,
     precision: str = "fp32",
+    accelerate: Mapping[str, Acceleration | Prepare] | None = None,
 ) -> InferenceProfile:
     """Measure a policy on a batch, against the full network and against the ideal.
 
@@ -176,6 +151,7 @@ def profile(
         images: (N, C, H, W), normalised: real ones, for they decide who leaves.
         rounds: the medians are over this many, after one to warm up.
         precision: as the runner takes it.
+        accelerate: ways to accelerate the runner, by name, each measured beside the eager one.
     """
     dynamic = DynamicClassifier(network, policy, precision)
     nobody = policy.with_thresholds([NOBODY] * (policy.exits - 1) + [EVERYBODY])
@@ -189,10 +165,11 @@ def profile(
         ("idle", lambda: idle.run(images)),
         ("backbone", lambda: straight.run(images)),
     ]
+    accelerated = [AcceleratedTurns(name, way, dynamic, images) for name, way in (accelerate or {}).items()]
+    turns += [turn for pair in accelerated for turn in pair.turns]
     order = random.Random(0)
     measured: dict[str, list[float]] = defaultdict(list)
     blocks: list[list[BlockTime]] = []
-    decisions: list[float] = []
     for round_ in range(rounds + 1):
         order.shuffle(turns)  # so that nothing always comes after the same
         times = {name: timed(call, device) for name, call in turns}
@@ -202,11 +179,11 @@ def profile(
         dynamic.run(images, clock)
         if round_ == 0:
             continue
+        times["decisions"] = sum(t for (part, _), t in clock.times.items() if part in ("decision", "compaction"))
         for name, value in times.items():
             measured[name].append(value)
         parts = range(len(network.blocks))
         blocks.append([BlockTime(shadow.times["block", i], shadow.times["exit", i]) for i in parts])
-        decisions.append(sum(value for (part, _), value in clock.times.items() if part in ("decision", "compaction")))
     still_in = [clock.samples.get(i, 0) / len(images) for i in range(len(network.blocks))]
     ideals = [sum(s * (b.block + b.exit) for s, b in zip(still_in, row, strict=True)) for row in blocks]
     middle = statistics.median
@@ -221,11 +198,12 @@ def profile(
         dynamic=middle(measured["dynamic"]),
         idle=middle(measured["idle"]),
         still_in=still_in,
-        decisions=middle(decisions),
+        decisions=middle(measured["decisions"]),
         ideal=middle(ideals),
         overhead=Spread.of_ratios(measured["dynamic"], ideals),
         saving=Spread.of_ratios(measured["dynamic"], measured["full"]),
         idle_overhead=Spread.of_ratios(measured["idle"], measured["full"]),
+        accelerated=[pair.times(measured) for pair in accelerated],
     )
 
 
@@ -234,12 +212,3 @@ def full_forward(network: AdaptiveNetwork, images: Tensor, precision: str) -> Te
     """The last exit's logits, by the network's own forward pass."""
     with autocast(precision, images.device):
         return network(images)[-1]
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds that a call takes."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return 1000 * (time.perf_counter() - start)

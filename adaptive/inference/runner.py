@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.errors import PolicyError
+from adaptive.inference.acceleration.accelerated import (
+    BATCH_SIZES,
+    AcceleratedStages,
+    Acceleration,
+    Prepare,
+    WarmUp,
+    preparation,
+)
 from adaptive.inference.outputs import Predictions
-from adaptive.inference.policy import EVERYBODY, NOBODY, Decision, Policy
+from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
+from adaptive.inference.stages import Carried, Observer, cut_into_stages
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
-from adaptive.networks.state import State
 
 
 class HasNetwork(Protocol):
@@ -23,13 +31,6 @@ class HasNetwork(Protocol):
     @property
     def network(self) -> AdaptiveNetwork:
         """The network."""
-
-
-class Observer(Protocol):
-    """Called after every part of a run, as by the profiler's clock."""
-
-    def __call__(self, part: str, i: int, samples: int) -> None:
-        """``part`` ("block", "exit", "decision" or "compaction") number i, from 0, was done for so many images."""
 
 
 class Finished(NamedTuple):
@@ -41,12 +42,14 @@ class Finished(NamedTuple):
 
 @dataclass
 class _Group:
-    """Images that are still in: their state, numbers in the batch, previous logits and the policy's memory."""
+    """Images that are still in: what they carry, and their numbers in the batch.
 
-    state: State
+    ``rows`` is the number of images in the tensors; those beyond the group's own are padding.
+    """
+
+    carried: Carried
     positions: Tensor
-    previous: Tensor | None = None
-    memory: Tensor | None = None
+    rows: int
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -64,9 +67,16 @@ class DynamicClassifier:
         policy: who leaves where; without one everybody goes to the end.
         precision: ``bf16`` and ``fp16`` run under autocast; a network that was converted runs in its own type.
         decide_everywhere: decide also where the policy can let nobody leave, to measure what decisions cost.
+        accelerate: ``compile`` runs what lies between two decisions by torch.compile, ``cuda_graphs`` as a CUDA graph,
+            ``compile_cuda_graphs`` as a CUDA graph of the compiled kernels; for images of one size, prepared when
+            first needed or by `warm_up`. Weights may be changed in place, but not exchanged. Or what prepares a
+            function itself, see `AcceleratedStages`.
+        batch_sizes: with ``accelerate``, the numbers of images that are prepared for; groups are padded up to them.
 
     Raises:
         PolicyError: the policy is for another number of exits.
+        ConfigError: ``accelerate`` or ``batch_sizes`` cannot be.
+        MachineError: CUDA graphs are asked for on another device.
     """
 
     def __init__(
@@ -75,6 +85,8 @@ class DynamicClassifier:
         policy: Policy | None = None,
         precision: str = "fp32",
         decide_everywhere: bool = False,
+        accelerate: Acceleration | Prepare | None = None,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
     ) -> None:
         network = network if isinstance(network, AdaptiveNetwork) else network.network
         exits = len(network.exits)
@@ -86,10 +98,29 @@ class DynamicClassifier:
         like = next(network.parameters())
         self.device, self._dtype = like.device, like.dtype
         self._layout = memory_format(_is_channels_last(network))
-        self.fires = [decide_everywhere or self.policy.can_fire(i) for i in range(exits - 1)] + [True]
-        self._remembers = self.policy.needs_every_exit and any(self.fires[:-1])
-        self._answers = [fires or self._remembers or network.collaboration for fires in self.fires]
-        self._stages = _stages(self.fires)
+        self._stages = cut_into_stages(network, self.policy, decide_everywhere)
+        self._accelerated = None
+        if accelerate is not None:
+            prepare = accelerate if callable(accelerate) else preparation(accelerate, self.device)
+            self._accelerated = AcceleratedStages(self._stages, precision, batch_sizes, prepare)
+
+    @torch.inference_mode()
+    def warm_up(self, image_shape: Sequence[int] | None = None) -> WarmUp:
+        """Compile or capture every stage at every batch size now; without ``accelerate`` there is nothing to do.
+
+        Args:
+            image_shape: (C, H, W) of the images to come; by default what the network was cut for.
+        """
+        if self._accelerated is None:
+            return WarmUp(0, 0.0)
+        side = self.network.input_size
+        shape = tuple(image_shape) if image_shape is not None else (self.network.channels, side, side)
+        return self._accelerated.warm_up(lambda size: self._enter(torch.zeros(size, *shape), 0).carried.state)
+
+    @property
+    def prepared(self) -> int:
+        """How many functions, at most one per stage and batch size, have been compiled or captured so far."""
+        return self._accelerated.prepared if self._accelerated else 0
 
     def predict(self, images: Tensor) -> Predictions:
         """Images (N, C, H, W) -> labels (N,), confidences (N,) and exits (N,) from 1 to k, on the network's device."""
@@ -107,27 +138,26 @@ class DynamicClassifier:
         """
         total = len(images)
         probabilities = torch.zeros(total, self.network.num_classes, device=self.device)
-        exits = torch.full((total,), len(self.fires), device=self.device)
+        exits = torch.full((total,), len(self.network.exits), device=self.device)
         if not total:
             return probabilities, exits
-        with autocast(self.precision, self.device):
-            group = self._enter(images, 0)
-            for stage in range(len(self._stages)):
-                decision, values, last = self._advance(group, stage, observe)
-                if len(group) == total:
-                    probabilities = values
-                    exits.fill_(last + 1)
-                else:
-                    probabilities.index_copy_(0, group.positions, values)
-                    exits.index_fill_(0, group.positions, last + 1)
-                if stage == len(self._stages) - 1:
-                    break
-                stay = (~decision.leaves).nonzero().squeeze(1)  # the decision: the one thing the host waits for
-                if len(stay) == 0:
-                    break
-                if len(stay) < len(group):
-                    group = self._keep(group, stay)
-                    _tell(observe, "compaction", last, len(stay))
+        group = self._enter(images, 0)
+        for number, stage in enumerate(self._stages):
+            leaves, values = self._advance(group, number, observe)
+            if len(group) == total:
+                probabilities = values if self._accelerated is None else values.clone()
+                exits.fill_(stage.exit + 1)
+            else:
+                probabilities.index_copy_(0, group.positions, values)
+                exits.index_fill_(0, group.positions, stage.exit + 1)
+            if stage.is_last:
+                break
+            stay = (~leaves).nonzero().squeeze(1)  # the decision: the one thing the host waits for
+            if len(stay) == 0:
+                break
+            if len(stay) < len(group):
+                group = self._keep(group, stay, padded=True)
+                _tell(observe, "compaction", stage.exit, len(stay))
         return probabilities, exits
 
     @torch.inference_mode()
@@ -159,48 +189,39 @@ class DynamicClassifier:
                 if stage is None:
                     return
                 group = self._gather(waiting[stage], batch)
-            with autocast(self.precision, self.device):
-                decision, values, last = self._advance(group, stage, None)
-            leave = decision.leaves.nonzero().squeeze(1)
+            leaves, values = self._advance(group, stage, None)
+            leave = leaves.nonzero().squeeze(1)
             if len(leave):
                 confidences, labels = values[leave].max(dim=1)
-                exits = torch.full_like(labels, last + 1)
+                exits = torch.full_like(labels, self._stages[stage].exit + 1)
                 yield Finished(group.positions[leave], Predictions(labels, confidences, exits))
             if len(leave) < len(group):
-                stay = (~decision.leaves).nonzero().squeeze(1)
-                waiting[stage + 1].append(group if len(stay) == len(group) else self._keep(group, stay))
+                stay = (~leaves).nonzero().squeeze(1)
+                lives_on = len(stay) == len(group) and self._accelerated is None  # what is accelerated is overwritten
+                waiting[stage + 1].append(group if lives_on else self._keep(group, stay))
 
     def _enter(self, images: Tensor, first: int) -> _Group:
         images = images.to(self.device, self._dtype, non_blocking=True, memory_format=self._layout)
-        return _Group(self.network.start(images), torch.arange(first, first + len(images), device=self.device))
+        positions = torch.arange(first, first + len(images), device=self.device)
+        return _Group(Carried(self.network.start(images)), positions, len(images))
 
-    def _advance(self, group: _Group, stage: int, observe: Observer | None) -> tuple[Decision, Tensor, int]:
-        """Run the blocks of a stage for a group, and decide at its end: decision, probabilities, number of the exit."""
-        network, policy, count = self.network, self.policy, len(group)
-        values = decision = None
-        for i in self._stages[stage]:
-            group.state = network.run_block(i, group.state, lazy=self.fires[i])
-            _tell(observe, "block", i, count)
-            if not self._answers[i]:
-                continue
-            group.previous = network.run_exit(i, group.state, group.previous)
-            _tell(observe, "exit", i, count)
-            if self.fires[i] or self._remembers:
-                values = policy.probabilities(i, group.previous)
-                decision = policy.decide(i, values, group.memory)
-                group.memory = decision.memory
-                _tell(observe, "decision", i, count)
-        assert decision is not None
-        assert values is not None
-        return decision, values, self._stages[stage][-1]
+    def _advance(self, group: _Group, number: int, observe: Observer | None) -> tuple[Tensor, Tensor]:
+        """Run a stage for a group: who leaves (n,), and probabilities (n, classes)."""
+        stage, count = self._stages[number], len(group)
+        if self._accelerated is None:
+            with autocast(self.precision, self.device):
+                outcome = stage(group.carried, count, observe)
+        else:
+            outcome = self._accelerated(number, group.carried, group.rows, count)
+            group.rows = len(outcome.leaves)
+            _tell(observe, "stage", stage.exit, count)
+        group.carried = outcome.carried
+        return outcome.leaves[:count], outcome.probabilities[:count]
 
-    def _keep(self, group: _Group, indices: Tensor) -> _Group:
-        return _Group(
-            group.state.select(indices, len(group)),
-            group.positions[indices],
-            None if group.previous is None else group.previous[indices],
-            None if group.memory is None else group.memory[indices],
-        )
+    def _keep(self, group: _Group, indices: Tensor, padded: bool = False) -> _Group:
+        """Some images of a group, copied; ``padded`` up to the next batch size if they are run next."""
+        rows = self._accelerated.padded(indices) if padded and self._accelerated else indices
+        return _Group(group.carried.select(rows, group.rows), group.positions[indices], len(rows))
 
     def _choose(self, waiting: list[list[_Group]], batch: int) -> int | None:
         """The deepest stage with a full batch: what is nearest to its end frees memory first."""
@@ -219,12 +240,8 @@ class DynamicClassifier:
             room -= len(group)
         if len(taken) == 1:
             return taken[0]
-        return _Group(
-            State.join([group.state for group in taken]),
-            torch.cat([group.positions for group in taken]),
-            _join([group.previous for group in taken]),
-            _join([group.memory for group in taken]),
-        )
+        positions = torch.cat([group.positions for group in taken])
+        return _Group(Carried.join([group.carried for group in taken]), positions, len(positions))
 
 
 class _Queue:
@@ -249,21 +266,6 @@ class _Queue:
         self._held = [images[self._batch :]] if len(images) > self._batch else []
         self.taken += min(len(images), self._batch)
         return images[: self._batch] if len(images) else None
-
-
-def _stages(fires: Sequence[bool]) -> list[list[int]]:
-    """Blocks between two decisions: [[0], [1, 2], ...]."""
-    stages: list[list[int]] = [[]]
-    for i, ends in enumerate(fires):
-        stages[-1].append(i)
-        if ends and i < len(fires) - 1:
-            stages.append([])
-    return stages
-
-
-def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
 
 
 def _is_channels_last(network: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.inference.acceleration.compilation import with_its_own_code
 from adaptive.networks.equilibrium import branch
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
@@ -58,7 +59,7 @@ def fork_cost(settings: StepSettings, network: AdaptiveNetwork, repetitions: int
     """Measure the forks of a network with GE, repetition by repetition against plain autograd.
 
     Args:
-        settings: device, precision and batch.
+        settings: device, precision, batch, and whether forks and exits are compiled.
         network: in training mode, on its device; its crossing tensors are recorded from one forward pass.
         repetitions: counted ones; an eighth as many go before them.
     """
@@ -115,17 +116,19 @@ def _through_autograd(
     """A pass forward and backward over one branch point, forked if a scope is given."""
     sources = [t for t in crossing.state if t.requires_grad]
 
-    def run() -> Any:
-        feature, onward = crossing.state[0], crossing.state
+    def forward(*state: Tensor) -> list[Tensor]:
+        feature, onward = state[0], state
         if scope is not None:
-            feature, onward = branch(crossing.state, crossing.remaining, scope)
+            feature, onward = branch(state, crossing.remaining, scope)
         with _autocast(settings):
             logits = crossing.exit(feature)
         # Stands for the next block: its backward hands over a gradient in memory of its own, as a convolution's does.
-        behind = [t * 1.0 for t, learns in zip(onward, crossing.learns, strict=True) if learns]
-        return torch.autograd.grad([logits, *behind], sources, gradients)
+        return [logits, *(t * 1.0 for t, learns in zip(onward, crossing.learns, strict=True) if learns)]
 
-    return run
+    if settings.compile:  # each for itself: torch.compile takes no more than eight of one definition
+        named = with_its_own_code(forward, f"crossing_{crossing.remaining}_{'forked' if scope else 'plain'}")
+        forward = torch.compile(named, fullgraph=True, dynamic=False)
+    return lambda: torch.autograd.grad(forward(*crossing.state), sources, gradients)
 
 
 def _operations(crossings: list[Crossing], scope: str) -> dict[str, Callable[[], Any]]:

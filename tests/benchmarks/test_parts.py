@@ -17,6 +17,7 @@ from benchmarks import (
     calibration_size,
     data,
     data_in_memory,
+    equilibrium,
     full_run,
     inference_batches,
     modes,
@@ -137,6 +138,24 @@ def test_early_exit_by_batch_size(tmp_path: Path) -> None:
     assert inference_batches.main([*words, "--output", str(tmp_path)]) == 0
     result = written(tmp_path, "inference_batches_cpu_test_resnet")
     assert [entry["batch"] for entry in result["batches"]] == [1, 3]
+    assert [entry["accelerated"] for entry in result["batches"]] == [[], []]
+
+
+@pytest.mark.full  # it compiles
+def test_early_exit_compiled_and_equilibrium_compiled(tmp_path: Path) -> None:
+    words = ["--backbone", "test_resnet", "--rounds", "2", "--device", "cpu", "--output", str(tmp_path)]
+    assert inference_batches.main([*words, "--batches", "2", "--accelerate", "eager", "compile"]) == 0
+    [found] = written(tmp_path, "inference_batches_cpu_test_resnet")["batches"][0]["accelerated"]
+    assert found["accelerate"] == "compile"
+    assert found["dynamic"] > 0
+    assert 1 <= found["prepared"] <= 4
+    assert "## Accelerated" in (tmp_path / "inference_batches_cpu_test_resnet.md").read_text()
+    more = ["--exits", "3", "--image-size", "32", "--batch", "2", "--classes", "10", "--repetitions", "2", "--compile"]
+    assert equilibrium.main([*words, *more]) == 0
+    result = written(tmp_path, "equilibrium_cpu_test_resnet_compiled")
+    assert set(result["step_ms"]) == {"without", "without again", "with"}
+    assert result["steps_percent"]["error"] >= 0
+    assert result["forks_percent"]["q1"] <= result["forks_percent"]["q3"]
 
 
 @pytest.mark.full
@@ -162,6 +181,8 @@ def test_start_up_ends_its_clock_at_the_first_record(tmp_path: Path) -> None:
         (full_run.main, ["--steps", "1"], "--steps 1"),
         (inference_batches.main, ["--budget", "2"], "--budget 2"),
         (inference_batches.main, ["--backbone", "no_such_model"], "no_such_model"),
+        (inference_batches.main, ["--accelerate", "cuda_graphs", "--device", "cpu"], "CUDA graphs need a CUDA device"),
+        (equilibrium.main, ["--batch", "1"], "--batch 1"),
     ],
 )
 def test_mistakes_are_one_line(

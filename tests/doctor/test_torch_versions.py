@@ -120,6 +120,16 @@ def test_wrong_words_are_refused(words: list[str], capsys: pytest.CaptureFixture
         assert "2.11: no such pair; take oldest, newest, all, or some of torch2.11.0" in capsys.readouterr().err
 
 
+def test_the_smoke_part_is_there() -> None:
+    from tests import versions
+
+    for place in versions.SMOKE:
+        file, _, function = place.partition("::")
+        path = REPOSITORY / "tests" / file
+        assert path.exists(), place
+        assert not function or f"def {function}(" in path.read_text(), place
+
+
 def test_a_missing_python_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from adaptive.errors import MachineError
     from tests import versions

@@ -290,6 +290,10 @@ def test_wrong_input_is_one_line_each(
         (["calibrate", str(run), "--budget", "0.5", "--out", "/proc/nowhere/p.json"], "--out /proc/nowhere/p.json"),
         (["calibrate", str(bare), "--budget", "0.5"], "no valid checkpoint"),
         (["bench", "inference", str(calibrated), "--batch", "0"], "--batch 0"),
+        (
+            ["bench", "inference", str(calibrated), "--device", "cpu", "--accelerate", "cuda_graphs"],
+            "need a CUDA device",
+        ),
     ]
     for words, message in cases:
         line = commands.run(words).error_line(words[0])

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from adaptive.inference.acceleration.cuda_graphs import Graphs
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.profile import Spread, exit_milliseconds, profile
+from adaptive.inference.profile import exit_milliseconds, profile
+from adaptive.inference.timing import Spread
+from tests.inference.acceleration.test_accelerated import Replays
 from tests.inference.test_runner import halving, images, network, stored
 
 
@@ -29,6 +32,17 @@ def test_the_ideal_is_each_blocks_own_time_for_who_is_still_in() -> None:
     shares = zip(found.still_in, found.blocks, strict=True)
     assert found.ideal == pytest.approx(sum(share * (part.block + part.exit) for share, part in shares))
     assert found.ideal < sum(part.block + part.exit for part in found.blocks)
+
+
+def test_accelerated_runners_are_measured_in_the_same_rounds() -> None:
+    net = network("test_resnet")
+    policy = halving("confidence", stored("test_resnet"))
+    found = profile(net, policy, images(net)[:12], rounds=2, accelerate={"cuda_graphs": Graphs(Replays())})
+    [times] = found.accelerated
+    assert times.accelerate == "cuda_graphs"
+    assert times.prepared <= 4, "a stage each, at the size that its images take"
+    assert times.seconds > 0
+    assert min(times.dynamic, times.straight, times.over_eager.median, times.over_full.median) > 0
 
 
 def _exits(policy: Policy, logits: torch.Tensor) -> torch.Tensor:

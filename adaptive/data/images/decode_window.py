@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +52,13 @@ def cut(pixels: Tensor, draw: DrawWindow) -> Tensor:
     """Return the window (3, height, width) that ``draw`` chooses of pixels (3, H, W), a view."""
     top, left, height, width = draw(*pixels.shape[1:])
     return pixels[:, top : top + height, left : left + width]
+
+
+def resized(window: Tensor, size: Sequence[int] | int, mode: str) -> Tensor:
+    """Resample pixels uint8 (3, h, w), by "bilinear" or "bicubic" with antialiasing as Pillow does, up to rounding."""
+    # torch has a kernel for contiguous channels-last pixels, which takes half of the time, this copy included.
+    window = window[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(window, size=size, mode=mode, antialias=True)[0]
 
 
 def _decode_jpeg(data: bytes, frame: JpegFrame, rows: int) -> Tensor:

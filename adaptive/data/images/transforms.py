@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.mixup import mixup_target
@@ -18,7 +17,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 from adaptive.config.sections import DataConfig
 from adaptive.data.images.crop_flip import Draws, crop_flip_image
 from adaptive.data.images.decode import decode_image
-from adaptive.data.images.decode_window import Window, cut, decode_window, to_pixels
+from adaptive.data.images.decode_window import Window, cut, decode_window, resized, to_pixels
 from adaptive.data.images.eval_crop import EvalCrop
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
@@ -182,9 +181,7 @@ def _crop_pixels(crop: RandomResizedCropAndInterpolation) -> Callable[[Image.Ima
     def cropped(image: Image.Image | bytes) -> Tensor:
         window = decode_window(image, draw) if isinstance(image, bytes) else cut(to_pixels(image), draw)
         mode = random.choice(modes) if len(modes) > 1 else modes[0]
-        # torch has a kernel for contiguous channels-last pixels, which takes half of the time, this copy included.
-        window = window[None].contiguous(memory_format=torch.channels_last)
-        return F.interpolate(window, size=crop.size, mode=mode.value, antialias=True)[0]
+        return resized(window, crop.size, mode.value)
 
     return cropped
 

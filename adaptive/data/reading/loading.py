@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault, Ledger
 from adaptive.data.images.crop_flip import crop_flip_pixels
+from adaptive.data.images.encoded import BatchDecoder, is_encoded
 from adaptive.data.images.normalize import Normalize
 from adaptive.data.reading.samples import PADDING
 from adaptive.data.reading.workers import HungWorkerError, iterate, shared_memory_error
@@ -98,6 +99,7 @@ class Loading:
     workers: int
     device: torch.device
     normalize: Normalize
+    decoder: BatchDecoder | None = None
 
     @classmethod
     def of(cls, data: DataConfig, batch: int, loader: LoaderOptions) -> Loading:
@@ -116,7 +118,9 @@ class Loading:
 
     def finish(self, made: WorkerBatch) -> Batch:
         """Return the batch with its images on the device, normalised; padding stays 0."""
-        images = made.images.to(self.device, non_blocking=True)
+        encoded = self.decoder is not None and is_encoded([made.images])
+        pixels = self.decoder(made.images, made.ids.tolist()) if self.decoder and encoded else made.images
+        images = pixels.to(self.device, non_blocking=True)
         if made.crop is not None:
             places = torch.from_numpy(made.crop.places).to(self.device)
             images = crop_flip_pixels(images.permute(0, 2, 3, 1), places, made.crop.padding).permute(0, 3, 1, 2)

@@ -20,6 +20,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Fault
 from adaptive.data.images.crop_flip import CropFlipDraws, DrawnBy
 from adaptive.data.images.decode import decode_image
+from adaptive.data.images.encoded import EncodedTransform, is_encoded, pack_records
 from adaptive.data.images.normalize import stack_pixels
 from adaptive.data.images.transforms import drawn_transform, draws_per_sample, eval_transform, train_transform
 from adaptive.data.reading.loading import Delivered, Loading, WorkerBatch, deliver, worker_numbers
@@ -77,6 +78,8 @@ class SampleTransform:
     @classmethod
     def for_training(cls, data: DataConfig, seed: int, count: int, drawn_by: DrawnBy = "epoch") -> SampleTransform:
         """Return the augmentation of a split of ``count`` samples, seeded by ``seed``, epoch and sample."""
+        if data.decoder == "cuda":
+            return cls(EncodedTransform(data), data.image_size, seed)
         if data.crop == "resize" or drawn_by == "sample":
             return cls(train_transform(data, normalize=False), data.image_size, seed)
         further = seed if draws_per_sample(data) else None
@@ -194,5 +197,7 @@ class BatchSource:
 
 def _collate(samples: list[tuple[Tensor, int, int]]) -> WorkerBatch:
     images, labels, ids = zip(*samples, strict=True)
+    if is_encoded(images):
+        return WorkerBatch(pack_records(images), np.array(labels), np.array(ids))
     pixels = stack_pixels(images) if images[0].dtype == torch.uint8 else default_collate(list(images))
     return WorkerBatch(pixels, np.array(labels), np.array(ids))

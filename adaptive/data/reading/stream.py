@@ -12,6 +12,8 @@ from dataclasses import replace
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import Ledger
 from adaptive.data.images.crop_flip import CropFlipDraws, DrawnBy
+from adaptive.data.images.encoded import BatchDecoder
+from adaptive.data.images.nvjpeg import nvjpeg_decoder
 from adaptive.data.images.transforms import crop_padding
 from adaptive.data.reading.in_memory import DecodedSplit
 from adaptive.data.reading.in_memory_source import CropFlip, InMemorySource
@@ -47,6 +49,7 @@ class TrainStream:
         DataError: the split or a shard is missing, or it holds fewer images than one global batch.
         ConfigError: global_batch is not divisible by micro_batch * world, an augmentation is unknown, or the cache of
             a URL cannot hold data.shuffle_window shards.
+        MachineError: data.decoder is cuda, and there is no CUDA device or no TorchCodec.
     """
 
     def __init__(
@@ -74,6 +77,9 @@ class TrainStream:
         self._decoded, self._transform = decoded, SampleTransform.for_training(data, seed, info.count, drawn_by)
         self._crop = CropFlip(CropFlipDraws(seed, info.count), crop_padding(data), data.flip)
         self._loading = Loading.of(data, micro_batch, loader)
+        if data.decoder == "cuda":
+            decoder = BatchDecoder(data.image_size, loader.device, nvjpeg_decoder(loader.device))
+            self._loading = replace(self._loading, decoder=decoder)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield this rank's micro batches of the steps [first_step, last_step), ``accumulation`` for each.
