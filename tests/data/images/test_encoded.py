@@ -140,8 +140,9 @@ def test_batches_of_a_stream_on_workers_and_without(tmp_path: Path) -> None:
         data = base.model_copy(update={"decoder": "cuda"})
         loading = Loading.of(data, 4, LoaderOptions(workers=workers))
         loading = Loading(4, workers, CPU, loading.normalize, BatchDecoder(32, CPU, StandIn()))
-        transform = SampleTransform.for_training(data, 3)
-        yield from load_batches(BatchSource(plain._schedule, 0, 6, plain._shards, transform), loading)
+        transform = SampleTransform.for_training(data, 3, index.split("train").count)
+        source = BatchSource(plain._schedule, 0, 6, plain._shards, transform, replace_bad=True)
+        yield from load_batches(source, loading)
 
     for workers in (0, 2):
         for found, expected in zip(encoded(workers), wanted, strict=True):
