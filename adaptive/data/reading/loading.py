@@ -122,7 +122,9 @@ class Loading:
         pixels = self.decoder(made.images, made.ids.tolist()) if self.decoder and encoded else made.images
         images = pixels.to(self.device, non_blocking=True)
         if made.crop is not None:
-            places = torch.from_numpy(made.crop.places).to(self.device)
+            places = torch.from_numpy(made.crop.places)
+            # A copy from other memory would wait until the device has done all that was queued.
+            places = (places.pin_memory() if self.pinned else places).to(self.device, non_blocking=True)
             images = crop_flip_pixels(images.permute(0, 2, 3, 1), places, made.crop.padding).permute(0, 3, 1, 2)
         if images.dtype == torch.uint8:
             images = self.normalize(images)

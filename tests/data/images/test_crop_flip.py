@@ -36,6 +36,15 @@ def test_a_batch_is_cropped_and_flipped_as_its_images_and_as_by_torchvision(padd
     assert places[:, 2].mean() == flip or 0.2 < places[:, 2].mean() < 0.8
 
 
+@pytest.mark.device
+def test_pixels_on_the_device_are_the_cpus(device):
+    pixels = torch.randint(256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    places = torch.from_numpy(crop_flip_places(CropFlipDraws(3, 40).of(1, np.arange(40)), 2, 0.5))
+    found = crop_flip_pixels(pixels.to(device), places.to(device), 2)
+    assert found.device == device
+    assert torch.equal(found.cpu(), crop_flip_pixels(pixels, places, 2))
+
+
 def test_images_of_any_shape_are_cropped_within_their_borders():
     wide, extremes = Image.new("RGB", (30, 10), "white"), np.array([[0.0, 0.0, 0.9], [1 - 2**-53, 1 - 2**-53, 0.9]])
     for draws in (*extremes, *CropFlipDraws(0, 50).of(0, np.arange(50))):

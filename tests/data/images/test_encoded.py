@@ -170,10 +170,11 @@ def test_mistakes_name_the_remedy() -> None:
         nvjpeg_decoder(CPU)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_nvjpeg() -> None:
+@pytest.mark.device
+def test_nvjpeg(device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("nvJPEG needs a GPU: pytest --device cuda")
     pytest.importorskip("torchcodec")
-    device = torch.device("cuda")
     files = [encode(PHOTO, quality=90, progressive=progressive) for progressive in (False, True)]
     files += [encode(PHOTO.convert("L")), encode(PHOTO, "png")]
     wanted, _, records = both(config(), files, StandIn())

@@ -105,6 +105,21 @@ def test_cropping_on_the_device_changes_nothing(digits, decoded, workers, monkey
     assert all(batch.images.is_contiguous() for batch in found)
 
 
+@pytest.mark.device
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_the_device_are_the_shards(digits, decoded, workers, device):
+    """A division there may round its last bit otherwise."""
+    data, index = config(digits), load_index(digits)
+    loader = LoaderOptions(workers=workers, device=device, layout=torch.channels_last)
+    stream = TrainStream(index, data, "train", loader, seed=5, global_batch=48, micro_batch=24, decoded=decoded)
+    for expected, batch in zip(train(data).batches(3, 6), stream.batches(3, 6), strict=True):
+        assert batch.images.device == device
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=1e-6, atol=1e-6)
+        assert torch.equal(batch.ids, expected.ids)
+        assert batch.labels.is_pinned() == (device.type == "cuda")
+
+
 def test_no_generator_is_touched(digits, decoded):
     before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
     next(train(config(digits), decoded).batches(0, 1))

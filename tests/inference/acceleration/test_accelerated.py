@@ -238,9 +238,11 @@ ON_A_GPU = [
 ]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.device
 @pytest.mark.parametrize(("accelerate", "family", "kind", "precision"), ON_A_GPU)
-def test_on_a_gpu(accelerate: Any, family: str, kind: Kind, precision: str) -> None:
+def test_on_a_gpu(accelerate: Any, family: str, kind: Kind, precision: str, device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("CUDA graphs and Triton's kernels need a GPU: pytest --device cuda")
     net: AdaptiveNetwork = create_model(family, num_classes=10, **FAMILIES[family])
     net.load_state_dict(network(family).state_dict())
     net = net.to("cuda", memory_format=torch.channels_last)
