@@ -125,7 +125,9 @@ class Trainee:
 
     def __init__(self, settings: StepSettings, variant: Variant) -> None:
         self.settings, self.variant = settings, variant
-        self.network = build_network(settings, variant)
+        engine = settings.engine == "deepspeed"
+        # DeepSpeed broadcasts weights as flat bytes: their layout is changed afterwards, as a training does it.
+        self.network = build_network(replace(settings, channels_last=settings.channels_last and not engine), variant)
         self.images, self.labels = random_batch(settings)
         exits = len(self.network.exits) if variant.arguments is not None else 1  # type: ignore[arg-type]
         self.objective = ExitObjective(exits, gamma=variant.gamma)
@@ -135,7 +137,9 @@ class Trainee:
         self.forward: nn.Module = self.network
         if settings.world > 1 and settings.engine == "none":
             self.forward = nn.parallel.DistributedDataParallel(self.network)
-        self.engine = _engine(settings, self.network, self.optimizer) if settings.engine == "deepspeed" else None
+        self.engine = _engine(settings, self.network, self.optimizer) if engine else None
+        if engine and settings.channels_last and settings.stage == 0:
+            self.network.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def macs(self) -> int:

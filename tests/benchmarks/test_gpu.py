@@ -235,7 +235,7 @@ def test_mistakes_are_one_line(words: list[str], named: str, capsys: pytest.Capt
 
 @pytest.mark.full
 def test_a_rehearsal_of_the_commands_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = ["doctor", "tests", "inference", "data", "equilibrium", "startup", "training", "memory"]
+    parts = ["doctor", "tests", "steps", "inference", "data", "equilibrium", "startup", "training", "memory"]
     words = ["--rehearse", "--minutes", "30", "--output", str(tmp_path), "--tests", "closed_form", "--only", *parts]
     code = gpu.main(words)
     assert code == 0, capsys.readouterr().out

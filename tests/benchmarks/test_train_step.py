@@ -70,7 +70,7 @@ def test_a_preset_brings_its_exits(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize(
     "options",
-    [["--precision", "bf16", "--channels-last"], ["--engine", "deepspeed"]],
+    [["--precision", "bf16", "--channels-last"], ["--engine", "deepspeed", "--channels-last"]],
 )
 def test_options(options: list[str], tmp_path: Path) -> None:
     # In a process of its own: the engine makes it a rank.

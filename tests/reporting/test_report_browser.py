@@ -87,8 +87,18 @@ def scheme(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("size", [(1280, 900), (400, 800)], ids=["wide", "narrow"])
-@pytest.mark.parametrize("case", ["one", "several", pytest.param("bare", marks=pytest.mark.full)])
+WIDE, NARROW = (1280, 900), (400, 800)
+PAGES = [
+    pytest.param("one", WIDE, id="one-wide"),
+    pytest.param("several", NARROW, id="several-narrow"),
+    pytest.param("one", NARROW, id="one-narrow", marks=pytest.mark.full),
+    pytest.param("several", WIDE, id="several-wide", marks=pytest.mark.full),
+    pytest.param("bare", WIDE, id="bare-wide", marks=pytest.mark.full),
+    pytest.param("bare", NARROW, id="bare-narrow", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("case", "size"), PAGES)
 def test_page_shows_well(browser, pages, case, size, scheme):
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page = context.new_page()
