@@ -191,14 +191,15 @@ class DynamicClassifier:
                 group = self._gather(waiting[stage], batch)
             leaves, values = self._advance(group, stage, None)
             leave = leaves.nonzero().squeeze(1)
-            if len(leave):
-                confidences, labels = values[leave].max(dim=1)
-                exits = torch.full_like(labels, self._stages[stage].exit + 1)
-                yield Finished(group.positions[leave], Predictions(labels, confidences, exits))
+            confidences, labels = values[leave].max(dim=1)
+            exits = torch.full_like(labels, self._stages[stage].exit + 1)
+            finished = Finished(group.positions[leave], Predictions(labels, confidences, exits))
             if len(leave) < len(group):
                 stay = (~leaves).nonzero().squeeze(1)
                 lives_on = len(stay) == len(group) and self._accelerated is None  # what is accelerated is overwritten
                 waiting[stage + 1].append(group if lives_on else self._keep(group, stay))
+            if len(leave):
+                yield finished  # last: whoever takes it may use this runner in between
 
     def _enter(self, images: Tensor, first: int) -> _Group:
         images = images.to(self.device, self._dtype, non_blocking=True, memory_format=self._layout)

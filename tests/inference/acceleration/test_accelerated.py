@@ -146,7 +146,10 @@ def test_a_stream_outlives_static_memory(way: int) -> None:
     policy = halved(net, "patience")
     prepare = every_way()[way]
     runner = DynamicClassifier(net, policy, accelerate=prepare, batch_sizes=(3, 8))
-    found = list(runner.stream(images(net).split([5, 1, 20, 7, 7]), batch=8))
+    found = []
+    for part in runner.stream(images(net).split([5, 1, 20, 7, 7]), batch=8):
+        found.append(part)
+        runner.run(images(net)[:5].flip(-1))  # overwrites what is static between two parts
     positions = torch.cat([part.positions for part in found])
     order = positions.argsort()
     assert positions[order].tolist() == list(range(IMAGES))
