@@ -12,7 +12,6 @@ what came of the claims. benchmarks/README.md says how to read the result.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -90,7 +89,6 @@ def folder(options: argparse.Namespace) -> Path:
         output = options.output or REPOSITORY / "runs" / "gpu_rehearsal"
         if RESULTS in (output.resolve(), *output.resolve().parents):
             raise ConfigError(f"--output {output}: a rehearsal makes no results; give a folder outside {RESULTS.name}/")
-        os.environ["DS_ACCELERATOR"] = "cpu"
         return Path(output).resolve()
     if not options.list:
         resolve_device("cuda")

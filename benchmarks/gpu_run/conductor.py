@@ -100,7 +100,7 @@ class Conductor:
         end = time.monotonic() + visit.seconds
         logs = self.output / "logs"
         commands = [
-            _Command(words, logs / f"{part.name}_{number}.log")
+            _Command(words, logs / f"{part.name}_{number}.log", {"DS_ACCELERATOR": "cpu"} if self.rehearsal else {})
             for number, words in enumerate(part.commands(visit), start=1)
         ]
         codes = []
@@ -125,8 +125,8 @@ class Conductor:
 class _Command:
     """Words behind this Python, run in a session of their own, what they say in a file of their own."""
 
-    def __init__(self, words: list[str], log: Path) -> None:
-        self.words, self.log = words, log
+    def __init__(self, words: list[str], log: Path, environment: dict[str, str]) -> None:
+        self.words, self.log, self.environment = words, log, environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -135,7 +135,7 @@ class _Command:
             return
         path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(path)
+        environment |= {"PYTHONPATH": os.pathsep.join(path), **self.environment}
         with self.log.open("w", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(['python3', *self.words])}\n")
             log.flush()
