@@ -12,6 +12,7 @@ import gc
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -117,7 +118,7 @@ class _Workers(ForkContext):
         try:
             return next(iterator, None)
         except (RuntimeError, EOFError, ConnectionError) as error:
-            problem = self._explain(error)
+            problem = self._problem(error)
         finally:
             self._waiting = False
         # No error's traceback may keep a reference to the loader, which ends its workers when it is dropped.
@@ -131,6 +132,21 @@ class _Workers(ForkContext):
             if worker.is_alive():
                 worker.kill()
                 worker.join(CHECK_EVERY)
+
+    def _problem(self, error: Exception) -> Exception:
+        """Return what an error of the loader means.
+
+        The loader's handler of SIGCHLD raises in this thread, wherever it is, also when another error has come first:
+        a connection that a dying worker has closed. So the worker's end is awaited here.
+        """
+        until = time.monotonic() + (0 if isinstance(error, RuntimeError) else CHECK_EVERY)
+        while True:
+            try:
+                if time.monotonic() >= until or any(worker.exitcode is not None for worker in self._started):
+                    return self._explain(error)
+                time.sleep(0.01)
+            except RuntimeError:  # the handler's
+                continue
 
     def _explain(self, error: Exception) -> Exception:
         if self._hung:

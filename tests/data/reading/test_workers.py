@@ -153,6 +153,29 @@ def test_a_worker_that_hangs_while_the_rank_computes_harms_nobody(digits, hangin
     assert same(found + list(batches), expected)
 
 
+@pytest.mark.parametrize(
+    "error", [EOFError(), ConnectionResetError(), RuntimeError("DataLoader worker (pid 1) exited")]
+)
+def test_the_signal_of_a_workers_end_may_come_while_its_broken_connection_is_explained(error, monkeypatch):
+    """The loader's handler of SIGCHLD raises in the main thread, wherever it is."""
+    explain, signals = workers._Workers._explain, [2]
+
+    def interrupted(self, error):
+        if signals[0]:
+            signals[0] -= 1
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        return explain(self, error)
+
+    def items():
+        raise error
+        yield
+
+    monkeypatch.setattr(workers, "CHECK_EVERY", 0.05)
+    monkeypatch.setattr(workers._Workers, "_explain", interrupted)
+    with pytest.raises(MachineError, match=r"a data worker died"):
+        workers._Workers(1).next_of(items())
+
+
 def test_closing_ends_a_worker_that_hangs(digits, hanging):
     before = processes()
     hanging(40, times=1)
