@@ -67,9 +67,12 @@ def iterate(pipeline: IterableDataset[Any], workers: int, pinned: bool) -> Gener
         while (item := processes.next_of(iterator)) is not None:
             yield item
     finally:
-        # The loader ends its workers when its iterator is dropped; do not wait for the garbage collector.
+        # The loader ends its workers when its iterator is dropped; do not wait for the garbage collector, nor for who
+        # keeps an error's traceback.
         del iterator
-        processes.end(by_force=ended() is None)
+        if (kept := ended()) is not None:
+            kept._shutdown_workers()  # type: ignore[attr-defined]
+        processes.end()
 
 
 def _as_it_is(item: Any) -> Any:
@@ -125,10 +128,10 @@ class _Workers(ForkContext):
         del iterator
         raise problem
 
-    def end(self, by_force: bool) -> None:
-        """Stop checking heartbeats; with ``by_force`` kill the workers that the loader could not end."""
+    def end(self) -> None:
+        """Stop checking heartbeats, and kill the workers that the loader could not end."""
         self._stop.set()
-        for worker in self._started if by_force else ():
+        for worker in self._started:
             if worker.is_alive():
                 worker.kill()
                 worker.join(CHECK_EVERY)

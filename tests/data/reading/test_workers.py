@@ -176,6 +176,17 @@ def test_the_signal_of_a_workers_end_may_come_while_its_broken_connection_is_exp
         workers._Workers(1).next_of(items())
 
 
+def test_workers_end_where_an_errors_traceback_keeps_their_loader(digits, hanging, monkeypatch):
+    """As hooks for exceptions that nobody catches, and debuggers, keep them."""
+    before, explain, kept = processes(), workers._Workers._explain, []
+    expected = list(train(digits, 0).batches(3, 9))
+    hanging(40, times=1)
+    monkeypatch.setattr(workers._Workers, "_explain", lambda self, error: kept.append(error) or explain(self, error))
+    assert same(list(train(digits, 2).batches(3, 9)), expected)
+    assert kept
+    assert processes() == before
+
+
 def test_closing_ends_a_worker_that_hangs(digits, hanging):
     before = processes()
     hanging(40, times=1)
