@@ -40,9 +40,10 @@ def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return file
 
 
-# Three kills meet each moment once.
+# Three kills meet each moment once. A killed run that goes on is in training/test_streams.py, too.
+@pytest.mark.full
 @pytest.mark.timeout(1800)  # thirty starts
-@pytest.mark.parametrize(("kills", "epochs"), [(3, 2), pytest.param(30, 8, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kills", "epochs"), [(3, 2), (30, 8)])
 def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(
     kills: int, epochs: int, config: Path, digits: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(number, config, whol
     expect_the_same(folder, whole)
 
 
+@pytest.mark.full  # signals between steps: supervision/test_signals.py
 def test_a_signal_during_validation_stops_it_and_it_is_made_up_for(config, whole, tmp_path):
     folder = tmp_path / "run"
     # The second time in the run's very last validation; three images at a time it takes its time.

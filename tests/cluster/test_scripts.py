@@ -71,6 +71,7 @@ def test_starts_without_progress_end_by_themselves_and_mistakes_at_once(cluster:
     ]
 
 
+@pytest.mark.full  # minutes of a cluster
 def test_the_end_is_noticed_where_srun_waits_for_ever_and_a_cancelled_job_stays_cancelled(
     cluster: Cluster, folder: Path
 ) -> None:

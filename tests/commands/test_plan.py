@@ -149,6 +149,7 @@ def test_what_does_not_fit_is_refused_with_what_would(forks: Forks, config_file:
     assert "train.checkpointing=true" in line
 
 
+@pytest.mark.full  # a benchmark of its own
 def test_measuring_takes_steps_here(forks: Forks, config_file: Path) -> None:
     ended = forks.run(["plan", str(config_file), "--measure", "--json", "train.global_batch=8"])
     assert ended.code == 0, ended

@@ -320,6 +320,7 @@ def damaged_copy(run: Path, folder: Path) -> Path:
     return copied
 
 
+@pytest.mark.full  # one rank says the same
 @pytest.mark.ranks
 @pytest.mark.end_to_end
 def test_two_ranks_say_it_once(config_file: Path, tmp_path: Path) -> None:

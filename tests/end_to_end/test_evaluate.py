@@ -71,6 +71,7 @@ def test_figures_are_those_of_an_independent_computation(
         assert (entry["macs"], entry["parameters"]) == (cost.macs, cost.parameters)
 
 
+@pytest.mark.full  # figures of both are compared above
 def test_plain_and_averaged_weights_differ(run: Path, commands: Forks) -> None:
     losses = []
     for weights in ("plain", "ema"):

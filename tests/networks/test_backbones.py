@@ -139,8 +139,9 @@ def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_pair, "mp", SimpleNamespace(get_context=lambda _: fork_context()))
 
 
+@pytest.mark.full  # its steps have tests of their own
 @pytest.mark.ranks
-@pytest.mark.parametrize("models", [QUICK, pytest.param(FURTHER, marks=pytest.mark.full)], ids=["quick", "further"])
+@pytest.mark.parametrize("models", [QUICK, FURTHER], ids=["quick", "further"])
 def test_the_whole_way(models: tuple[str, ...]) -> None:
     with RankPair() as pair:
         for family in [family for family in FAMILIES if family.model in models]:
@@ -150,6 +151,7 @@ def test_the_whole_way(models: tuple[str, ...]) -> None:
             assert record["exits"] == 4
 
 
+@pytest.mark.full  # of the same script
 @pytest.mark.ranks
 def test_a_class_that_cannot_be_wrapped_does_not_stop_the_others() -> None:
     encoder = next(family for family in FAMILIES if family.cls == "Gemma4VitEncoder")

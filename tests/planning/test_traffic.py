@@ -130,7 +130,8 @@ def _collectives_of_a_rank(stage: int, accumulation: int) -> dict[str, int]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("stage", "accumulation"), [(0, 1), pytest.param(1, 2, marks=pytest.mark.full), (2, 2), (3, 2)]
+    ("stage", "accumulation"),
+    [(0, 1), pytest.param(1, 2, marks=pytest.mark.full), (2, 2), pytest.param(3, 2, marks=pytest.mark.full)],
 )
 def test_two_ranks_send_what_is_said(stage: int, accumulation: int) -> None:
     from tests.training.engines import chain_network

@@ -153,6 +153,7 @@ def test_a_server_that_never_answers_costs_one_warning_and_a_bounded_wait(run_fo
     assert "W&B is switched off" in warning
 
 
+@pytest.mark.full  # waits for time limits
 def test_a_server_that_falls_silent_later_bounds_the_end(run_folder, server, monkeypatch, caplog):
     process, url = server
     monkeypatch.setenv("WANDB_BASE_URL", url)

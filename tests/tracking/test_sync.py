@@ -29,6 +29,7 @@ def record(folder: Path, *starts: tuple[int, int]) -> str:
     return stored_id(folder)
 
 
+@pytest.mark.full  # online: test_dashboard_runs.py
 def test_all_starts_become_one_run(run_folder, tmp_path, server, monkeypatch, capsys):
     _, url = server
     second = tmp_path / "second"

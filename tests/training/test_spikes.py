@@ -81,7 +81,7 @@ def train_with_a_spike(data, folder, stage, spoiled_rank):
     return same, moved, finite, applied[9], applied[10], applied[13]
 
 
-@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.full) for stage in (0, 1, 2)), 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.full) for stage in (1, 2, 3)), 0])
 def test_a_spike_on_one_rank_is_left_out_by_all_at_every_stage(digits, tmp_path, stage):
     for outcome in run_ranks(train_with_a_spike, 2, str(digits), str(tmp_path / "run"), stage, 1):
         same, moved, finite, before, at, end = outcome

@@ -151,6 +151,7 @@ def test_equilibrium_in_bf16(kind: str) -> None:
         assert float(error) < 0.1
 
 
+@pytest.mark.full  # other networks: test_network.py
 def test_compiles_whole_and_only_once() -> None:
     network = create_model("msdnet", CLASSES, 2, base=1, step=1, channels=4, growth=2, growth_factors=(1, 2)).train()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

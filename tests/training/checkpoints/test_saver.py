@@ -281,6 +281,7 @@ def _saves(data: str, folder: str) -> list[tuple[int, bool]]:
     return [(c.step, c.state()["closed"]) for c in saved]
 
 
+@pytest.mark.full  # a rule that the schedule of saves has alone
 @pytest.mark.ranks
 def test_steps_that_fall_on_an_epoch_end_are_saved_too(digits: Path, tmp_path: Path) -> None:
     found = run_ranks(_saves, 1, str(digits), str(tmp_path / "run"))[0]

@@ -124,7 +124,12 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("world", "stages"), [(1, [3]), (2, [0, 2, 3]), *(pytest.param(*rest, marks=pytest.mark.full) for rest in REST)]
+    ("world", "stages"),
+    [
+        pytest.param(1, [3], marks=pytest.mark.full),
+        (2, [0, 2, 3]),
+        *(pytest.param(*rest, marks=pytest.mark.full) for rest in REST),
+    ],
 )
 def test_one_and_two_ranks_and_all_stages_equal_a_plain_loop(world: int, stages: list[int], digits: Path) -> None:
     plain = plain_losses(str(digits))

@@ -84,7 +84,8 @@ OTHERS = ["plain", *(name for name in METHODS if name not in QUICK)]
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("names", [QUICK, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["quick", "others"])
+@pytest.mark.full  # without these methods: test_trainer.py
+@pytest.mark.parametrize("names", [QUICK, OTHERS], ids=["quick", "others"])
 def test_a_stopped_run_ends_bit_for_bit_as_an_undisturbed_one(names: list[str], digits: Path, tmp_path: Path) -> None:
     found = run_ranks(_stopped_and_not, 1, str(digits), str(tmp_path), names, seconds=600)[0]
     for name, outcome in found.items():
