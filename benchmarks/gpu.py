@@ -76,11 +76,7 @@ def chosen(options: argparse.Namespace) -> list[Part]:
         path = getattr(options, name)
         if path is not None and not path.exists():
             raise ConfigError(f"--{name} {path}: no such file or folder")
-    names = [part.name for part in PARTS]
-    for name in options.only or ():
-        if name not in names:
-            raise ConfigError(f"--only {name}: no such part; take some of {', '.join(names)}")
-    return [part for part in PARTS if part.name in (options.only or names)]
+    return pages.only(options.only, PARTS, "part")
 
 
 def folder(options: argparse.Namespace) -> Path:

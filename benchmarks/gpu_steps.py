@@ -91,11 +91,7 @@ def chosen(options: argparse.Namespace) -> list[Group]:
         raise ConfigError(f"--rounds {options.rounds}: must be at least 2")
     if options.seconds <= 0:
         raise ConfigError(f"--seconds {options.seconds:g}: must be above 0")
-    names = [group.name for group in GROUPS]
-    for name in options.only or ():
-        if name not in names:
-            raise ConfigError(f"--only {name}: no such group; take some of {', '.join(names)}")
-    return [group for group in GROUPS if group.name in (options.only or names)]
+    return pages.only(options.only, GROUPS, "group")
 
 
 def _begun(options: argparse.Namespace, device: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.errors import AdaptiveError
 from benchmarks.gpu_run.cells import GROUPS, Group, Trial
 from benchmarks.shared import pages
 from benchmarks.shared.cards import CARDS, Card
@@ -51,16 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Trace every cell (raises ConfigError)."""
-    names = [group.name for group in GROUPS]
-    for name in options.only or ():
-        if name not in names:
-            raise ConfigError(f"--only {name}: no such group; take some of {', '.join(names)}")
-    cells = [
-        _cell(group, trial, options.rehearse)
-        for group in GROUPS
-        if group.name in (options.only or names)
-        for trial in group.trials
-    ]
+    groups = pages.only(options.only, GROUPS, "group")
+    cells = [_cell(group, trial, options.rehearse) for group in groups for trial in group.trials]
     return {
         "benchmark": "roofline",
         "command": pages.command(parser(), options),

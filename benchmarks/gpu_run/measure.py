@@ -37,16 +37,15 @@ class _Cell:
             loss = self.trainee()
         if not math.isfinite(float(loss)):
             raise ValueError(f"the loss is {float(loss)}: what would be timed is no training")
-        # Weights, optimizer state and what the engine keeps stay; the step's own peak comes on top of them.
+        # All that it added: weights, optimizer state, what an engine keeps, and the step's own; no earlier cell's.
         self.peak = None
         if cuda:
             gc.collect()
             torch.cuda.synchronize()
-            held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             self.trainee()
             torch.cuda.synchronize()
-            self.peak = torch.cuda.max_memory_allocated() - held + held - before
+            self.peak = torch.cuda.max_memory_allocated() - before
         self.macs = self.trainee.macs()
 
     def step_seconds(self) -> float:

@@ -8,11 +8,20 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from adaptive.errors import ConfigError
 from benchmarks.shared.locations import RESULTS
 
 NOT_REPEATED = ("json", "output")
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +44,15 @@ def command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+def only(given: Sequence[str] | None, items: Sequence[Named], kind: str) -> list[Named]:
+    """Return the items that ``--only`` names, in their own order, or all without it (raises ConfigError)."""
+    names = [item.name for item in items]
+    for name in given or ():
+        if name not in names:
+            raise ConfigError(f"--only {name}: no such {kind}; take some of {', '.join(names)}")
+    return [item for item in items if item.name in (given or names)]
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
