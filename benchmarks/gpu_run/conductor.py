@@ -74,7 +74,7 @@ class Conductor:
             began = time.monotonic()
             codes = self._run_part(part, visit)
             self.state["parts"][part.name] = {
-                "status": _status_of(codes),
+                "status": _status_of(codes, part.idle),
                 "codes": codes,
                 "seconds": round(time.monotonic() - began, 1),
             }
@@ -173,10 +173,11 @@ class _Command:
                 self._process.wait(GRACE_SECONDS)
 
 
-def _status_of(codes: Sequence[int | None]) -> str:
-    if any(code not in (0, LEFT, LIMIT, None) for code in codes):
+def _status_of(codes: Sequence[int | None], idle: int | None) -> str:
+    worked = [code for code in codes if code is None or code != idle]
+    if not worked or any(code not in (0, LEFT, LIMIT, None) for code in worked):
         return "failed"
-    return "stopped" if None in codes else "partly" if LEFT in codes else DONE[LIMIT in codes]
+    return "stopped" if None in worked else "partly" if LEFT in worked else DONE[LIMIT in worked]
 
 
 def _cuda() -> bool:

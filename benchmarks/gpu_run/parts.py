@@ -47,6 +47,7 @@ class Part:
         commands: of a visit; they run one after another, also when one fails.
         question: what it is there to answer.
         together: whether they run side by side instead.
+        idle: exit code of a command that found nothing to do, which is a failure only where all end with it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Part:
     commands: Callable[[Visit], Commands]
     question: str
     together: bool = False
+    idle: int | None = None
 
 
 def _script(visit: Visit, name: str, *words: str) -> list[str]:
@@ -64,6 +66,7 @@ def _doctor(visit: Visit) -> Commands:
     return [["-m", "adaptive", "doctor", "--json"]]
 
 
+NO_TESTS_COLLECTED = 5  # pytest's exit code, here where --tests selects none of a group
 # What takes about as long: processes that share the GPU.
 TEST_GROUPS = (
     ["tests/networks"],
@@ -176,7 +179,14 @@ def _training(visit: Visit) -> Commands:
 
 PARTS = (
     Part("doctor", 90, _doctor, "is the machine well?"),
-    Part("tests", 270, _tests, "are the numerics on the device those of the CPU?", together=True),
+    Part(
+        "tests",
+        270,
+        _tests,
+        "are the numerics on the device those of the CPU?",
+        together=True,
+        idle=NO_TESTS_COLLECTED,
+    ),
     Part("steps", 300, _steps, "what does a step of the method cost?"),
     Part("inference", 120, _inference, "does early exit save time?"),
     Part("data", 120, _data, "is the data path faster than the step?"),

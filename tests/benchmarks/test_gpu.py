@@ -96,6 +96,13 @@ def test_commands_side_by_side_wait_for_each_other(tmp_path: Path) -> None:
     assert found["parts"]["both"]["codes"] == [0, 0, 3, None]
 
 
+@pytest.mark.parametrize(("codes", "status"), [([5, 0], "passed"), ([5, 5], "failed"), ([5, 1], "failed")])
+def test_chosen_tests_need_not_be_in_every_group(tmp_path: Path, codes: list[int], status: str) -> None:
+    conductor = Conductor(tmp_path, rehearsal=False, resume=False)
+    groups = replace(part("groups", *(f"raise SystemExit({code})" for code in codes)), idle=5)
+    assert conductor.run([groups], options())["parts"]["groups"]["status"] == status
+
+
 def test_without_time_nothing_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conductor = Conductor(tmp_path, rehearsal=False, resume=False)
     parts = [part("late", "raise SystemExit('begun')")]
