@@ -63,7 +63,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# In the files' own order: the long ones (chaos, cluster) begin, and do not keep one worker busy alone at the end.
+# File by file in the order of tests/conftest.py, which begins with those that take longest.
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -p tests.helpers.second_try \
 	-n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 

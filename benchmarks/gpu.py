@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from adaptive.errors import AdaptiveError, ConfigError
-from adaptive.training.engine.group import resolve_device
+from adaptive.errors import AdaptiveError, ConfigError, MachineError
 from benchmarks.gpu_run.conductor import Conductor
 from benchmarks.gpu_run.parts import PARTS, Part
 from benchmarks.gpu_run.summary import summary
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     p = argparse.ArgumentParser(prog="gpu", description=(__doc__ or "").partition("\n")[0])
-    p.add_argument("--minutes", type=float, default=9.5, help="for everything together (%(default)g)")
+    p.add_argument("--minutes", type=float, help="for everything together (9.5, a rehearsal 60)")
     p.add_argument("--resume", action="store_true", help="leave out what an earlier visit to such a card has done")
     p.add_argument("--only", nargs="+", metavar="PART", help=f"some of: {', '.join(part.name for part in PARTS)}")
     p.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU: every path but CUDA's own")
@@ -69,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(options: argparse.Namespace) -> list[Part]:
-    """Return the parts that are asked for (raises ConfigError)."""
+    """Set the time where none is given, and return the parts that are asked for (raises ConfigError)."""
+    if options.minutes is None:
+        options.minutes = 60.0 if options.rehearse else 9.5
     if options.minutes <= 0:
         raise ConfigError(f"--minutes {options.minutes:g}: must be above 0")
     for name in ("photos", "cifar"):
@@ -86,8 +87,8 @@ def folder(options: argparse.Namespace) -> Path:
         if RESULTS in (output.resolve(), *output.resolve().parents):
             raise ConfigError(f"--output {output}: a rehearsal makes no results; give a folder outside {RESULTS.name}/")
         return Path(output).resolve()
-    if not options.list:
-        resolve_device("cuda")
+    if not (options.list or torch.cuda.is_available()):
+        raise MachineError("this machine has no usable GPU; --rehearse tries every part on the CPU, with tiny sizes")
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     card = re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("nvidia ")).strip("_")
     return Path(options.output or RESULTS / f"gpu_{card}").resolve()

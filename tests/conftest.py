@@ -20,6 +20,9 @@ if find_spec("hypothesis"):  # a machine with a GPU that runs the device tests a
     settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("steady")
 
+# Folders whose files take longest: begun first, none of them keeps one worker busy alone at the end.
+LONGEST_FIRST = ("chaos", "training", "inference", "end_to_end", "tracking", "cluster", "reporting", "configs")
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as adaptive train does, before torch is imported
@@ -45,6 +48,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("markexpr") != "device" or not collection_path.name.startswith("test_"):
         return None
     return True if "pytest.mark.device" not in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests' files by LONGEST_FIRST, and as pytest does otherwise."""
+    ranks = {folder: rank for rank, folder in enumerate(LONGEST_FIRST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(root).parts[0], len(ranks)))
 
 
 @pytest.fixture(scope="session")

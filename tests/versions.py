@@ -117,7 +117,8 @@ def _install(pair: TriedPair, python: str, environment: Path) -> None:
     pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
     others = [line for line in wanted[1].splitlines() if not line.startswith(("torch==", "torchvision==", "triton=="))]
     constraints = environment / "constraints.txt"
-    constraints.write_text("\n".join([*others, f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", ""]))
+    # Where a CPU build (2.13.0+cpu) lies in a folder of wheels, == would take it.
+    constraints.write_text("\n".join([*others, f"torch==={pair.torch}", f"torchvision==={pair.torchvision}", ""]))
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     packages = ["--editable", ".[digits,export]", *OTHERS]
     subprocess.run([*pip, "--constraint", constraints, *packages], cwd=REPOSITORY, check=True)

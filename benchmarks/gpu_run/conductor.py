@@ -25,6 +25,7 @@ LEFT = 75  # exit code where something is left for --resume
 LIMIT = -1  # for the exit code of a benchmark that ran, and in which a limit does not hold
 DONE = ("passed", "a limit does not hold")  # what needs not be run again
 LEAST_SECONDS = 20.0  # a part begins only where so much time is left
+PATIENCE = 12  # times a part's seconds for a rehearsal: how fast a CPU is, is not what it is about
 SHOWN_LINES = 15  # of what a failed command said
 GRACE_SECONDS = 5.0  # between asking a command to end and killing it
 
@@ -67,7 +68,7 @@ class Conductor:
             if left < LEAST_SECONDS:
                 print(f"== {part.name}: left for --resume", flush=True)
                 continue
-            seconds = min(part.seconds * (4 if self.rehearsal else 1), left)
+            seconds = min(part.seconds * (PATIENCE if self.rehearsal else 1), left)
             known = self._status(part) is not None
             visit = Visit(self.output, self.rehearsal, seconds, known, options.photos, options.cifar, options.tests)
             print(f"== {part.name}: {part.question} ({seconds:.0f} s at most)", flush=True)

@@ -91,6 +91,7 @@ def test_small_images_from_shards_and_from_memory(tmp_path: Path) -> None:
     assert result["images"] == 90
 
 
+@pytest.mark.full
 def test_modes(tmp_path: Path) -> None:
     words = [*TINY, "--rounds", "2", "--no-compile", "--device", "cpu", "--output", str(tmp_path)]
     assert modes.main(words) in (0, 1)

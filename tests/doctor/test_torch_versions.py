@@ -67,7 +67,7 @@ def test_the_cpu_build_without_torchvisions_operators_is_named(monkeypatch: pyte
     found = look(monkeypatch, torch="2.13.0+cpu", torchvision_error=message)
     assert found.status == "error"
     assert "torch 2.13.0+cpu is a CPU build, torchvision 0.28.0 is not" in found.found
-    assert found.remedy == "pip install --force-reinstall torch==2.13.0 torchvision==0.28.0"
+    assert found.remedy == "pip install --force-reinstall torch===2.13.0 torchvision===0.28.0"
     assert known_fault("2.13.0+cpu", "0.28.0+cpu") is None
     assert known_fault("2.13.0+cu130", "0.28.0+cu130") is None
 

@@ -143,7 +143,7 @@ def test_runner_in_single_precision_on_the_device(family: str, device: torch.dev
 
 
 @pytest.mark.parametrize("kind", ["confidence", "patience", "gate"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*list(FAMILIES)[:-1], pytest.param("ranet", marks=pytest.mark.full)])
 def test_without_links_exits_that_nobody_needs_are_not_asked(family: str, kind: Kind) -> None:
     net, logits = network(family, False), stored(family, False)
     policy = halving(kind, logits)
