@@ -35,7 +35,7 @@ NEWEST = TRIED[-1]
 def install_command(torch: str = NEWEST.torch) -> str:
     """Return the pip command that installs the tried pair of a torch release's line, or the newest.
 
-    Its ``===`` (PEP 440) takes no local version: ``==`` would prefer 2.13.0+cpu where a folder of wheels holds that build.
+    Its ``===`` (PEP 440) takes no local version: ``==`` prefers 2.13.0+cpu where a folder of wheels holds that build.
     """
     pair = next((pair for pair in TRIED if _line(pair.torch) == _line(torch)), NEWEST)
     return f"pip install --force-reinstall torch==={pair.torch} torchvision==={pair.torchvision}"
