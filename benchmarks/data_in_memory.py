@@ -2,9 +2,9 @@
 
     python benchmarks/data_in_memory.py --source CIFAR10
 
-Both make the same batches, padded and cropped, flipped and normalised, bit for bit. In each round every way opens its
-stream and makes batches for some seconds; ratios are formed within the round. benchmarks/README.md says how to read the
-result.
+Both make the same batches, padded and cropped, flipped and normalised, bit for bit; from memory without loader processes.
+In each round every way opens its stream and makes batches for some seconds; ratios are formed within the round.
+benchmarks/README.md says how to read the result.
 """
 
 from __future__ import annotations
@@ -205,10 +205,11 @@ def page(result: Mapping[str, Any]) -> str:
         for source in SOURCES:
             rate, used = entry["images_per_second"][source], entry["cpu_us"][source]
             times = entry["memory_over_shards"] if source == "memory" else None
-            rows.append((f"{source}, {way}", pages.spread(rate, 0), pages.spread(used, 1), pages.spread(times, 1)))
+            name = f"shards, {way}" if source == "shards" else "memory, in turns with them"
+            rows.append((name, pages.spread(rate, 0), pages.spread(used, 1), pages.spread(times, 1)))
     table = pages.table(["batches from", "images/s", "CPU us/image", "/ shards"], rows)
     limits = "\n".join(
-        f"* memory over shards, {way}: {entry['memory_over_shards']['median']:.1f}, "
+        f"* memory over shards with {way}: {entry['memory_over_shards']['median']:.1f}, "
         f"{'at least' if entry['holds'] else 'BELOW'} {entry['least']:g}"
         for way, entry in result["ways"].items()
     )
@@ -220,7 +221,8 @@ def page(result: Mapping[str, Any]) -> str:
 {pages.hardware(result["machine"])}
 
 Median (quartiles) of {result["rounds"]} rounds, in each of which every way opens its stream and makes batches of
-{result["batch"]} for some seconds; ratios are formed within the round. CPU time is that of the process and its workers.
+{result["batch"]} for some seconds; ratios are formed within the round. CPU time is that of the process and its workers;
+memory has none.
 
 {table}
 

@@ -78,6 +78,13 @@ def crop_flip_pixels(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
         places: of `crop_flip_places`, (N, 3) on the same device.
         padding: width of the black border in pixels.
     """
+    if pixels.device.type == "cpu":
+        return crop_flip_bytes(pixels, places.numpy(), padding)
+    return crop_flip_windows(pixels, places, padding)
+
+
+def crop_flip_windows(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
+    """Crop and flip with tensor operations alone, as `crop_flip_pixels` does on devices that have threads enough."""
     if padding:
         count, size, _, channels = pixels.shape
         padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
@@ -89,3 +96,27 @@ def crop_flip_pixels(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
         images = torch.arange(count, device=pixels.device)
         pixels = windows[images, places[:, 0], places[:, 1]].view(pixels.shape)
     return torch.where(places[:, 2].bool()[:, None, None, None], pixels.flip(2), pixels)
+
+
+def crop_flip_bytes(pixels: Tensor, places: NDArray[np.int64], padding: int) -> Tensor:
+    """Crop and flip in the host's memory, as `crop_flip_pixels` does on the CPU.
+
+    To numpy a window's row, and a whole image, is one opaque value, which it copies at once: a fifth of the time of
+    torch's indexing, which copies byte by byte.
+    """
+    count, size, _, channels = pixels.shape
+    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding)).numpy()
+    image, row, column, _ = padded.strides
+    windows: NDArray[np.void] = np.ndarray(
+        (count, 2 * padding + 1, 2 * padding + 1, size),
+        np.dtype((np.void, size * channels)),
+        padded,
+        strides=(image, row, column, row),
+    )
+    image_bytes = size * size * channels
+    cropped = windows[np.arange(count), places[:, 0], places[:, 1]].view(np.dtype((np.void, image_bytes)))
+    found = torch.from_numpy(cropped.view(np.uint8)).view(pixels.shape)
+    rows = np.flatnonzero(places[:, 2])
+    flipped = found.index_select(0, torch.from_numpy(rows)).flip(2)
+    cropped[rows] = flipped.numpy().reshape(len(rows), image_bytes).view(cropped.dtype)
+    return found

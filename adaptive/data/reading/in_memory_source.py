@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
 from adaptive.data.faults import Fault
 from adaptive.data.images.crop_flip import CropFlipDraws, crop_flip_pixels, crop_flip_places
 from adaptive.data.reading.in_memory import DecodedSplit
-from adaptive.data.reading.loading import Crop, Delivered, Loading, WorkerBatch, deliver, worker_numbers
+from adaptive.data.reading.loading import Crop, Delivered, Loading, WorkerBatch, deliver
 from adaptive.data.reading.samples import PADDING
 from adaptive.data.reading.schedule import Schedule
 
@@ -43,7 +43,7 @@ class InMemorySource:
     augment: CropFlip | None
 
     def pipeline(self, loading: Loading) -> IterableDataset[Any]:
-        """Return what every worker iterates."""
+        """Return what the loader iterates, in this process."""
         return _Batches(self, loading.crops_on_device)
 
     def rest(self) -> InMemorySource:
@@ -51,24 +51,23 @@ class InMemorySource:
         return replace(self, first=self.first + 1)
 
     def batches(self, crop_later: bool) -> Iterator[tuple[WorkerBatch, list[Fault]]]:
-        """Yield this worker's batches with the faults of the samples that they asked for."""
+        """Yield the batches with the faults of the samples that they asked for."""
         split = self.split
-        for number in worker_numbers(self.first, self.last):
+        for number in range(self.first, self.last):
             epoch, asked = self.schedule.batch(number)
             rows = np.maximum(asked, 0)
             ids = np.where(asked == PADDING, PADDING, split.ids[rows])
             labels = np.where(asked == PADDING, PADDING, split.labels[rows])
-            pixels, crop = split.pixels[torch.from_numpy(rows)], None
+            # Copies image by image, where [rows] would copy byte by byte.
+            pixels, crop = split.pixels.index_select(0, torch.from_numpy(rows)), None
             if self.augment is not None:
                 places = self.augment.places(epoch, ids)
                 if crop_later:
                     crop = Crop(places, self.augment.padding)
                 else:
                     pixels = crop_flip_pixels(pixels, torch.from_numpy(places), self.augment.padding)
-            # In a worker this copies to shared memory, as handing over anything else would, but not unnoticed.
-            pixels = default_collate([pixels])[0].permute(0, 3, 1, 2)
             faults = [split.faults[i] for i in asked.tolist() if i in split.faults] if split.faults else []
-            yield WorkerBatch(pixels, labels, ids, crop), faults
+            yield WorkerBatch(pixels.permute(0, 3, 1, 2), labels, ids, crop), faults
 
 
 class _Batches(IterableDataset[Any]):

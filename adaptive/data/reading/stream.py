@@ -42,7 +42,7 @@ class TrainStream:
         seed: of order and augmentation.
         global_batch: images of one optimizer step, over all ranks.
         micro_batch: images of one batch.
-        decoded: the split in memory, where batches are then taken from; they are the same.
+        decoded: the split in memory, where batches are then taken from, without loader processes; they are the same.
         drawn_by: how crop and flip are drawn, where data.crop is pad or none.
 
     Raises:
@@ -67,6 +67,7 @@ class TrainStream:
     ) -> None:
         self._shards = SplitShards.of(index, data, split, data.shuffle_window)
         info = index.split(split)
+        loader = _without_workers(loader) if decoded is not None else loader
         self.bad = Ledger(data.max_bad)
         self.steps_per_epoch = steps_per_epoch(info.count, global_batch)
         self.accumulation = accumulation_steps(global_batch, micro_batch, loader.world)
@@ -109,7 +110,7 @@ class EvaluationStream:
         split: its split.
         loader: who loads, and where batches go.
         batch: images of one batch.
-        decoded: the split in memory, where batches are then taken from; they are the same.
+        decoded: the split in memory, where batches are then taken from, without loader processes; they are the same.
 
     Raises:
         DataError: the split or a shard is missing.
@@ -128,6 +129,7 @@ class EvaluationStream:
         self._shards = SplitShards.of(index, data, split, 2)
         info = index.split(split)
         self.total = info.count
+        loader = _without_workers(loader) if decoded is not None else loader
         self.bad = Ledger(data.max_bad)
         self._pass = Ledger(data.max_bad)
         ids = evaluation_batches(info.count, batch, loader.rank, loader.world)
@@ -149,3 +151,8 @@ class EvaluationStream:
         if self._decoded is not None:
             source = InMemorySource(self._schedule, 0, len(self), self._decoded, None)
         yield from load_batches(source, self._loading, self.bad, self._pass)
+
+
+def _without_workers(loader: LoaderOptions) -> LoaderOptions:
+    """Return the loader of a split in memory: to hand a batch over takes a process longer than to make it."""
+    return replace(loader, workers=0)

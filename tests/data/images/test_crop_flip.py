@@ -8,9 +8,11 @@ from torchvision.transforms.functional import crop, hflip, pad, pil_to_tensor
 
 from adaptive.data.images.crop_flip import (
     CropFlipDraws,
+    crop_flip_bytes,
     crop_flip_image,
     crop_flip_pixels,
     crop_flip_places,
+    crop_flip_windows,
 )
 from tests.data.conftest import colour_field
 
@@ -26,7 +28,10 @@ def test_a_batch_is_cropped_and_flipped_as_its_images_and_as_by_torchvision(padd
     pictures, draws = images(count, size), CropFlipDraws(3, count).of(1, np.arange(count))
     places = crop_flip_places(draws, padding, flip)
     pixels = torch.stack([pil_to_tensor(image).permute(1, 2, 0) for image in pictures])
-    batch = crop_flip_pixels(pixels, torch.from_numpy(places), padding).permute(0, 3, 1, 2)
+    before = pixels.clone()
+    batch = crop_flip_bytes(pixels, places, padding).permute(0, 3, 1, 2)
+    assert torch.equal(batch, crop_flip_windows(pixels, torch.from_numpy(places), padding).permute(0, 3, 1, 2))
+    assert torch.equal(pixels, before)
     for image, drawn, (top, left, flipped), found in zip(pictures, draws, places.tolist(), batch, strict=True):
         expected = crop(pad(image, padding), top, left, size, size)
         expected = pil_to_tensor(hflip(expected) if flipped else expected)
