@@ -2,7 +2,7 @@
 
     python benchmarks/data_in_memory.py --source CIFAR10
 
-Both make the same batches, padded and cropped, flipped and normalised, bit for bit; from memory without loader processes.
+Both make the same batches, padded and cropped, flipped and normalised, bit for bit; memory starts no loader processes.
 In each round every way opens its stream and makes batches for some seconds; ratios are formed within the round.
 benchmarks/README.md says how to read the result.
 """
