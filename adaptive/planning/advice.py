@@ -28,7 +28,7 @@ def _about_shards(plan: Plan) -> list[str]:
     config, world = plan.checked.config, plan.settings.world
     split = plan.checked.index.split(config.data.train_split)
     shards, readers = len(split.shards), world * max(1, config.data.workers)
-    if shards >= readers or world == 1:
+    if shards >= readers or world == 1 or config.data.in_memory:
         return []
     size = max(1, split.total_bytes // readers)
     each = max(1, config.data.workers)

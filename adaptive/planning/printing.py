@@ -71,14 +71,7 @@ def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, w
     print(f"steps: {plan.data.steps} per epoch, {plan.steps} in all")
     for phase in plan.phases if len(plan.phases) > 1 else ():
         print(f"  {phase.plan.name}: {phase.plan.epochs} epochs, {phase.steps} steps, lr {phase.plan.lr:g}")
-    data = plan.data
-    print(
-        f"data: {_shards(plan)} shards; a rank opens {_range(data.opens[0], data.opens[2])} of them per epoch for "
-        f"{_range(*data.images_per_rank)} images, each of its {_readers(plan)} reader(s) "
-        f"{_range(*data.opens_per_reader)}; a node reads {human(data.bytes_per_node)}B"
-    )
-    if plan.decoded:
-        print(f"data.in_memory: {plan.decoded / MIB:,.0f} MiB of every node's memory for decoded images")
+    _print_reading(plan)
     _print_memory(plan, limit)
     _print_traffic(plan)
     times = _times(plan, rate)
@@ -95,6 +88,22 @@ def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, w
     )
     for warning in warnings:
         print(f"warning: {warning}")
+
+
+def _print_reading(plan: Plan) -> None:
+    data = plan.data
+    if plan.decoded:
+        print(
+            f"data: {_shards(plan)} shards, read once by every node; a rank takes "
+            f"{_range(*data.images_per_rank)} images per epoch from memory"
+        )
+        print(f"data.in_memory: {plan.decoded / MIB:,.0f} MiB of every node's memory for decoded images")
+        return
+    print(
+        f"data: {_shards(plan)} shards; a rank opens {_range(data.opens[0], data.opens[2])} of them per epoch for "
+        f"{_range(*data.images_per_rank)} images, each of its {_readers(plan)} reader(s) "
+        f"{_range(*data.opens_per_reader)}; a node reads {human(data.bytes_per_node)}B"
+    )
 
 
 def _print_memory(plan: Plan, limit: int | None) -> None:

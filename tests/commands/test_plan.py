@@ -135,6 +135,7 @@ def test_memory_for_decoded_images_is_shown(forks: Forks, config_file: Path) -> 
     images = 1297 + 200
     needed = images * (32 * 32 * 3 + 16)
     assert f"data.in_memory: {needed / 2**20:,.0f} MiB of every node's memory for decoded images" in told
+    assert "read once by every node; a rank takes 1,280 images per epoch from memory" in told
     assert json.loads(forks.run([*words, "--json"]).out)["data"]["decoded_bytes_per_node"] == needed
 
 
