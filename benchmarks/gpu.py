@@ -32,6 +32,8 @@ from benchmarks.shared.locations import REPOSITORY, RESULTS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; the exit code is 1 where one failed, 75 where some are left for ``--resume``."""
     options = parser().parse_args(arguments)
+    if options.minutes is None:
+        options.minutes = 60.0 if options.rehearse else 9.5
     try:
         parts = chosen(options)
         output = folder(options)
@@ -68,9 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(options: argparse.Namespace) -> list[Part]:
-    """Set the time where none is given, and return the parts that are asked for (raises ConfigError)."""
-    if options.minutes is None:
-        options.minutes = 60.0 if options.rehearse else 9.5
+    """Return the parts that are asked for (raises ConfigError)."""
     if options.minutes <= 0:
         raise ConfigError(f"--minutes {options.minutes:g}: must be above 0")
     for name in ("photos", "cifar"):

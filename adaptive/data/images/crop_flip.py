@@ -78,13 +78,6 @@ def crop_flip_pixels(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
         places: of `crop_flip_places`, (N, 3) on the same device.
         padding: width of the black border in pixels.
     """
-    if pixels.device.type == "cpu":
-        return crop_flip_bytes(pixels, places.numpy(), padding)
-    return crop_flip_windows(pixels, places, padding)
-
-
-def crop_flip_windows(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
-    """Crop and flip with tensor operations alone, as `crop_flip_pixels` does on devices that have threads enough."""
     if padding:
         count, size, _, channels = pixels.shape
         padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
@@ -99,10 +92,9 @@ def crop_flip_windows(pixels: Tensor, places: Tensor, padding: int) -> Tensor:
 
 
 def crop_flip_bytes(pixels: Tensor, places: NDArray[np.int64], padding: int) -> Tensor:
-    """Crop and flip in the host's memory, as `crop_flip_pixels` does on the CPU.
+    """Return what `crop_flip_pixels` returns, for pixels in the host's memory, in a third of the time.
 
-    To numpy a window's row, and a whole image, is one opaque value, which it copies at once: a fifth of the time of
-    torch's indexing, which copies byte by byte.
+    To numpy a window's row, and a whole image, is one opaque value, which it copies at once; torch copies byte by byte.
     """
     count, size, _, channels = pixels.shape
     padded = F.pad(pixels, (0, 0, padding, padding, padding, padding)).numpy()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from adaptive.data.faults import Fault
-from adaptive.data.images.crop_flip import CropFlipDraws, crop_flip_pixels, crop_flip_places
+from adaptive.data.images.crop_flip import CropFlipDraws, crop_flip_bytes, crop_flip_places
 from adaptive.data.reading.in_memory import DecodedSplit
 from adaptive.data.reading.loading import Crop, Delivered, Loading, WorkerBatch, deliver
 from adaptive.data.reading.samples import PADDING
@@ -65,7 +65,7 @@ class InMemorySource:
                 if crop_later:
                     crop = Crop(places, self.augment.padding)
                 else:
-                    pixels = crop_flip_pixels(pixels, torch.from_numpy(places), self.augment.padding)
+                    pixels = crop_flip_bytes(pixels, places, self.augment.padding)
             faults = [split.faults[i] for i in asked.tolist() if i in split.faults] if split.faults else []
             yield WorkerBatch(pixels.permute(0, 3, 1, 2), labels, ids, crop), faults
 

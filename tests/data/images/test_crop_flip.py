@@ -12,7 +12,6 @@ from adaptive.data.images.crop_flip import (
     crop_flip_image,
     crop_flip_pixels,
     crop_flip_places,
-    crop_flip_windows,
 )
 from tests.data.conftest import colour_field
 
@@ -30,7 +29,7 @@ def test_a_batch_is_cropped_and_flipped_as_its_images_and_as_by_torchvision(padd
     pixels = torch.stack([pil_to_tensor(image).permute(1, 2, 0) for image in pictures])
     before = pixels.clone()
     batch = crop_flip_bytes(pixels, places, padding).permute(0, 3, 1, 2)
-    assert torch.equal(batch, crop_flip_windows(pixels, torch.from_numpy(places), padding).permute(0, 3, 1, 2))
+    assert torch.equal(batch, crop_flip_pixels(pixels, torch.from_numpy(places), padding).permute(0, 3, 1, 2))
     assert torch.equal(pixels, before)
     for image, drawn, (top, left, flipped), found in zip(pictures, draws, places.tolist(), batch, strict=True):
         expected = crop(pad(image, padding), top, left, size, size)
@@ -47,7 +46,7 @@ def test_pixels_on_the_device_are_the_cpus(device):
     places = torch.from_numpy(crop_flip_places(CropFlipDraws(3, 40).of(1, np.arange(40)), 2, 0.5))
     found = crop_flip_pixels(pixels.to(device), places.to(device), 2)
     assert found.device == device
-    assert torch.equal(found.cpu(), crop_flip_pixels(pixels, places, 2))
+    assert torch.equal(found.cpu(), crop_flip_bytes(pixels, places.numpy(), 2))
 
 
 def test_images_of_any_shape_are_cropped_within_their_borders():
