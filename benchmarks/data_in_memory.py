@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--images", type=int, default=20_000, help="that are drawn (%(default)s)")
     p.add_argument("--batch", type=int, default=256, help="images per batch (%(default)s)")
-    p.add_argument("--workers", type=int, default=2, help="worker processes, besides none (%(default)s)")
+    p.add_argument("--workers", type=int, default=2, help="worker processes of the shards, besides none (%(default)s)")
     p.add_argument("--rounds", type=int, default=9, help="counted rounds, at least 2 (%(default)s)")
     p.add_argument("--seconds", type=float, default=2.0, help="of every turn (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")

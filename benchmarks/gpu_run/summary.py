@@ -169,7 +169,8 @@ def _small(output: Path, gpu: str | None) -> list[Row]:
     result = _read(output / "data_in_memory_cuda.json")
     shown = []
     for name, way in (result or {"ways": {}})["ways"].items():
-        shown.append(f"{name}: {way['images_per_second']['memory']['median']:.0f} images/s")
+        rate, times = way["images_per_second"]["memory"]["median"], way["memory_over_shards"]["median"]
+        shown.append(f"{rate:.0f} images/s, {times:.1f} times shards with {name}")
     return [("small images from memory", "above 100,000 images/s", "; ".join(shown) or EMPTY)]
 
 
