@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,16 +114,26 @@ def _install(pair: TriedPair, python: str, environment: Path) -> None:
     if stamp.exists() and stamp.read_text(encoding="utf-8") == made_of:
         return
     shutil.rmtree(environment, ignore_errors=True)
-    subprocess.run([python, "-m", "venv", environment], check=True)
+    _run([python, "-m", "venv", environment])
     pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
     others = [line for line in wanted[1].splitlines() if not line.startswith(("torch==", "torchvision==", "triton=="))]
     constraints = environment / "constraints.txt"
     # Where a CPU build (2.13.0+cpu) lies in a folder of wheels, == would take it.
     constraints.write_text("\n".join([*others, f"torch==={pair.torch}", f"torchvision==={pair.torchvision}", ""]))
-    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    _run([*pip, "--upgrade", "pip"])
     packages = ["--editable", ".[digits,export]", *OTHERS]
-    subprocess.run([*pip, "--constraint", constraints, *packages], cwd=REPOSITORY, check=True)
+    _run([*pip, "--constraint", constraints, *packages])
     stamp.write_text(made_of, encoding="utf-8")
+
+
+def _run(words: Sequence[str | Path]) -> None:
+    """Run a step of an environment's making (raises MachineError); what is said about a failure stands above it."""
+    code = subprocess.run(words, cwd=REPOSITORY, check=False).returncode
+    if code != 0:
+        raise MachineError(
+            f"{shlex.join(map(str, words))} ended with {code}; its message is above: give --folder a place with 6 GB "
+            "free for each pair, and pip a way to its index"
+        )
 
 
 def _name(pair: TriedPair) -> str:
