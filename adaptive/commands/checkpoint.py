@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 EXPORTING = """\
 --export writes the backbone alone, as timm names its weights: early exits and ISC links are left out. Its outputs are
 those of the network's last exit with collaboration off. timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)
-loads it, and so does model.weights=FILE of a new run. --export-all writes everything, for
-adaptive.create_model(...).load_state_dict(...)."""
+loads it, and so does model.weights=FILE of a new run. --export-all writes everything but links that were not trained
+yet, for adaptive.create_model(...).load_state_dict(...), whose arguments it prints."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def _age(seconds: float) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from adaptive.inference.export.plain_weights import check_destination, plain_state, write_weights
+    from adaptive.inference.export.plain_weights import check_destination, plain_state, whole_state, write_weights
     from adaptive.runs import load
 
     file = Path(arguments.export or arguments.export_all)
@@ -134,7 +134,8 @@ def _export(arguments: argparse.Namespace) -> int:
         tensors, given = plain_state(trained.network, model.backbone, model.options)
         about["arguments"] = {key: value for key, value in given.items() if key != "pretrained"}
     else:
-        tensors = trained.network.state_dict()
+        tensors = whole_state(trained.network)
+        about["arguments"] = _whole_arguments(trained)
     write_weights(tensors, file, about)
     if arguments.json:
         print(json.dumps({"file": str(file), **about}))
@@ -146,7 +147,24 @@ def _export(arguments: argparse.Namespace) -> int:
         print("Without early exits and ISC links; load it with")
         print(f"  timm.create_model({model.backbone!r}{words}, checkpoint_path={str(file)!r})")
         print(f"  adaptive train ... model.weights={file}")
+    else:
+        words = "".join(f", {key}={value!r}" for key, value in about["arguments"].items())
+        print("With all exits; load it into")
+        print(f"  adaptive.create_model({model.backbone!r}{words})")
     return 0
+
+
+def _whole_arguments(trained: TrainedRun) -> dict[str, Any]:
+    """Return the arguments of adaptive.create_model that give the network an export of everything fits into."""
+    model, network = trained.config.model, trained.network
+    return {
+        "num_classes": network.num_classes,
+        "exits": network.exit_names or 1,
+        "input_size": network.input_size,
+        "collaboration": model.collaboration if network.collaboration else False,
+        "head_width": model.head_width,
+        **model.options,
+    }
 
 
 def _about(trained: TrainedRun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
+from adaptive.errors import CheckpointError
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.checkpoints.snapshot import restore
 from adaptive.training.checkpoints.store import Checkpoint
@@ -35,16 +36,27 @@ class ActivePhase:
 
     @classmethod
     def start(cls, prepared: Prepared, progress: Progress, checkpoint: Checkpoint | None = None) -> ActivePhase:
-        """Build the phase that ``progress`` is in; with a ``checkpoint`` saved inside it, continue from there."""
+        """Build the phase that ``progress`` is in; with a ``checkpoint`` saved inside it, continue from there.
+
+        Raises:
+            CheckpointError: the checkpoint lacks the frozen teacher, or does not fit the phase.
+        """
         config, plan, steps = prepared.config, prepared.plans[progress.phase], prepared.steps_per_epoch
         state: dict[str, Any] = {}
         tensors: dict[str, dict[str, Tensor]] = {}
         if checkpoint:
             state = checkpoint.state()
             tensors = {name: checkpoint.tensors(name) for name in ("optimizer", "ema", "teacher", "statistics")}
+            if plan.gamma and config.distillation.teacher == "frozen" and not tensors["teacher"]:
+                raise CheckpointError(
+                    f"{checkpoint.path} holds no frozen teacher, and the network that it holds is not the one that "
+                    f"phase {plan.name!r} began with; continue from a checkpoint of the phase before, or start anew in "
+                    "another train.run_folder"
+                )
         learner = build_learner(
             prepared, plan, copy.deepcopy(prepared.network), tensors.get("teacher"),
             reset_seed=None if checkpoint else config.train.seed + progress.phase,
+            links_trained=progress.phase > 0 and prepared.plans[progress.phase - 1].collaboration,
         )  # fmt: skip
         scheduler = build_scheduler(learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, steps)
         if checkpoint:

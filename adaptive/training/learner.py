@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import dataclass
 
@@ -64,21 +63,28 @@ def build_learner(
     network: AdaptiveNetwork,
     frozen_weights: dict[str, Tensor] | None = None,
     reset_seed: int | None = None,
+    links_trained: bool = False,
 ) -> Learner:
     """Prepare a network for a phase and put it under the engine.
 
-    ``frozen_weights`` are a frozen teacher's, from the checkpoint of a run that is continued inside the phase; without
-    them the network as it is now becomes the frozen teacher. ``reset_seed`` is given where a phase begins: the seed of
-    its fresh classifiers, if it wants some.
+    Args:
+        setup: configuration, batch sizes and device.
+        plan: the phase.
+        network: as it came out of the phase before, or as it was built.
+        frozen_weights: a frozen teacher's, from the checkpoint of a run that is continued inside the phase; without
+            them the network as it is now becomes the frozen teacher.
+        reset_seed: given where a phase begins: the seed of its fresh classifiers, if it wants some.
+        links_trained: whether the network was trained with its collaboration links; a frozen teacher reads them then.
     """
     config, train = setup.config, setup.config.train
+    # First of all: what follows makes this phase's network of the one that the frozen teacher is a copy of.
+    frozen = _snapshot_for_teaching(setup, plan, network, frozen_weights, links_trained)
     prepare_phase(network, plan)
     network = arrange(network, config, setup.device)
-    before = copy.deepcopy(network) if plan.reset and plan.gamma else network  # what a frozen teacher is a copy of
     if plan.reset and reset_seed is not None:
         reset_classifiers(network, reset_seed)
     average = ExponentialAverage(network, train.ema_decay) if train.ema_decay else None
-    teacher = _build_teacher(setup, plan, before, average, frozen_weights)
+    teacher = frozen or _build_teacher(setup, plan, network, average)
     if train.compile:
         network.compile()
     optimizer = build_optimizer(network, config.optimizer, plan.lr)
@@ -87,9 +93,7 @@ def build_learner(
         # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have
         # to stay as they are; there the images' layout alone makes convolutions run channels-last.
         network.to(memory_format=torch.channels_last)
-    keeps_frozen = plan.gamma > 0 and config.distillation.teacher == "frozen"
-    frozen = teacher.network if keeps_frozen and isinstance(teacher, NetworkTeacher) else None
-    return Learner(engine, network, average, teacher, frozen)
+    return Learner(engine, network, average, teacher, frozen.network if frozen else None)
 
 
 def arrange(network: AdaptiveNetwork, config: Config, device: torch.device) -> AdaptiveNetwork:
@@ -142,13 +146,24 @@ def warn_about_scale_invariance(config: Config) -> str | None:
     return text
 
 
+def _snapshot_for_teaching(
+    setup: Setup, plan: PhasePlan, network: AdaptiveNetwork, weights: dict[str, Tensor] | None, links_trained: bool
+) -> NetworkTeacher | None:
+    """Copy the network for distillation.teacher = frozen, answering as the phase before left it; None without it."""
+    if plan.gamma == 0 or setup.config.distillation.teacher != "frozen":
+        return None
+    context = autocast(setup.config.train.precision, setup.device)
+    teacher = frozen_teacher(network, links_trained, context)
+    if weights:
+        teacher.network.load_state_dict(weights)
+    teacher.network.to(setup.device)
+    return teacher
+
+
 def _build_teacher(
-    setup: Setup,
-    plan: PhasePlan,
-    network: AdaptiveNetwork,
-    average: ExponentialAverage | None,
-    frozen_weights: dict[str, Tensor] | None,
+    setup: Setup, plan: PhasePlan, network: AdaptiveNetwork, average: ExponentialAverage | None
 ) -> Teacher | None:
+    """Return whoever teaches in this phase but for a frozen network; None without distillation."""
     if plan.gamma == 0:
         return None
     config, device = setup.config, setup.device
@@ -159,9 +174,4 @@ def _build_teacher(
     if kind == "ema":
         assert average is not None, "the configuration was checked for ema_decay"
         return NetworkTeacher(average.network, context)
-    if kind == "frozen":
-        teacher = frozen_teacher(network, context)
-        if frozen_weights:
-            teacher.network.load_state_dict(frozen_weights)
-        return teacher
     return model_teacher(config.distillation, network.num_classes, config.data.image_size, device, context)

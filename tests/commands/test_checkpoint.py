@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import adaptive
 from tests.helpers.commands import Ended, Forks
+from tests.helpers.ranks import run_ranks
+from tests.training.setups import config, train_here
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,27 @@ def test_everything_is_exported_too(run: Path, tmp_path: Path, forks: Forks) -> 
     assert json.loads(ended.out)["step"] == 12
     trained = adaptive.load(run, "last")
     network = adaptive.create_model("test_resnet", 10, exits=trained.network.exit_names, input_size=32)
+    network.load_state_dict(load_file(file))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for one, other in zip(network.eval()(images), trained.network(images), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.ranks
+def test_links_that_were_not_trained_yet_are_not_exported(digits: Path, tmp_path: Path, forks: Forks) -> None:
+    phases = [{"name": "network", "collaboration": False}, {"name": "exits", "learn": "exits"}]
+    small = {"backbone": "msdnet", "exits": 2, "options": {"base": 1, "step": 1, "channels": 4, "growth": 2}}
+    tree = config(digits, tmp_path / "run", model=small, phases=phases, train={"max_steps": 3})
+    run_ranks(train_here, 1, tree)
+    trained = adaptive.load(tmp_path / "run")
+    assert not trained.network.collaboration
+    file = tmp_path / "all.safetensors"
+    ended = forks.run(["checkpoint", str(tmp_path / "run"), "--export-all", str(file)])
+    assert "collaboration=False" in ended.out, ended
+    with safe_open(file, "pt") as opened:
+        arguments = json.loads(opened.metadata()["arguments"])
+    network = adaptive.create_model("msdnet", **arguments)
     network.load_state_dict(load_file(file))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -68,6 +68,92 @@ def test_both_phases_run_from_one_file_and_continue_in_either(recipe: str, digit
     assert found["divergence"][1] > 0
 
 
+RANET = (
+    "model.backbone=ranet", "model.exits=null",
+    "model.options={blocks: 1, block_step: 1, step: 2, channels: 4, growth: 4, scales: [1, 2, 2], stem: cifar}",
+)  # fmt: skip
+
+
+def teachers_and_first_phase(data: str, folder: str, recipe: str, network: tuple[str, ...]) -> dict[str, Any]:
+    """Logits of the frozen teacher in a real run and after a resume within phase 2, and of the network of phase 1."""
+    from adaptive.runs import load
+    from adaptive.training.active_phase import ActivePhase
+    from adaptive.training.learner import Learner
+
+    seen: list[Tensor] = []
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    build = ActivePhase.start
+
+    def start(*arguments: Any, **named: Any) -> ActivePhase:
+        active = build(*arguments, **named)
+        learner: Learner = active.learner
+        if learner.teacher is not None:
+            answer = learner.teacher(images, [])
+            assert isinstance(answer, Tensor)
+            seen.append(answer)
+        return active
+
+    ActivePhase.start = staticmethod(start)  # type: ignore[assignment,method-assign]
+    path = CONFIGS / "cifar10" / f"{recipe}.yaml"
+    for stop in (STEPS + 2, STEPS + 4):  # the second start resumes within phase 2
+        more = (f"train.max_steps={stop}", "checkpoint.every_steps=1", "evaluate.every_epochs=9", *network)
+        run = train_here(load_config(path, overrides(data, Path(folder) / "run", *more)))
+    first = load(run, which=str(STEPS))
+    with torch.no_grad():
+        logits = first.network(images)[-1]
+        first.network.collaboration = True
+        linked = first.network(images)[-1]
+    return {"teachers": seen, "first": logits, "with untrained links": linked}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("recipe", "network"),
+    [
+        pytest.param("imta", (), id="MSDNet"),
+        pytest.param("imta", RANET, id="RANet", marks=pytest.mark.full),
+        pytest.param("imta_released", (), id="fresh classifiers", marks=pytest.mark.full),
+    ],
+)
+def test_the_frozen_teacher_is_the_network_of_the_first_phase(
+    recipe: str, network: tuple[str, ...], digits: Path, tmp_path: Path
+) -> None:
+    found = run_ranks(teachers_and_first_phase, 1, str(digits), str(tmp_path), recipe, network)[0]
+    assert len(found["teachers"]) == 2
+    for teacher in found["teachers"]:
+        torch.testing.assert_close(teacher, found["first"], rtol=0, atol=1e-6)
+    # The links of phase 2 begin at random here: with them it would be another network.
+    assert (found["with untrained links"] - found["first"]).abs().mean() > 0.01
+
+
+def continued_without_its_teacher(data: str, folder: str) -> str:
+    """What a run says that is to go on within phase 2 from a checkpoint in which the frozen teacher is missing."""
+    from adaptive.errors import CheckpointError
+    from adaptive.training.checkpoints.store import CheckpointStore
+
+    path = CONFIGS / "cifar10" / "imta.yaml"
+    changes = overrides(data, Path(folder) / "run", "evaluate.every_epochs=9")
+    train_here(load_config(path, [*changes, f"train.max_steps={STEPS + 1}"]))
+    store = CheckpointStore(Path(folder) / "run" / "checkpoints")
+    newest = store.all()[-1]
+    kept = {name: newest.tensors(name) for name in ("weights", "optimizer", "statistics")}
+    store.save(newest.step, kept, newest.state(), None, phase=1, epoch=2)
+    try:
+        train_here(load_config(path, [*changes, f"train.max_steps={STEPS + 2}"]))
+    except CheckpointError as error:
+        return str(error)
+    return "it went on"
+
+
+@pytest.mark.ranks
+@pytest.mark.full
+def test_no_other_network_takes_a_lost_teachers_place(digits: Path, tmp_path: Path) -> None:
+    said = run_ranks(continued_without_its_teacher, 1, str(digits), str(tmp_path))[0]
+    assert "step-00000014 holds no frozen teacher" in said
+    assert "phase 'exits'" in said
+    assert "another train.run_folder" in said
+
+
 def released_second_phase(data: str, folder: str) -> dict[str, Any]:
     """How the second phase of the released recipe begins: fresh classifiers, the old last exit as teacher."""
     from adaptive.training.checkpoints.store import CheckpointStore

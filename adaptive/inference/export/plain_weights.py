@@ -58,6 +58,15 @@ def plain_state(network: AdaptiveNetwork, name: str, options: Mapping[str, Any])
     return state, plain.arguments
 
 
+def whole_state(network: AdaptiveNetwork) -> dict[str, Tensor]:
+    """Return the network's state_dict, without the collaboration links where it was trained without them.
+
+    Untrained links would change what every exit but the first says as soon as a network is built with them.
+    """
+    untrained = () if network.collaboration else tuple(f"exits.{i}.link." for i in range(len(network.exits)))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(untrained)}
+
+
 def write_weights(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, Any]) -> None:
     """Write tensors so that the file is whole or not there; ``about`` goes into its header, values as JSON or text.
 

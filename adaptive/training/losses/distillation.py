@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adaptive.config.sections import DistillationConfig
 from adaptive.errors import ConfigError, reason_of
+from adaptive.networks.network import AdaptiveNetwork
 
 # (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
 Teacher = Callable[[Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor | None]]
@@ -63,9 +64,17 @@ class NetworkTeacher:
         return outputs if isinstance(outputs, Tensor) else outputs[-1]
 
 
-def frozen_teacher(network: nn.Module, autocast: torch.autocast) -> NetworkTeacher:
-    """Teach with a copy of the network as it is now."""
-    return NetworkTeacher(copy.deepcopy(network), autocast)
+def frozen_teacher(network: AdaptiveNetwork, collaboration: bool, autocast: torch.autocast) -> NetworkTeacher:
+    """Teach with the last exit of a copy of the network as it is now.
+
+    Args:
+        network: as it was trained so far.
+        collaboration: whether it was trained with its links; untrained ones would change what its last exit says.
+        autocast: context of the copy's forward pass.
+    """
+    teacher = copy.deepcopy(network)
+    teacher.collaboration = collaboration
+    return NetworkTeacher(teacher, autocast)
 
 
 def model_teacher(
