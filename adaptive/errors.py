@@ -85,6 +85,10 @@ class PeerError(MachineError):
     exit_code = EXIT_PEER
 
 
+class StartError(AdaptiveError):
+    """The ranks of one run were started with different configurations, datasets, code, libraries or devices."""
+
+
 class PolicyError(AdaptiveError, ValueError):
     """A policy file is missing or damaged, belongs to another network, or a budget cannot be met."""
 

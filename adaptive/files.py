@@ -17,6 +17,14 @@ def code_sources() -> list[Path]:
     return sorted((code_root() / "adaptive").rglob("*.py"))
 
 
+def code_digest() -> str:
+    """Return a checksum of the package's own sources, as they lie on the disk now."""
+    digest = hashlib.sha256()
+    for path in code_sources():
+        digest.update(str(path.relative_to(code_root())).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, or None: it may not be needed, or come by PYTHONPATH."""
     from importlib.metadata import PackageNotFoundError, version

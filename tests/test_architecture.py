@@ -16,8 +16,7 @@ from setuptools import find_packages
 from adaptive.config.keys import documented_keys
 from adaptive.config.reference import configuration_reference
 from adaptive.config.sections import Config
-from adaptive.doctor.checks.between_nodes import code_digest
-from adaptive.files import code_sources
+from adaptive.files import code_digest, code_sources
 from adaptive.jobs.code_version import code_version
 from tests.helpers.locations import REPOSITORY
 

@@ -66,14 +66,15 @@ def dump_config(config: Config) -> str:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys in which two configurations differ, with both values."""
-    first, second = (dict(_leaves(c.model_dump())) for c in (one, other))
+    first, second = (dict(leaves(c.model_dump())) for c in (one, other))
     return {k: (first.get(k), second.get(k)) for k in sorted({*first, *second}) if first.get(k) != second.get(k)}
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a nested mapping with their values; an empty mapping is a value."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree
 

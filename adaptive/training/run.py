@@ -16,6 +16,7 @@ import torch.distributed as dist
 from adaptive.config.sections import Config
 from adaptive.data.reading.in_memory import check_memory
 from adaptive.distributed.ranks import Ranks
+from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import installed_version
 from adaptive.networks.from_config import build_network
@@ -31,14 +32,15 @@ from adaptive.training.callbacks.system import SystemRecords
 from adaptive.training.callbacks.training_records import TrainingRecords
 from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
-from adaptive.training.engine.group import init_distributed, resolve_device
+from adaptive.training.engine.group import from_first_rank, init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.streams import Streams
 from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine_load import MachineLoad
-from adaptive.training.supervision.peers import Peers
+from adaptive.training.supervision.peers import Peers, host_name
 from adaptive.training.supervision.signals import StopSignals
+from adaptive.training.supervision.start_facts import check_same_checkpoint, start_facts
 from adaptive.training.supervision.supervisor import Supervisor
 from adaptive.training.supervision.watchdog import Watchdog
 from adaptive.training.trainer import Callback, Trainer
@@ -84,6 +86,7 @@ def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapp
     Raises:
         StoppedError: a signal asked the run to stop, and it has saved.
         MachineError: memory ran out, another rank ended, or another process trains in the run folder.
+        StartError: a rank was started with another configuration, dataset, code, library, device or run folder.
     """
     supervisor = supervisor or Supervisor(max_bad=prepared.config.data.max_bad)
     try:
@@ -98,7 +101,11 @@ def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapp
 
 def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: Mapping[str, Any]) -> Path:
     config, ranks, folder = prepared.config, prepared.ranks, prepared.folder
-    init_distributed(collective_timeout(config))
+
+    def meet(store: dist.Store) -> None:
+        check_same_start(store, ranks.rank, ranks.world, host_name(), start_facts(prepared))
+
+    init_distributed(collective_timeout(config), meet)
     machine = MachineLoad(prepared.device, whole=ranks.local_rank == 0)
     if ranks.world > 1:
         peers = Peers(ranks.rank, ranks.world, config.train.peer_timeout, supervisor.progress, machine.sample)
@@ -110,6 +117,7 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         return preflight.find_resume_point(config, prepared.index, store)
 
     checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
+    check_same_checkpoint(prepared, store, checkpoint)
     streams = Streams.open(prepared, checkpoint)
     callbacks: list[Callback] = []
     if ranks.rank == 0:
@@ -187,17 +195,16 @@ def _introduction(prepared: Prepared, checkpoint: Checkpoint | None, passed_over
 
 def _decided_by_first_rank(ranks: Ranks, decide: Callable[[], Any]) -> Any:
     """Let rank 0 look at the disk and tell the others, so that all start from the same checkpoint or fail alike."""
-    outcome: list[Any] = [None]
+    outcome: Any = None
     if ranks.rank == 0:
         try:
-            outcome = [decide()]
+            outcome = decide()
         except AdaptiveError as error:
-            outcome = [error]
-    if ranks.world > 1:
-        dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], AdaptiveError):
-        raise outcome[0]
-    return outcome[0]
+            outcome = error
+    outcome = from_first_rank(outcome)
+    if isinstance(outcome, AdaptiveError):
+        raise outcome
+    return outcome
 
 
 def limit_threads() -> None:

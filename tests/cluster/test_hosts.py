@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptive.data.shards.index import load_index, write_index
 from adaptive.tracking.record import read
 from tests.chaos.runs import Life
 from tests.cluster.minicluster import REPOSITORY, Cluster, tail
@@ -122,3 +123,33 @@ def test_a_node_that_is_cut_off_is_named_and_the_next_start_ends_as_if_nothing_h
         key.split("/")[1] for record in read(launch.folder / "metrics.jsonl") for key in record if "system/" in key
     }
     assert nodes == {"node0", "node1"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", ["configuration", "dataset"])
+def test_a_node_with_other_files_at_the_same_path_ends_the_run(
+    what: str, cluster: Cluster, config: Path, launched: list[Launch], digits: Path, tmp_path: Path
+) -> None:
+    if what == "configuration":
+        place, other = config, tmp_path / "other.yaml"
+        other.write_text(config.read_text().replace("lr: 0.05", "lr: 0.5").replace("epochs: 2", "epochs: 3"))
+    else:
+        place, other = digits / "index.json", tmp_path / "dataset" / "index.json"
+        other.parent.mkdir()
+        index = load_index(digits)
+        write_index(other.parent, [*index.classes[:-1], "neuf"], index.splits)
+    cluster.on("node1", "mount", "--bind", other, place)
+    try:
+        launch = Launch(cluster, config, f"other {what}")
+        launched.append(launch)
+        assert launch.process.wait(240) != 0
+    finally:
+        cluster.on("node1", "umount", place)
+    told = {
+        "configuration": "optimizer.lr = 0.05 on node0 (rank 0), 0.5 on node1 (rank 1); also train.epochs = 2 and 3; ",
+        "dataset": "the dataset's fingerprint = ",
+    }[what]
+    lines = [line for line in launch.log.read_text().splitlines() if "error: " in line and told in line]
+    assert lines, launch.told()
+    assert "on node1 (rank 1)" in lines[0]
+    assert not (launch.folder / "metrics.jsonl").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -23,7 +22,7 @@ from adaptive.doctor.checks.network import free_port, likely_interface
 from adaptive.doctor.finding import CheckSettings, Finding, error, ok, warning
 from adaptive.doctor.programs import answer, start_script
 from adaptive.doctor.rendezvous import Connection, LostError
-from adaptive.files import code_root, code_sources
+from adaptive.files import code_digest
 
 PINGS = 15
 SKEW_WARNING, SKEW_ERROR = 1.0, 60.0  # seconds
@@ -54,14 +53,6 @@ def facts() -> dict[str, str]:
             found[name] = "missing"
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return {**found, "processor": model.group(1) if model else platform.machine()}
-
-
-def code_digest() -> str:
-    """Return a checksum of the sources that this process runs."""
-    digest = hashlib.sha256()
-    for path in code_sources():
-        digest.update(str(path.relative_to(code_root())).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def versions(own: str, mine: dict[str, str], peers: list[Peer]) -> Finding:

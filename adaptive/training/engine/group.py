@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from adaptive.errors import MachineError
 from adaptive.training.engine.operators import free_operators
+
+_meetings = itertools.count()  # of this process: a server that lives on keeps the keys of the one before
 
 
 def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
@@ -32,10 +36,15 @@ def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def init_distributed(timeout_seconds: float = 1800.0) -> None:
+def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store], None] | None = None) -> None:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
 
     A single rank may leave MASTER_PORT = 0 to the system, which names one that is free.
+
+    Args:
+        timeout_seconds: after which a collective operation fails.
+        meet: called on every one of several ranks with the store by which they met, before they form the group: what it
+            raises ends the start before a backend could wait for ranks that have none.
     """
     import deepspeed
     from deepspeed.utils import logger
@@ -46,8 +55,13 @@ def init_distributed(timeout_seconds: float = 1800.0) -> None:
     free_operators()
     if os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] == "0":
         _listen_alone(timedelta(seconds=timeout_seconds))
+    store = None
+    if meet is not None and os.environ["WORLD_SIZE"] != "1":
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
+        meet(dist.PrefixStore(f"adaptive/{next(_meetings)}", store))
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
     barrier()
+    del store  # the first rank's is the server, and had to live until the group had a connection of its own
     _forget_shared_memory()
 
 
@@ -85,6 +99,14 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first_rank(value: Any) -> Any:
+    """Return the first rank's value on every rank; without a process group this one's."""
+    values = [value]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def leave() -> None:

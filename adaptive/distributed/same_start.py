@@ -1,0 +1,121 @@
+"""Comparison of what the ranks were started with, at their meeting: a rank that differs ends the run before it begins.
+
+Collectives do not compare anything: ranks with another configuration or dataset train to the end as if all were well.
+The comparison goes through the store by which the ranks meet, before any backend is chosen: three messages per rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adaptive.errors import StartError
+
+MOST_SHOWN = 3  # differences of one rank
+WORLD = "WORLD_SIZE"
+
+
+class Store(Protocol):
+    """What is used of torch's key-value stores."""
+
+    def set(self, key: str, value: str) -> object:
+        """Store a value."""
+
+    def get(self, key: str) -> bytes:
+        """Return a value, which is waited for."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, and return its new value."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that must be the same on all ranks.
+
+    Attributes:
+        shown: its value as the message shows it, without secrets.
+        remedy: what makes it the same.
+        digest: of the value itself; by default of what is shown.
+        number: where the values are equal if they are close: both come from arithmetic that machines round differently.
+    """
+
+    shown: str
+    remedy: str
+    digest: str = ""
+    number: float | None = None
+
+    def encoded(self) -> list[Any]:
+        """Return what travels to the other ranks."""
+        return [self.shown, self.digest or digest_of(self.shown), self.number]
+
+
+def digest_of(value: str) -> str:
+    """Return a short checksum of a text, which may be a secret."""
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def check_same_start(store: Store, rank: int, world: int, node: str, facts: Mapping[str, Fact]) -> None:
+    """Compare this rank's facts with the first rank's, all ranks at once (collective, through the store).
+
+    Args:
+        store: the ranks' own, under a prefix that was not used before.
+        rank: of this process.
+        world: how many ranks there are.
+        node: this machine's name.
+        facts: by name; a name that only one of two ranks has is not compared.
+
+    Raises:
+        StartError: on every rank, where any rank differs from the first.
+    """
+    facts = {WORLD: Fact(str(world), "start all nodes with the same number of ranks"), **facts}
+    if rank == 0:
+        encoded = {name: fact.encoded() for name, fact in facts.items()}
+        store.set("first", json.dumps({"node": node, "world": world, "facts": encoded}))
+    first = json.loads(store.get("first"))
+    found = [
+        {"key": name, "first": first["facts"][name][0], "own": fact.shown, "remedy": fact.remedy}
+        for name, fact in facts.items()
+        if name in first["facts"] and not _equal(first["facts"][name], fact.encoded())
+    ]
+    if found:
+        told = {"rank": rank, "node": node, "count": len(found), "found": found[:MOST_SHOWN]}
+        store.set(f"differing/{store.add('differing', 1)}", json.dumps(told))
+    if store.add("compared", 1) == first["world"]:  # the last one
+        count = store.add("differing", 0)
+        differing = [json.loads(store.get(f"differing/{i}")) for i in range(1, count + 1)]
+        store.set("verdict", json.dumps(_verdict(first["node"], differing)))
+    verdict = json.loads(store.get("verdict"))
+    if verdict:
+        raise StartError(verdict)
+
+
+def _equal(first: Sequence[Any], own: Sequence[Any]) -> bool:
+    if first[2] is not None and own[2] is not None:
+        return math.isclose(first[2], own[2], rel_tol=1e-6)
+    return bool(first[1] == own[1])
+
+
+def _verdict(first_node: str, differing: list[dict[str, Any]]) -> str:
+    """Return one line on the lowest of the ranks that differ, and how many more there are; empty where none does."""
+    if not differing:
+        return ""
+    differing.sort(key=lambda told: told["rank"])
+    told, others = differing[0], differing[1:]
+    most, *further = told["found"]
+    text = (
+        f"the ranks were started differently: {most['key']} = {most['first']} on {first_node} (rank 0), {most['own']} "
+        f"on {told['node']} (rank {told['rank']})"
+    )
+    if further:
+        text += "; also " + ", ".join(f"{one['key']} = {one['first']} and {one['own']}" for one in further)
+    if (hidden := told["count"] - len(told["found"])) > 0:
+        text += f" and {hidden} more"
+    if others:
+        nodes = sorted({one["node"] for one in others})
+        more = f" and {len(nodes) - 3} more nodes" if len(nodes) > 3 else ""
+        text += f"; {len(others)} more of the ranks differ, on {', '.join(nodes[:3])}{more}"
+    return f"{text}; {most['remedy']}"
