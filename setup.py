@@ -55,6 +55,15 @@ setup(
         "s3": ["s3fs>=2025.3"],
         "gcs": ["gcsfs>=2025.3"],
         "imagenet": ["scipy>=1.11"],
+        # What runs an export without torch, after `pip install --no-deps adaptive-training`; see requirements.py.
+        "onnx": [
+            "array-api-compat>=1.12",
+            "numpy>=1.26",
+            "onnxruntime>=1.20",
+            "pillow>=11",
+            "pydantic>=2.10,<3",
+            "rich>=13.9",
+        ],
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "dashboard": ["wandb-workspaces>=0.4.13,<0.5"],
         "gpu-decode": ["torchcodec>=0.17"],

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from adaptive.networks.multiscale.registration import register
+from adaptive.requirements import missing_package
 
 # Imported on first use: torch and timm take seconds, and `adaptive --help` needs neither.
 _HOMES = {
@@ -24,5 +25,8 @@ register()  # `timm.create_model("msdnet_...")` works wherever adaptive is impor
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        except ImportError as error:
+            raise missing_package(error) or error from None
     raise AttributeError(f"module 'adaptive' has no attribute {name!r}")

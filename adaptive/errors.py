@@ -64,7 +64,7 @@ class DataError(AdaptiveError):
 
 
 class ModelError(AdaptiveError, ValueError):
-    """A backbone cannot be built, or cannot be cut where it was asked to be."""
+    """A backbone cannot be built or cut where it was asked to be, or a network's answers are NaN or infinite."""
 
 
 class CheckpointError(AdaptiveError):
@@ -77,6 +77,10 @@ class TrainingError(AdaptiveError):
 
 class MachineError(AdaptiveError):
     """This machine lacks what the run asks for: a device, disk space, a right, a program."""
+
+
+class PackageError(MachineError, ImportError):
+    """A Python package that is needed is not installed, or cannot be imported."""
 
 
 class PeerError(MachineError):

@@ -1,10 +1,12 @@
-"""Atomic writes that survive a crash or a power loss, checksums, where the code lies, and installed versions."""
+"""Atomic writes that survive a crash or a power loss, JSON, checksums, where the code lies, installed versions."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def code_root() -> Path:
@@ -39,6 +41,14 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Return JSON that any reader takes: NaN and infinities, for which it has no words, become null."""
+    from pydantic_core import to_jsonable_python
+
+    plain = to_jsonable_python(value, inf_nan_mode="null")
+    return json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

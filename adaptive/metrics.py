@@ -40,8 +40,10 @@ class ExitMeter:
         count = real.sum().double()
         outputs = torch.stack([z.detach().float() for z in logits])  # (k, N, C)
         top5 = outputs.topk(min(5, outputs.shape[-1]), dim=-1).indices
-        hits = (top5 == hard.view(1, -1, 1)) & real.view(1, -1, 1)
-        agree = (top5[..., 0] == top5[-1, :, 0]) & real
+        # The order of logits that are not numbers means nothing: no answer, so no hit.
+        answered = outputs.isfinite().all(dim=-1, keepdim=True)
+        hits = (top5 == hard.view(1, -1, 1)) & real.view(1, -1, 1) & answered
+        agree = (top5[..., 0] == top5[-1, :, 0]) & real & answered[..., 0] & answered[-1, :, 0]
         if cross_entropy is None:
             losses = torch.stack([F.cross_entropy(z, hard, ignore_index=-1, reduction="sum") for z in outputs])
         else:

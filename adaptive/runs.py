@@ -14,7 +14,8 @@ from adaptive.config.loading import load_config
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import eval_transform
 from adaptive.data.shards.index import check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, DataError, PolicyError
+from adaptive.errors import CheckpointError, DataError
+from adaptive.inference.checks import check_policy
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.inference.policy import NetworkIdentity, Policy
 from adaptive.networks.fingerprint import fingerprint
@@ -36,6 +37,8 @@ class TrainedRun:
     checkpoint: Checkpoint
     dataset: str
     averaged: bool
+    identity: NetworkIdentity
+    """What a policy remembers of the network that it was calibrated for."""
 
 
 def load(folder: str | Path, which: str = "best", averaged: bool | None = None) -> TrainedRun:
@@ -69,6 +72,9 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
         checkpoint=checkpoint,
         dataset=state["dataset"],
         averaged=use_average,
+        identity=NetworkIdentity(
+            backbone=config.model.backbone, exits=network.exit_names, fingerprint=fingerprint(network)
+        ),
     )
 
 
@@ -80,31 +86,17 @@ def run_config(folder: Path) -> Config:
     return load_config(config_file)
 
 
-def network_identity(trained: TrainedRun) -> NetworkIdentity:
-    """Return what a policy remembers of the network that it was calibrated for."""
-    return NetworkIdentity(
-        backbone=trained.config.model.backbone,
-        exits=trained.network.exit_names,
-        fingerprint=fingerprint(trained.network),
-    )
-
-
 def load_policy(path: str, trained: TrainedRun) -> Policy:
-    """Read a policy and refuse one that was calibrated for another network (raises PolicyError)."""
+    """Read a policy and refuse one of another network (raises PolicyError)."""
     policy = Policy.load(path)
-    own = network_identity(trained)
-    if policy.exits != len(trained.network.exits):
-        raise PolicyError(
-            f"policy {path} is for {policy.exits} exits, {trained.folder} has {len(trained.network.exits)}; "
-            f"calibrate: adaptive calibrate {trained.folder} --budget 0.5"
-        )
-    if policy.network is not None and policy.network != own:
-        same = policy.network.backbone == own.backbone and policy.network.exits == own.exits
-        theirs = "other weights" if same else f"another network ({policy.network.backbone})"
-        raise PolicyError(
-            f"policy {path} was calibrated for {theirs} than {trained.folder}'s {trained.checkpoint.path.name}; "
-            f"calibrate again: adaptive calibrate {trained.folder} --budget 0.5"
-        )
+    check_policy(
+        policy,
+        trained.network.exit_names,
+        lambda: trained.identity.fingerprint,
+        name=f"policy {path}",
+        owner=f"{trained.folder}'s {trained.checkpoint.path.name}",
+        run=str(trained.folder),
+    )
     return policy
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.run_options import add_device, add_weights, choose_device, load_run, network_for_inference
+from adaptive.commands.run_options import (
+    add_device,
+    add_weights,
+    choose_device,
+    load_run,
+    network_for_inference,
+    prepare_tables,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.errors import AdaptiveError
+    from adaptive.files import json_text
     from adaptive.inference.profile import profile
+
+    prepare_tables(arguments)
 
     for name in ("batch", "rounds"):
         values = getattr(arguments, name)
@@ -61,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     ways = {way: way for way in arguments.accelerate}
     found = [profile(network, policy, images[:batch], arguments.rounds, precision, ways) for batch in arguments.batch]
     if arguments.json:
-        print(json.dumps({"run": str(trained.folder), "device": str(device), "profiles": [asdict(p) for p in found]}))
+        print(json_text({"run": str(trained.folder), "device": str(device), "profiles": [asdict(p) for p in found]}))
         return 0
     for measured in found:
         _print(measured, trained, device)
@@ -70,10 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
     from adaptive.errors import PolicyError
+    from adaptive.inference.policy import EVERYBODY, Policy
     from adaptive.runs import load_policy
 
     path = Path(arguments.policy) if arguments.policy else trained.folder / "policy.json"
     if not path.is_file() and not arguments.policy:
+        if len(trained.network.exits) == 1:
+            return Policy(thresholds=[EVERYBODY])
         raise PolicyError(
             f"{trained.folder} has no policy.json; make one with: adaptive calibrate {trained.folder} --budget 0.5"
         )

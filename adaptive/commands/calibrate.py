@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from adaptive.commands.run_options import (
     choose_device,
     left_out_words,
     load_run,
+    prepare_tables,
     split_outputs,
 )
 
@@ -72,12 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
+    from adaptive.errors import PolicyError
+    from adaptive.files import json_text
     from adaptive.inference.calibration.calibrate import fit
-    from adaptive.runs import network_identity
 
     check_loading(arguments)
+    prepare_tables(arguments)
     given, budget = _target(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    if len(trained.network.exits) == 1:
+        raise PolicyError(f"{trained.folder} has one exit, where everybody leaves: there is nothing to calibrate")
     split = arguments.split or trained.config.data.val_split
     macs = [float(cost.macs) for cost in trained.network.costs()]
     costs, unit = macs, "MACs"
@@ -98,12 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
         split=split,
         seed=arguments.seed,
     )
-    policy = policy.model_copy(update={"network": network_identity(trained)})
+    policy = policy.model_copy(update={"network": trained.identity})
     out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
     _save(policy, out)
     result = _result(trained, policy, outputs, macs, out)
     if arguments.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         _print(result, policy)
     return 0

@@ -125,8 +125,7 @@ def _describe(as_json: bool) -> None:
         table.add_column(column)
     for section in SECTIONS:
         for i, panel in enumerate(section.panels):
-            shows = panel.shows.replace("[", r"\[")
-            table.add_row("" if i else section.name, panel.title, panel.kind, shows)
+            table.add_row("" if i else section.name, panel.title, panel.kind, panel.shows)
     print_table(table)
 
 

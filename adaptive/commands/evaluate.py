@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from adaptive.commands.run_options import (
@@ -12,6 +12,7 @@ from adaptive.commands.run_options import (
     check_loading,
     left_out_words,
     load_run,
+    prepare_tables,
     split_outputs,
 )
 
@@ -47,26 +48,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    from adaptive.files import write_atomically
+    from adaptive.errors import ModelError, reason_of
+    from adaptive.files import json_text, write_atomically
     from adaptive.jobs.code_version import check_frozen_code
 
     check_frozen_code()
     check_loading(arguments)
+    prepare_tables(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
     split = arguments.split or trained.config.data.test_split
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     result = _result(trained, split, outputs)
     if not arguments.no_timing:
         result["milliseconds"] = _milliseconds(trained, arguments.batch or trained.config.evaluate.batch)
-    result["budgeted"] = _budgeted(trained, arguments, outputs, split)
+    try:
+        result["budgeted"] = _budgeted(trained, arguments, outputs, split)
+    except ModelError as error:  # what the exits do is worth knowing all the more
+        print(f"adaptive evaluate: no policies were measured: {error}", file=sys.stderr)
+        result["budgeted"] = None
     name = f"evaluation_{split}"
-    write_atomically(trained.folder / f"{name}.json", json.dumps(result, indent=1))
-    figures = _draw(trained, result, name)
+    write_atomically(trained.folder / f"{name}.json", json_text(result, indent=1))
     if arguments.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         _print_tables(result)
-        print(f"written: {trained.folder / name}.json, {', '.join(map(str, figures))}")
+    try:
+        figures = _draw(trained, result, name)
+    except Exception as error:  # a figure more or less: what was measured is printed and written already
+        print(f"adaptive evaluate: the figures cannot be drawn: {reason_of(error)}", file=sys.stderr)
+        figures = []
+    if not arguments.json:
+        print(f"written: {', '.join(map(str, [trained.folder / f'{name}.json', *figures]))}")
     return 0
 
 
@@ -74,6 +86,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
     from adaptive.metrics import measure_outputs
 
     measurement = measure_outputs(outputs.logits, outputs.labels)
+    broken = [int((~logits.isfinite().all(dim=1)).sum()) for logits in outputs.logits]
     names = [*trained.network.exit_names, "end of backbone"]
     lazy = trained.network.costs(lazy=True)
     exits = [
@@ -87,6 +100,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
             "top5": measurement.top5[i],
             "loss": measurement.loss[i],
             "agreement": measurement.agreement[i],
+            "not_finite": broken[i],
         }
         for i, cost in enumerate(trained.network.costs())
     ]
@@ -121,6 +135,7 @@ def _budgeted(
     """
     from adaptive.data.shards.index import load_index
     from adaptive.inference.calibration.calibrate import curve
+    from adaptive.inference.checks import check_answers
     from adaptive.inference.outputs import simulate
 
     config = trained.config
@@ -128,6 +143,7 @@ def _budgeted(
     known = load_index(arguments.data or config.data.path, config.data).splits
     if len(trained.network.exits) == 1 or split == chosen_on or (not arguments.policy_split and chosen_on not in known):
         return None
+    check_answers(outputs.logits)
     flag = "--policy-split" if arguments.policy_split else "data.val_split"
     held_out = split_outputs(trained, arguments, chosen_on, flag)
     costs = [float(cost.macs) for cost in trained.network.costs()]
@@ -185,6 +201,10 @@ def _print_tables(result: dict[str, Any]) -> None:
         for entry, milliseconds in zip(result["exits"], times, strict=True)
     ]
     print_table(exit_table(rows))
+    for entry in result["exits"]:
+        if entry["not_finite"]:
+            count = f"{entry['not_finite']:,} of {result['images']:,}"
+            print(f"exit {entry['exit']}: {count} answers are NaN or infinite, and count as wrong")
     if "milliseconds" in result:
         timing = result["milliseconds"]
         print(f"ms per image up to each exit at batch {timing['batch']} on {timing['machine']}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from adaptive.commands.run_options import add_weights, load_run
+from adaptive.commands.run_options import add_weights, load_run, no_policy_notice, prepare_tables
 
 if TYPE_CHECKING:
     from adaptive.inference.export.export_manifest import Format, Manifest
@@ -29,12 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.errors import ExportError
+    from adaptive.files import json_text
     from adaptive.inference.export.export import export
     from adaptive.inference.export.preprocess import Preprocess
 
     formats = arguments.formats.split(",")
     if set(formats) - {"onnx", "torch"}:
         raise ExportError(f"--formats {arguments.formats}: use onnx, torch or onnx,torch")
+    prepare_tables(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
     manifest = export(
         trained.network,
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         formats=cast("list[Format]", formats),
     )
     if arguments.json:
-        print(json.dumps({"folder": arguments.destination, **manifest.model_dump(mode="json")}))
+        print(json_text({"folder": arguments.destination, **manifest.model_dump(mode="json")}))
     else:
         _print(manifest, arguments.destination)
     return 0
@@ -60,11 +61,8 @@ def _policy(trained: TrainedRun, path: str | None) -> Policy:
     own = trained.folder / "policy.json"
     if path is not None or own.is_file():
         return load_policy(path or str(own), trained)
-    print(
-        f"adaptive export: {trained.folder} has no policy.json, every image will go to the last exit; "
-        f"make one with: adaptive calibrate {trained.folder} --budget 0.5",
-        file=sys.stderr,
-    )
+    if notice := no_policy_notice(trained, "every image will go to the last exit"):
+        print(f"adaptive export: {notice}", file=sys.stderr)
     return Policy(thresholds=[NOBODY] * (len(trained.network.exits) - 1) + [EVERYBODY])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
 from typing import NoReturn
 
 from adaptive.errors import AdaptiveError, nearest
+from adaptive.requirements import missing_package
 
 COMMANDS = {
     "pack": "turn folders of images into WebDataset shards",
@@ -58,7 +60,32 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be of any alphabet
+        sys.stdout.reconfigure(errors="backslashreplace")
     called = next((word for word in words if word in COMMANDS), None)
+    try:
+        code = _run(words, called)
+    except AdaptiveError as error:
+        print(error.told(str(called)), file=sys.stderr)
+        code = error.exit_code
+    except ImportError as error:
+        known = missing_package(error)
+        if known is None:
+            raise
+        print(known.told(str(called)), file=sys.stderr)
+        code = known.exit_code
+    except KeyboardInterrupt:
+        print(f"adaptive {called}: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if code is not None:
+        sys.exit(code)
+
+
+def _run(words: list[str], called: str | None) -> int | None:
+    """Parse the words and run the command; None where no command was to be run."""
     first = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
     if first is not None and first not in COMMANDS:
@@ -70,22 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
         intermixed = parser.parse_args(words)
     if intermixed.version:
         print(_versions())
-        return
+        return None
     if not intermixed.command:
         parser.print_help()
-        return
-    try:
-        code = intermixed.run(intermixed)
-    except AdaptiveError as error:
-        print(error.told(intermixed.command), file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print(f"adaptive {intermixed.command}: interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+        return None
+    return intermixed.run(intermixed)
 
 
 def _parse_intermixed(command: str, words: list[str]) -> argparse.Namespace:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.run_options import add_device, add_weights, choose_device, load_run, network_for_inference
+from adaptive.commands.run_options import (
+    add_device,
+    add_weights,
+    choose_device,
+    load_run,
+    network_for_inference,
+    no_policy_notice,
+    prepare_tables,
+)
 
 if TYPE_CHECKING:
     from adaptive.data.images.image_files import ImageFile
@@ -59,14 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out the command; 1 if an image could not be read, which does not keep the others from their answers."""
+    """Carry out the command; 1 if an image got no answer, which does not keep the others from theirs."""
     from adaptive.data.images.image_files import find_images
     from adaptive.errors import AdaptiveError
+    from adaptive.files import json_text
 
     for name in ("top", "batch", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
+    prepare_tables(arguments)
     images = find_images(arguments.images, sys.stdin.buffer)
     is_export = (Path(arguments.model) / "manifest.json").is_file()
     model = open_export(arguments) if is_export else open_run(arguments)
@@ -74,11 +85,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"adaptive predict: {model.notice}", file=sys.stderr)
     bad: list[str] = []
     rows = answers(model, images, arguments.batch, min(arguments.top, len(model.classes)), arguments.threads, bad)
-    if arguments.json:
+    answered: list[dict[str, Any]] = []
+    try:
         for row in rows:
-            print(json.dumps(row), flush=True)
-    else:
-        _print_table(list(rows), model.exits)
+            if arguments.json:
+                print(json_text(row), flush=True)
+            else:
+                answered.append(row)
+    finally:  # what was answered before something failed, or the user stopped it, is shown as well
+        _print_table(answered, model.exits)
     for message in bad:
         print(f"adaptive predict: error: {message}", file=sys.stderr)
     return 1 if bad else 0
@@ -87,13 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
 def answers(
     model: Model, images: list[ImageFile], batch: int, top: int, threads: int | None, bad: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per readable image, in order; the messages about others go to ``bad``.
+    """Yield a record per image that is answered, in order; the messages about others go to ``bad``.
 
     While one batch is being answered the next one is decoded.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from adaptive.errors import DataError
+    from adaptive.errors import DataError, ModelError
 
     def prepare(image: ImageFile) -> Any:
         try:
@@ -113,13 +128,30 @@ def answers(
             if not ready:
                 continue
             if not warm:  # the first call sets things up; its time belongs to no image
-                model.answer([ready[0][1]])
+                with contextlib.suppress(DataError, ModelError):
+                    model.answer([ready[0][1]])
                 warm = True
             start = time.perf_counter()
-            exits, probabilities = model.answer([array for _, array in ready])
+            found = _answered(model, ready, bad)
             each = 1000 * (time.perf_counter() - start) / len(ready)
-            for (image, _), exit_, chances in zip(ready, exits, probabilities, strict=True):
+            for image, exit_, chances in found:
                 yield _record(image.name, model.classes, exit_, chances, top, each)
+
+
+def _answered(
+    model: Model, ready: list[tuple[ImageFile, Any]], bad: list[str]
+) -> Iterator[tuple[ImageFile, int, list[float]]]:
+    """Answer a batch; where that fails, image by image, so that one of them does not cost the others their answers."""
+    from adaptive.errors import DataError, ModelError
+
+    images, arrays = zip(*ready, strict=True)
+    try:
+        return zip(images, *model.answer(list(arrays)), strict=True)
+    except (DataError, ModelError) as error:
+        if len(ready) > 1:
+            return chain.from_iterable([list(_answered(model, [one], bad)) for one in ready])
+        bad.append(f"{images[0].name}: {error}")
+        return iter(())
 
 
 def _record(
@@ -151,8 +183,7 @@ def open_run(arguments: argparse.Namespace) -> Model:
     policy: Policy | None = None
     notice = ""
     if arguments.policy is None and not own.is_file():
-        notice = f"{trained.folder} has no policy.json, every image goes to the last exit; make one with: "
-        notice += f"adaptive calibrate {trained.folder} --budget 0.5"
+        notice = no_policy_notice(trained, "every image goes to the last exit")
     elif arguments.policy != "none":
         policy = load_policy(arguments.policy or str(own), trained)
     device = choose_device(arguments.device)

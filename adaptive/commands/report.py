@@ -14,6 +14,7 @@ from adaptive.commands.run_options import (
     check_loading,
     left_out_words,
     load_run,
+    no_policy_notice,
     split_outputs,
 )
 
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
+    from adaptive.files import json_text
     from adaptive.reporting.page import report_data, write_report
     from adaptive.reporting.published import choose, recognise
 
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             _send(one, walls.get(i, []), written)
     if arguments.json:
         files = {name: str(path) for name, path in {**written.figures, **_wall_names(written)}.items()}
-        print(json.dumps({"page": str(page), "figures": files, **report_data(runs, published)}))
+        print(json_text({"page": str(page), "figures": files, **report_data(runs, published)}))
     else:
         _print(measured, written, folder)
     return 0
@@ -146,8 +148,8 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     report = build_run(outputs, facts, evaluation)
     if outputs.left_out:
         notices.append(f"{report.images:,} images{left_out_words(outputs.left_out)}")
-    if policy is None:
-        notices.append(f"no policy yet, so nobody leaves early; make one: adaptive calibrate {folder} --budget 0.5")
+    if policy is None and (notice := no_policy_notice(trained, "so nobody leaves early")):
+        notices.append(notice)
     return _Measured(trained, report, str(data), notices)
 
 

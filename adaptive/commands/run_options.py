@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,22 @@ def network_for_inference(trained: TrainedRun, device: torch.device) -> Adaptive
     from adaptive.networks.precision import memory_format
 
     return trained.network.to(device).to(memory_format=memory_format(trained.config.train.channels_last))
+
+
+def no_policy_notice(trained: TrainedRun, consequence: str) -> str:
+    """Return the words on a run without a policy; none where there is one exit, and nothing to calibrate."""
+    if len(trained.network.exits) == 1:
+        return ""
+    return (
+        f"{trained.folder} has no policy.json, {consequence}; make one with: adaptive calibrate {trained.folder} "
+        "--budget 0.5"
+    )
+
+
+def prepare_tables(arguments: argparse.Namespace) -> None:
+    """Import what prints tables, unless JSON is asked for: if it is missing, nothing was computed in vain."""
+    if not arguments.json:
+        importlib.import_module("adaptive.reporting.tables")
 
 
 def split_outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str, flag: str) -> Outputs:

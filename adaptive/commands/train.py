@@ -18,6 +18,7 @@ from adaptive.config.sections import Config
 from adaptive.errors import AdaptiveError, StoppedError
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
+from adaptive.requirements import missing_package
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
         if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):
             print(line, file=sys.stderr, flush=True)
         code = error.exit_code
-    except Exception:
-        traceback.print_exc()  # a fault of ours; leave as below all the same
+    except Exception as error:
+        known = missing_package(error) if isinstance(error, ImportError) else None
+        if known is None:
+            traceback.print_exc()  # a fault of ours; leave as below all the same
+        else:
+            print(known.told("train"), file=sys.stderr, flush=True)
         code = 1
     leave_exit_code(code)
     sys.stdout.flush()

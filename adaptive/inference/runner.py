@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive.errors import PolicyError
 from adaptive.inference.acceleration.accelerated import (
     BATCH_SIZES,
     AcceleratedStages,
@@ -18,11 +18,22 @@ from adaptive.inference.acceleration.accelerated import (
     WarmUp,
     preparation,
 )
+from adaptive.inference.checks import (
+    check_finite,
+    check_images,
+    check_policy,
+    checksum,
+    refuse_broken_answers,
+    refuse_broken_images,
+)
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.stages import Carried, Observer, cut_into_stages
+from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
+
+Images = Tensor | np.ndarray
 
 
 class HasNetwork(Protocol):
@@ -74,7 +85,7 @@ class DynamicClassifier:
         batch_sizes: with ``accelerate``, the numbers of images that are prepared for; groups are padded up to them.
 
     Raises:
-        PolicyError: the policy is for another number of exits.
+        PolicyError: the policy is for another number of exits, or was calibrated for other weights.
         ConfigError: ``accelerate`` or ``batch_sizes`` cannot be.
         MachineError: CUDA graphs are asked for on another device.
     """
@@ -88,12 +99,11 @@ class DynamicClassifier:
         accelerate: Acceleration | Prepare | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ) -> None:
-        network = network if isinstance(network, AdaptiveNetwork) else network.network
-        exits = len(network.exits)
-        self.network = network.eval()
-        self.policy = policy or Policy(thresholds=[NOBODY] * (exits - 1) + [EVERYBODY])
-        if self.policy.exits != exits:
-            raise PolicyError(f"the policy is for {self.policy.exits} exits, the network has {exits}")
+        given, network = network, network if isinstance(network, AdaptiveNetwork) else network.network
+        if policy is None:
+            policy = Policy(thresholds=[NOBODY] * (len(network.exits) - 1) + [EVERYBODY])
+        check_policy(policy, network.exit_names, lambda: _fingerprint(given, network))
+        self.network, self.policy = network.eval(), policy
         self.precision = precision
         like = next(network.parameters())
         self.device, self._dtype = like.device, like.dtype
@@ -105,43 +115,52 @@ class DynamicClassifier:
             self._accelerated = AcceleratedStages(self._stages, precision, batch_sizes, prepare)
 
     @torch.inference_mode()
-    def warm_up(self, image_shape: Sequence[int] | None = None) -> WarmUp:
-        """Compile or capture every stage at every batch size now; without ``accelerate`` there is nothing to do.
-
-        Args:
-            image_shape: (C, H, W) of the images to come; by default what the network was cut for.
-        """
+    def warm_up(self) -> WarmUp:
+        """Compile or capture every stage at every batch size now; without ``accelerate`` there is nothing to do."""
         if self._accelerated is None:
             return WarmUp(0, 0.0)
-        side = self.network.input_size
-        shape = tuple(image_shape) if image_shape is not None else (self.network.channels, side, side)
-        return self._accelerated.warm_up(lambda size: self._enter(torch.zeros(size, *shape), 0).carried.state)
+        channels, side = self.network.channels, self.network.input_size
+        return self._accelerated.warm_up(
+            lambda size: self._enter(self._tensor(torch.zeros(size, channels, side, side)), 0).carried.state
+        )
 
     @property
     def prepared(self) -> int:
         """How many functions, at most one per stage and batch size, have been compiled or captured so far."""
         return self._accelerated.prepared if self._accelerated else 0
 
-    def predict(self, images: Tensor) -> Predictions:
-        """Images (N, C, H, W) -> labels (N,), confidences (N,) and exits (N,) from 1 to k, on the network's device."""
+    def predict(self, images: Images) -> Predictions:
+        """Images (N, C, H, W) -> labels (N,), confidences (N,) and exits (N,) from 1 to k, on the network's device.
+
+        Raises:
+            DataError: images of another type, shape or size, or that hold NaN or infinite values.
+            ModelError: an answer is NaN or infinite.
+        """
         probabilities, exits = self.run(images)
         confidences, labels = probabilities.max(dim=1)
         return Predictions(labels, confidences, exits)
 
     @torch.inference_mode()
-    def run(self, images: Tensor, observe: Observer | None = None) -> tuple[Tensor, Tensor]:
+    def run(self, images: Images, observe: Observer | None = None) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) -> probabilities (N, classes) and exits (N,) from 1 to k.
 
         Args:
-            images: normalised as the run's transform does; an empty batch is allowed.
+            images: floats, normalised as the run's transform does; on any device, and of any memory layout; an empty
+                batch is allowed.
             observe: told what was done, part by part.
+
+        Raises:
+            DataError: images of another type, shape or size, or that hold NaN or infinite values.
+            ModelError: an answer is NaN or infinite.
         """
+        self._check(images)
         total = len(images)
         probabilities = torch.zeros(total, self.network.num_classes, device=self.device)
         exits = torch.full((total,), len(self.network.exits), device=self.device)
         if not total:
             return probabilities, exits
-        group = self._enter(images, 0)
+        group = self._enter(self._tensor(images), 0)
+        entered = checksum(group.carried.state[0])
         for number, stage in enumerate(self._stages):
             leaves, values = self._advance(group, number, observe)
             if len(group) == total:
@@ -158,10 +177,11 @@ class DynamicClassifier:
             if len(stay) < len(group):
                 group = self._keep(group, stay, padded=True)
                 _tell(observe, "compaction", stage.exit, len(stay))
+        check_finite(entered + checksum(probabilities), lambda: self._tensor(images), probabilities)
         return probabilities, exits
 
     @torch.inference_mode()
-    def stream(self, batches: Iterable[Tensor], batch: int = 64) -> Iterator[Finished]:
+    def stream(self, batches: Iterable[Images], batch: int = 64) -> Iterator[Finished]:
         """Run an endless queue of images with every block at a full batch.
 
         Images that stay wait in front of the next block until ``batch`` of them are there, and the first block is
@@ -174,16 +194,22 @@ class DynamicClassifier:
 
         Yields:
             Images as they leave, every one once.
+
+        Raises:
+            DataError: images of another type, shape or size, or that hold NaN or infinite values.
+            ModelError: an answer is NaN or infinite.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: give 1 or more")
-        queue = _Queue(batches, batch)
+        queue = _Queue((self._checked(images) for images in batches), batch)
         waiting: list[list[_Group]] = [[] for _ in self._stages]
         while True:
             stage = self._choose(waiting, batch)
             images = None if stage is not None else queue.take()
             if images is not None:
                 stage, group = 0, self._enter(images, queue.taken - len(images))
+                if not bool(checksum(images).isfinite()):
+                    refuse_broken_images(images, queue.taken - len(images))
             else:
                 stage = stage if stage is not None else next((s for s, groups in enumerate(waiting) if groups), None)
                 if stage is None:
@@ -194,6 +220,8 @@ class DynamicClassifier:
             confidences, labels = values[leave].max(dim=1)
             exits = torch.full_like(labels, self._stages[stage].exit + 1)
             finished = Finished(group.positions[leave], Predictions(labels, confidences, exits))
+            if not bool(checksum(confidences).isfinite()):
+                refuse_broken_answers(values[leave], finished.positions.tolist())
             if len(leave) < len(group):
                 stay = (~leaves).nonzero().squeeze(1)
                 lives_on = len(stay) == len(group) and self._accelerated is None  # what is accelerated is overwritten
@@ -201,8 +229,20 @@ class DynamicClassifier:
             if len(leave):
                 yield finished  # last: whoever takes it may use this runner in between
 
+    def _check(self, images: Any) -> None:
+        check_images(images, self.network.channels, self.network.input_size)
+
+    def _tensor(self, images: Images) -> Tensor:
+        """Images as the network takes them: on its device, in its type and memory format."""
+        if not isinstance(images, Tensor):  # torch takes no foreign byte order or negative strides, and warns of others
+            images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ("C", "W")))
+        return images.to(self.device, self._dtype, non_blocking=True, memory_format=self._layout)
+
+    def _checked(self, images: Images) -> Tensor:
+        self._check(images)
+        return self._tensor(images)
+
     def _enter(self, images: Tensor, first: int) -> _Group:
-        images = images.to(self.device, self._dtype, non_blocking=True, memory_format=self._layout)
         positions = torch.arange(first, first + len(images), device=self.device)
         return _Group(Carried(self.network.start(images)), positions, len(images))
 
@@ -267,6 +307,13 @@ class _Queue:
         self._held = [images[self._batch :]] if len(images) > self._batch else []
         self.taken += min(len(images), self._batch)
         return images[: self._batch] if len(images) else None
+
+
+def _fingerprint(given: AdaptiveNetwork | HasNetwork, network: AdaptiveNetwork) -> str | None:
+    """The network's; where its weights were converted that of the run they come from, or None if it is not known."""
+    if all(tensor.dtype == torch.float32 for tensor in network.state_dict().values() if tensor.is_floating_point()):
+        return fingerprint(network)
+    return getattr(getattr(given, "identity", None), "fingerprint", None)
 
 
 def _is_channels_last(network: nn.Module) -> bool:

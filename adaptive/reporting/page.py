@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.errors import MachineError
-from adaptive.files import write_atomically
+from adaptive.files import json_text, write_atomically
 from adaptive.reporting import exit_figures as figures
 from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
 from adaptive.reporting.class_statistics import class_shares, confused_pairs
@@ -222,7 +221,7 @@ def _render(
     environment.filters["human"] = human
     environment.filters["where"] = where
     # Only "<" could end a script element; JSON may hold it as an escape.
-    data = json.dumps(report_data(runs, published), ensure_ascii=False, indent=1).replace("<", "\\u003c")
+    data = json_text(report_data(runs, published), indent=1, ascii_only=False).replace("<", "\\u003c")
     return environment.get_template(TEMPLATE).render(
         runs=runs,
         sections=sections,

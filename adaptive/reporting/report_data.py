@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaptive.errors import AdaptiveError
+from adaptive.inference.checks import check_answers
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
 from adaptive.metrics import measure_outputs
@@ -164,8 +165,10 @@ def build_run(outputs: Outputs, facts: RunFacts, evaluation: Mapping[str, Any] |
 
     Raises:
         AdaptiveError: the numbers of exits or classes do not fit together, or there are no images.
+        ModelError: answers are NaN or infinite.
     """
     _check(outputs, facts)
+    check_answers(outputs.logits)
     measured = measure_outputs(outputs.logits, outputs.labels)
     timing, points, how = _from_evaluation(evaluation or {}, len(facts.macs))
     return RunReport(

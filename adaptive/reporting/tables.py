@@ -68,8 +68,13 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
 
 def print_table(table: Table) -> None:
     """Print ``table`` to standard output; into a pipe or a job's log as wide as it is, so that no column is cut."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
         options = console.options.update(max_width=MAX_WIDTH)
-        console = Console(width=max(console.width, console.measure(table, options=options).maximum))
+        console = _console(width=max(console.width, console.measure(table, options=options).maximum))
     console.print(table)
+
+
+def _console(width: int | None = None) -> Console:
+    """A console to which brackets and colons are what they are: a class may be called [unk] or :smile:."""
+    return Console(width=width, markup=False, emoji=False)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from adaptive.errors import ConfigError, ModelError, PolicyError, reason_of
+from adaptive.errors import ConfigError, ModelError, reason_of
 from adaptive.inference.acceleration.compilation import Compilation
 from adaptive.inference.acceleration.cuda_graphs import CudaCapture, Function, Graphs
 from adaptive.inference.stages import Carried, Outcome, Stage, Structure
@@ -72,7 +72,6 @@ class AcceleratedStages:
             raise ConfigError(f"batch_sizes = {tuple(sizes)}: give at least one size, of 1 or more")
         self._prepared: dict[tuple[int, int], Function] = {}
         self._behind: dict[int, Structure] = {}
-        self._image_shape: torch.Size | None = None
 
     @property
     def prepared(self) -> int:
@@ -102,8 +101,6 @@ class AcceleratedStages:
             For as many images as the size, or ``count`` where it was run in pieces. All tensors may be overwritten by
             the next call of this stage.
         """
-        if number == 0:
-            self._check_shape(carried.state[0])
         size = self.size(count)
         images = torch.arange(count, device=carried.state[0].device)
         if count <= size:
@@ -157,16 +154,6 @@ class AcceleratedStages:
             raise ModelError(
                 f"accelerate: {blocks} at batch size {size} cannot be prepared ({reason}); use accelerate=None"
             ) from error
-
-    def _check_shape(self, images: Tensor) -> None:
-        shape = images.shape[1:]
-        if self._image_shape is None:
-            self._image_shape = shape
-        if shape != self._image_shape:
-            had, got = (" x ".join(map(str, s)) for s in (self._image_shape, shape))
-            raise PolicyError(
-                f"images of {got}: this accelerated runner was prepared for {had}; make another DynamicClassifier"
-            )
 
 
 def _function(stage: Stage, structure: Structure, precision: str, device: torch.device) -> Function:

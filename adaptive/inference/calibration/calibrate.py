@@ -91,6 +91,7 @@ def calibrate(
     Raises:
         PolicyError: shapes that do not fit, no images, labels out of range, no probabilities, costs that do not rise,
             a budget out of range, an unknown method or kind.
+        ModelError: probabilities are NaN or infinite.
     """
     values, truth, prices = _checked("probabilities", probabilities, labels, costs, kind, method)
     check_probabilities(values)
@@ -134,6 +135,7 @@ def fit(
 
     Raises:
         PolicyError: as in `calibrate`; a target that cannot be met.
+        ModelError: logits are NaN or infinite.
     """
     values, truth, prices = _checked("logits", logits, labels, costs, kind, method)
     if target.budget is None and method != "search":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.thresholds import check_costs
+from adaptive.inference.checks import check_answers
 
 
 def check_name(key: str, value: str, known: Sequence[str]) -> None:
@@ -29,6 +30,7 @@ def check_outputs(name: str, outputs: Any, labels: Any, costs: Sequence[float]) 
 
     Raises:
         PolicyError: one of them does not fit.
+        ModelError: outputs are NaN or infinite.
     """
     values, truth = torch.as_tensor(outputs).detach().cpu(), torch.as_tensor(labels).detach().cpu()
     if values.ndim != 3 or not values.is_floating_point():
@@ -43,8 +45,7 @@ def check_outputs(name: str, outputs: Any, labels: Any, costs: Sequence[float]) 
     if not 0 <= int(truth.min()) <= int(truth.max()) < classes:
         wrong = truth[(truth < 0) | (truth >= classes)][0]
         raise PolicyError(f"labels: {wrong} is none of the {classes} classes; give 0 to {classes - 1}")
-    if not all(bool(part.isfinite().all()) for part in values):  # exit by exit: it makes a copy on the way
-        raise PolicyError(f"{name}: not all are finite; does the network give NaN? Check it with adaptive evaluate")
+    check_answers(values)
     prices = [float(cost) for cost in costs]
     check_costs(prices, exits)
     return values.float(), truth.long(), prices

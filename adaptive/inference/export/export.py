@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptive.errors import ExportError, reason_of
 from adaptive.files import sync_folder
+from adaptive.inference.checks import check_answers, check_images, check_policy, refuse_broken_images
 from adaptive.inference.export.export_manifest import BlockEntry, FileEntry, Format, Manifest, file_entry, require
 from adaptive.inference.export.pieces import Piece, pieces_of, with_plain_attention
 from adaptive.inference.export.preprocess import Preprocess
@@ -63,6 +64,9 @@ def export(
     Raises:
         ExportError: the folder is taken, a package is missing, a block cannot be exported, the files answer other than
             the network, or what was given does not belong to the network.
+        PolicyError: the policy is for another number of exits, or was calibrated for other weights.
+        DataError: images of another type, shape or size, or that hold NaN or infinite values.
+        ModelError: the network's answers are NaN or infinite.
     """
     folder = Path(folder)
     own = fingerprint(network)
@@ -70,14 +74,17 @@ def export(
     plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
     # A part's gradient fork has nothing to do here, and recomputing would only be in a recorder's way.
     plain.equilibrium, plain.checkpointing = False, False
+    batches = _batches(plain, images)
     with _written_aside(folder) as aside, torch.no_grad(), _quiet():
+        for batch in batches:
+            check_answers(plain(batch))
         pieces = pieces_of(plain)
         files: list[FileEntry] = []
         for piece in pieces:
             files += _write(piece, f"block {piece.number} of {backbone}", formats, aside)
         blocks = [piece.entry(formats) for piece in pieces]
         for kind in formats:
-            _verify(plain, blocks, kind, aside, backbone, images)
+            _verify(plain, blocks, kind, aside, backbone, batches)
         manifest = Manifest(
             backbone=backbone,
             exits=network.exit_names,
@@ -156,15 +163,11 @@ def _root(error: BaseException) -> str:
 
 
 def _verify(
-    network: AdaptiveNetwork, blocks: list[BlockEntry], kind: Format, folder: Path, backbone: str, images: Tensor | None
+    network: AdaptiveNetwork, blocks: list[BlockEntry], kind: Format, folder: Path, backbone: str, batches: list[Tensor]
 ) -> None:
     """Compare every block's logits with the network's (raises ExportError)."""
     runs = [_opened(folder, block, kind) for block in blocks]
-    size, generator = network.input_size, torch.Generator().manual_seed(0)
-    sets = [torch.randn(n, network.channels, size, size, generator=generator) for n in BATCHES]
-    if images is not None:
-        sets += [images[:n].float().cpu() for n in BATCHES]
-    for batch in sets:
+    for batch in batches:
         values = {blocks[0].inputs[0]: batch}
         for i, (block, expected) in enumerate(zip(blocks, network(batch), strict=True)):
             try:
@@ -182,6 +185,17 @@ def _verify(
                     f"block {i + 1} of {backbone} answers other as {kind} than in the network: logits differ by "
                     f"{difference:.2g}, the largest is {largest:.2g}; {ELSEWHERE}"
                 )
+
+
+def _batches(network: AdaptiveNetwork, images: Tensor | None) -> list[Tensor]:
+    """What the files are verified on: noise, and the first of the images, if any."""
+    size, generator = network.input_size, torch.Generator().manual_seed(0)
+    batches = [torch.randn(n, network.channels, size, size, generator=generator) for n in BATCHES]
+    if images is not None:
+        check_images(images, network.channels, size)
+        refuse_broken_images(images)
+        batches += [images[:n].float().cpu() for n in BATCHES]
+    return batches
 
 
 def _opened(folder: Path, block: BlockEntry, kind: Format) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -223,13 +237,7 @@ def _check(
             f"preprocess makes images of {preprocess.crop} pixels, the network was built for {network.input_size}; "
             "give that of its configuration"
         )
-    if policy.exits != len(network.exits):
-        raise ExportError(f"the policy is for {policy.exits} exits, the network has {len(network.exits)}; calibrate it")
-    if policy.network is not None and policy.network.fingerprint != own:
-        raise ExportError(
-            f"the policy was calibrated for another network ({policy.network.backbone}, fingerprint "
-            f"{policy.network.fingerprint[:12]} instead of {own[:12]}); calibrate this one"
-        )
+    check_policy(policy, network.exit_names, lambda: own)
 
 
 @contextmanager

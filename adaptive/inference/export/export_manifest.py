@@ -15,6 +15,7 @@ from adaptive.files import file_sha256, write_atomically
 from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.frozen_model import FrozenModel
 from adaptive.inference.policy import Policy
+from adaptive.requirements import missing_package
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -171,7 +172,7 @@ def require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ExportError(f"{package} cannot be imported ({error}); pip install 'adaptive-training[export]'") from None
+        raise ExportError(str(missing_package(error) or error)) from None
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive.data.images.decode import decode_image
-from adaptive.errors import DataError, ExportError, PolicyError, reason_of
+from adaptive.errors import DataError, ExportError, reason_of
+from adaptive.inference.checks import check_finite, check_images, check_policy, checksum
 from adaptive.inference.export.export_manifest import AGAIN, Manifest, StateTensor, require
 from adaptive.inference.policy import Policy
 
@@ -71,17 +72,10 @@ class OnnxClassifier:
         """Let another policy decide.
 
         Raises:
-            PolicyError: it is for another number of exits, or was calibrated for another network.
+            PolicyError: it is for another number of exits, or was calibrated for other weights.
         """
         exits = len(self.manifest.blocks)
-        if policy.exits != exits:
-            raise PolicyError(f"the policy is for {policy.exits} exits, the exported network has {exits}")
-        if policy.network is not None and policy.network.fingerprint != self.manifest.fingerprint:
-            raise PolicyError(
-                f"the policy was calibrated for another network ({policy.network.backbone}, fingerprint "
-                f"{policy.network.fingerprint[:12]}) than the exported one ({self.manifest.backbone}, "
-                f"{self.manifest.fingerprint[:12]}); calibrate the run that was exported"
-            )
+        check_policy(policy, self.manifest.exits, lambda: self.manifest.fingerprint)
         self._policy = policy
         self._fires = [policy.can_fire(i) for i in range(exits - 1)] + [True]
         # A score that depends on the exits before needs their answers, also where nobody can leave.
@@ -89,21 +83,24 @@ class OnnxClassifier:
         self._decides = [fires or remembers for fires in self._fires]
 
     def predict(self, images: Array) -> ArrayPredictions:
-        """Images (N, C, H, W) float32, as `preprocess` makes them -> labels, confidences and exits, (N,) each.
+        """Images (N, C, H, W), floats as `preprocess` makes them -> labels, confidences and exits, (N,) each.
 
         Raises:
-            ExportError: images of another shape or type.
+            DataError: images of another type, shape or size, or that hold NaN or infinite values.
+            ModelError: an answer is NaN or infinite.
         """
         probabilities, exits = self.run(images)
         return ArrayPredictions(probabilities.argmax(axis=1), probabilities.max(axis=1), exits)
 
     def run(self, images: Array) -> tuple[Array, Array]:
-        """Images (N, C, H, W) float32 -> probabilities (N, classes) float32, and exits (N,) int64 from 1 to k.
+        """Images (N, C, H, W), floats -> probabilities (N, classes) float32, and exits (N,) int64 from 1 to k.
 
         Raises:
-            ExportError: images of another shape or type.
+            DataError: images of another type, shape or size, or that hold NaN or infinite values.
+            ModelError: an answer is NaN or infinite.
         """
-        self._check(images)
+        check_images(images, self.manifest.channels, self.manifest.input_size)
+        images = _float32(images)
         total, exits = len(images), len(self._sessions)
         probabilities = np.zeros((total, len(self.classes)), np.float32)
         left_at = np.full(total, exits, np.int64)
@@ -131,6 +128,7 @@ class OnnxClassifier:
                 values = select(values, tensors, stays, len(inside))
                 memory = None if memory is None else memory[stays]
                 inside = inside[stays]
+        check_finite(checksum(images) + checksum(probabilities), lambda: images, probabilities)
         return probabilities, left_at
 
     def open_images(self, sources: Iterable[str | Path | bytes]) -> NDArray[np.float32]:
@@ -142,14 +140,6 @@ class OnnxClassifier:
         opened = [self.preprocess(_open(i, source)) for i, source in enumerate(sources)]
         shape = (0, self.manifest.channels, self.manifest.input_size, self.manifest.input_size)
         return np.stack(opened) if opened else np.zeros(shape, np.float32)
-
-    def _check(self, images: Array) -> None:
-        size, channels = self.manifest.input_size, self.manifest.channels
-        if images.dtype != np.float32 or images.shape[1:] != (channels, size, size):
-            raise ExportError(
-                f"images are {images.dtype} of shape {images.shape}; this network takes float32 (N, {channels}, "
-                f"{size}, {size}), as open_images and preprocess make them"
-            )
 
 
 def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Array, batch: int) -> dict[str, Array]:
@@ -171,6 +161,14 @@ def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Ar
             value = parts.reshape(*before, len(kept) * multiple, *after)
         selected[tensor.name] = value
     return selected
+
+
+def _float32(images: Any) -> Array:
+    """Images of any float type, a numpy array or a torch tensor, as onnxruntime takes them."""
+    if not isinstance(images, np.ndarray):
+        images = images.detach().cpu().float().numpy()
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(images, np.float32)
 
 
 def _session(path: Path, threads: int | None, providers: Sequence[str]) -> Any:

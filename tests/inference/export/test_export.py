@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.errors import ExportError
+from adaptive.errors import ExportError, PolicyError
 from adaptive.files import file_sha256
 from adaptive.inference.export import export as module
 from adaptive.inference.export import export_manifest as manifest_module
@@ -193,7 +193,6 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"classes": ["a"]}, "1 classes were given, the network has 10"),
-            ({"policy": Policy(thresholds=[0.0])}, "the policy is for 1 exits, the network has 3"),
             ({"formats": ("onnx", "tf")}, "formats = 'onnx,tf'"),
             ({"formats": ()}, "formats = ''"),
             (
@@ -208,8 +207,13 @@ class TestRefusals:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_policy_of_another_network(self, network: Any, exported: Export, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match="calibrated for another network"):
-            export(network, tmp_path / "out", **arguments(policy=exported("resnet").policy))
+        for policy, message in (
+            (exported("resnet").policy, "calibrated for other weights"),
+            (Policy(thresholds=[0.0]), "the policy is for 1 exits, the network has 3"),
+        ):
+            with pytest.raises(PolicyError, match=message):
+                export(network, tmp_path / "out", **arguments(policy=policy))
+            assert list(tmp_path.iterdir()) == []
 
     def test_a_taken_folder(self, network: Any, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("x")
