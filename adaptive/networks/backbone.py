@@ -1,10 +1,8 @@
-"""Plain timm models: building one, filling it with weights, and what timm knows about it."""
+"""Plain timm models: building one, and what timm knows about it."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,8 +10,6 @@ from timm.models import group_parameters
 from torch import nn
 
 from adaptive.errors import ModelError, nearest, reason_of
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,28 +109,3 @@ def layer_groups(model: Any) -> dict[str, int]:
         return {}
     groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return {name: int(layer) for name, layer in groups.items()}
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file of plain timm weights; a classifier of another class count is left as it is.
-
-    Raises:
-        ModelError: the file is missing, cannot be read, or does not fit the model.
-    """
-    if not path.is_file():
-        raise ModelError(f"weights = {str(path)!r}: no such file; give a .safetensors or .pth file of timm weights")
-    try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # the readers of the two formats raise whatever they like
-        reason = reason_of(error, 200)
-        raise ModelError(f"weights = {str(path)!r}: cannot be read as tensors only: {reason}") from error
-    current = model.state_dict()
-    for key in [key for key in state if key in current and key.startswith(classifier_names(model))]:
-        if state[key].shape != current[key].shape:
-            log.warning("%s: %s has shape %s and is left out", path, key, tuple(state[key].shape))
-            state[key] = current[key]
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = reason_of(error)
-        raise ModelError(f"weights = {str(path)!r}: does not fit the backbone: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from adaptive.networks.backbone import (
     classifier_names,
     classifier_width,
     layer_groups,
-    load_weights,
 )
 from adaptive.networks.cutting.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
+from adaptive.networks.initial_weights import left_fresh, load_file, load_state
 from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.state import State
@@ -40,7 +41,7 @@ def create_model(
     input_size: int | None = None,
     head_width: int = 0,
     head_dropout: float = 0.0,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     **backbone: Any,
 ) -> AdaptiveNetwork:
     """Build a network with early exits.
@@ -58,7 +59,8 @@ def create_model(
         input_size: side of the square images in pixels; by default the backbone's own.
         head_width: width of a pointwise layer in front of an early exit's pooling; 0 leaves it out.
         head_dropout: dropout in front of an early exit's classifier.
-        weights: file of plain timm weights to start from; a classifier of another class count is left out.
+        weights: file of weights to start the backbone from (see `adaptive.networks.weights_file.read_weights`), or a
+            plain timm model's state_dict; a classifier of another class count is left out.
         backbone: further arguments of timm.create_model; for ``msdnet`` and ``ranet`` all their settings.
 
     Returns:
@@ -76,12 +78,27 @@ def create_model(
         number = number_of_exits(name, exits, head_width)
         backbone |= {} if number is None else {"exits": number}
     plain = build_backbone(name, input_size, num_classes=num_classes, pretrained=pretrained, **backbone)
-    if weights is not None:
-        load_weights(plain.model, Path(weights))
+    loaded = _start(plain, pretrained, weights)
     if own:
-        return assemble(plain, num_classes, equilibrium, collaboration, head_dropout)
-    heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
-    return _assemble(plain, DEFAULT_EXITS if exits is None else exits, heads, equilibrium, collaboration)
+        network = assemble(plain, num_classes, equilibrium, collaboration, head_dropout, loaded)
+    else:
+        heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
+        network = _assemble(plain, DEFAULT_EXITS if exits is None else exits, heads, equilibrium, collaboration)
+    network.untrained -= {name for plain_name in loaded for name in network.names.own[plain_name]}
+    return network
+
+
+def _start(plain: Backbone, pretrained: bool, weights: str | Path | Mapping[str, Tensor] | None) -> set[str]:
+    """Give a plain model its first weights; returns the names of the tensors that are not random any more."""
+    if isinstance(weights, Mapping):
+        fresh = load_state(plain, weights, "weights")
+    elif weights is not None:
+        fresh = load_file(plain, Path(weights))
+    elif pretrained:
+        fresh = left_fresh(plain)
+    else:
+        return set()
+    return plain.model.state_dict().keys() - fresh
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class AdaptiveNetwork(nn.Module):
         num_layers: number of those layers.
         input_size: side in pixels of the square images that the backbone was cut for.
         channels: of those images.
+        untrained: names of the tensors that hold the random values that they were made with; whoever loads others
+            takes them out.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class AdaptiveNetwork(nn.Module):
             if exit_.link is not None:
                 exit_.link.attached = collaboration == "attached"
         self.checkpointing = False
+        self.untrained = set(self.state_dict())
         self.register_load_state_dict_pre_hook(_accept_timm_names)
 
     @property

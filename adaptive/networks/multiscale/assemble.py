@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from adaptive.errors import ModelError
@@ -33,9 +35,16 @@ def number_of_exits(name: str, exits: int | list[str] | None, head_width: int) -
 
 
 def assemble(
-    plain: Backbone, num_classes: int, equilibrium: bool | str, collaboration: bool | str, head_dropout: float
+    plain: Backbone,
+    num_classes: int,
+    equilibrium: bool | str,
+    collaboration: bool | str,
+    head_dropout: float,
+    trained: Collection[str] = (),
 ) -> AdaptiveNetwork:
     """Put a classifier behind every block; the last one is the plain model's own.
+
+    ``trained`` are the names of the plain model's tensors that were loaded: a classifier among them keeps its values.
 
     Returns:
         The network, on the CPU, in training mode, made of the plain model's modules.
@@ -48,7 +57,7 @@ def assemble(
     state = model.state_dict(keep_vars=True)
     model.head.drop.p = head_dropout
     if link and last > 0:
-        model.head.add_link()
+        model.head.add_link(any(name.startswith(classifier_names(model)) for name in trained))
     exits.append(model.head)
     holder = nn.ModuleDict({"blocks": model.blocks, "exits": nn.ModuleList(exits)})
     own = holder.state_dict(keep_vars=True)

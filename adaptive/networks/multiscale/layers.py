@@ -107,10 +107,15 @@ class ConvExit(Exit):
         if link:
             self.add_link()
 
-    def add_link(self) -> None:
-        """Let a previous exit feed this one: the linear layer becomes one part of that on the concatenation."""
+    def add_link(self, trained: bool = False) -> None:
+        """Let a previous exit feed this one: the linear layer becomes one part of that on the concatenation.
+
+        One that is trained stays as it is, and the link starts at zero, as on a timm model's own classifier.
+        """
         width, classes = self.classifier.in_features, self.classifier.out_features
-        self.link = CollaborationLink(classes, width)
+        self.link = CollaborationLink(classes, width, start_at_zero=trained)
+        if trained:
+            return
         init_as_concatenated(self.classifier, 2 * width)
         nn.init.zeros_(self.classifier.bias)
 

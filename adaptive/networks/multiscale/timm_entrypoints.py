@@ -37,14 +37,15 @@ def _configuration(stem: str, size: int | None) -> dict[str, Any]:
 
 def _register(module: str, cls: str, name: str, settings: dict[str, Any]) -> None:
     def entrypoint(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> nn.Module:
-        if pretrained:
+        given = (arguments.get("pretrained_cfg_overlay") or {}).get("state_dict")  # as a file of weights is loaded
+        if pretrained and not given:
             raise ModelError(f"{name}: no pretrained weights are published; leave pretrained out, or give weights")
         size = arguments.pop("img_size", None)  # as timm's transformers are told; any fits here
         merged = {**settings, **arguments}
         configuration = pretrained_cfg or _configuration(merged.get("stem", "cifar"), size)
         network = getattr(importlib.import_module(module), cls)
         _check_settings(network, merged)
-        return build_model_with_cfg(network, name, False, pretrained_cfg=configuration, **merged)
+        return build_model_with_cfg(network, name, pretrained, pretrained_cfg=configuration, **merged)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"{cls} with {settings or 'its defaults'}."
