@@ -226,12 +226,11 @@ def _hardware(arguments: argparse.Namespace, per_node: int) -> Hardware:
 def _assumed(arguments: argparse.Namespace, config: Config) -> tuple[Shards, Any]:
     """Return a dataset that is assumed to exist, and the network for as many classes as the configuration names."""
     from adaptive.data.shards.index import VERSION, DatasetIndex
-    from adaptive.networks.from_config import build_network
+    from adaptive.networks.from_config import outline_network
     from adaptive.planning.data_plan import Shards
 
     images = arguments.dataset_images
     shards = Shards.assumed(images, arguments.shards or max(1, images // 1250), arguments.image_bytes or IMAGE_BYTES)
     classes = [str(i) for i in range(config.model.num_classes or 1000)]
     index = DatasetIndex(version=VERSION, classes=classes, splits={}, fingerprint="0" * 64)
-    plain = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-    return shards, build_network(plain, len(index.classes))
+    return shards, outline_network(config, len(index.classes))

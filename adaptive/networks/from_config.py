@@ -10,10 +10,13 @@ from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import ModelError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.trained_with import of_model
 
 
-def build_network(config: Config, num_classes: int) -> AdaptiveNetwork:
+def build_network(config: Config, num_classes: int, load: bool = True) -> AdaptiveNetwork:
     """Build the configured network with the seed's initial weights, or the pretrained ones, on the CPU.
+
+    Without ``load`` no weights are fetched or read: those of a checkpoint will take their place.
 
     Raises:
         ModelError: the backbone cannot be built or cut like that; the message names the key.
@@ -21,11 +24,38 @@ def build_network(config: Config, num_classes: int) -> AdaptiveNetwork:
     model = config.model
     torch.manual_seed(config.train.seed)
     try:
-        return _create(config, num_classes, model.exits, pretrained=model.pretrained, weights=model.weights)
+        start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}
+        return _create(config, num_classes, model.exits, **start)
     except ModelError as error:
         # Its messages begin with the argument's name, which is the key's name in the model section.
         prefix = "model." if str(error).split(" ")[0] in ModelConfig.model_fields else "model: "
         raise ModelError(f"{prefix}{error}") from error
+
+
+def outline_network(config: Config, num_classes: int) -> AdaptiveNetwork:
+    """Build the configured network without fetching pretrained weights: what they would fill counts as trained.
+
+    They change no size, and the machine that plans may have no way to them. A file of weights is read.
+
+    Raises:
+        ModelError: as `build_network`, or timm has no pretrained weights of the backbone.
+    """
+    model = config.model
+    network = build_network(
+        config.model_copy(update={"model": model.model_copy(update={"pretrained": False})}), num_classes
+    )
+    if model.pretrained:
+        noted = of_model(model)
+        if noted is None:
+            raise ModelError(
+                f"model.pretrained = true: there are no pretrained weights of {model.backbone}; leave it out, give "
+                "model.weights, or take a backbone that `adaptive models` calls pretrained"
+            )
+        names = network.names
+        filled = [own for plain, own in names.own.items()
+                  if noted.num_classes == num_classes or not plain.startswith(names.classifier)]  # fmt: skip
+        network.untrained -= {name for own in filled for name in own}
+    return network
 
 
 def rebuild_network(config: Config, num_classes: int, exits: list[str]) -> AdaptiveNetwork:

@@ -74,7 +74,10 @@ def left_fresh(plain: Backbone) -> set[str]:
     wanted, noted = plain.arguments.get("num_classes"), configuration(plain.model)
     if wanted in (None, noted.get("num_classes")):
         return set()
-    return {key for key in plain.model.state_dict() if key.startswith(classifier_names(plain.model))}
+    fresh = {key for key in plain.model.state_dict() if key.startswith(classifier_names(plain.model))}
+    there = f"{noted.get('num_classes')} classes, not the {wanted} here"
+    log.warning("pretrained weights of %s are of %s: %s left out", plain.name, there, _listed(sorted(fresh)))
+    return fresh
 
 
 def _arguments(plain: Backbone, state: Mapping[str, Tensor]) -> dict[str, Any]:

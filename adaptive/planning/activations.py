@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adaptive.config.sections import Config
-from adaptive.errors import ConfigError, reason_of
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.batch import BatchSizes
 from adaptive.training.learner import Learner, build_task
 from adaptive.training.losses.distillation import NetworkTeacher, Teacher, last_exit, next_exit
+from adaptive.training.losses.model_teacher import unloaded_teacher
 from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
 from adaptive.training.prepared_run import Setup
 
@@ -181,15 +180,9 @@ def fake_copy(network: nn.Module, mode: FakeTensorMode) -> Any:
     return copy.deepcopy(network, memo)
 
 
-def teacher_model(config: Config, num_classes: int) -> nn.Module:
+def teacher_model(config: Config, num_classes: int) -> NetworkTeacher:
     """Build the timm model that teaches, without weights (raises ConfigError); under a fake mode it takes no memory."""
-    distillation = config.distillation
-    name = str(distillation.teacher_model)
-    try:
-        return timm.create_model(name, num_classes=num_classes, pretrained=False, **distillation.teacher_options)
-    except Exception as error:
-        reason = reason_of(error)
-        raise ConfigError(f"distillation.teacher_model = {name!r} cannot be built: {reason}") from error
+    return unloaded_teacher(config.distillation, config.data, num_classes, autocast(config.train.precision, CPU))
 
 
 class _Forward:
@@ -234,7 +227,7 @@ def _fake_teacher(config: Config, plan: PhasePlan, network: AdaptiveNetwork, mod
     if kind != "model":
         return NetworkTeacher(fake_copy(network, mode), autocast(config.train.precision, CPU))
     with mode:
-        return NetworkTeacher(teacher_model(config, network.num_classes), autocast(config.train.precision, CPU))
+        return teacher_model(config, network.num_classes)
 
 
 def _tensors_of(teacher: Teacher | None) -> list[Tensor]:

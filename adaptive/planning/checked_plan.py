@@ -8,11 +8,13 @@ from pathlib import Path
 from adaptive.config.sections import Config
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import AdaptiveError
-from adaptive.networks.from_config import build_network
+from adaptive.networks.from_config import outline_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
 from adaptive.training.checkpoints.store import CheckpointStore
+from adaptive.training.phases import plan_phase
+from adaptive.training.starting.frozen import check_frozen
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
     batch = batch_sizes(config.train, nodes * gpus_per_node)
     index = preflight.check_dataset(config)
     folder = Path(str(config.train.run_folder))
-    preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))
-    # Weights change no size, and the machine that plans may have no way to them.
-    plain = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-    network = build_network(plain, len(index.classes))
+    goes_on, _ = preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))
+    network = outline_network(config, len(index.classes))
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     preflight.check_training(config, batch, index, network)
+    if goes_on is None:
+        plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
+        check_frozen(config, network, plans)
     return CheckedPlan(config, nodes, gpus_per_node, batch, index, network)

@@ -195,7 +195,7 @@ def _teacher_bytes(config: Config, plan: PhasePlan, network: AdaptiveNetwork, si
     if kind == "frozen":
         return sizes.stored
     with FakeTensorMode():
-        model = teacher_model(config, network.num_classes)
+        model = teacher_model(config, network.num_classes).network
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 

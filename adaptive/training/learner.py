@@ -23,11 +23,11 @@ from adaptive.training.losses.distillation import (
     Teacher,
     frozen_teacher,
     last_exit,
-    model_teacher,
     next_exit,
 )
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
+from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
 from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
@@ -174,4 +174,4 @@ def _build_teacher(
     if kind == "ema":
         assert average is not None, "the configuration was checked for ema_decay"
         return NetworkTeacher(average.network, context)
-    return model_teacher(config.distillation, network.num_classes, config.data.image_size, device, context)
+    return model_teacher(config.distillation, config.data, network.num_classes, device, context)

@@ -28,6 +28,7 @@ from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.settings import check_deepspeed_section
+from adaptive.training.losses.model_teacher import check_teacher_classes
 from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
 from adaptive.training.phases import plan_phase
 
@@ -158,12 +159,14 @@ def check_disk_space(folder: Path, network: AdaptiveNetwork, config: Config) -> 
         )
 
 
-def check_teacher(config: Config) -> None:
-    """Refuse a teacher that timm does not know (raises ConfigError with the nearest names)."""
+def check_teacher(config: Config, num_classes: int) -> None:
+    """Refuse a teacher that timm does not know, or of other classes (raises ConfigError)."""
     name = config.distillation.teacher_model
     if config.distillation.teacher == "model" and name and not timm.is_model(name.partition(".")[0]):
         remedy = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise ConfigError(f"distillation.teacher_model = {name!r}: timm has no such model; {remedy}")
+    if config.distillation.teacher == "model" and config.distillation.gamma:
+        check_teacher_classes(config.distillation, num_classes)
 
 
 def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork) -> None:
@@ -173,7 +176,7 @@ def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, netwo
     """
     check_optimizer(config.optimizer, config.train.zero_stage)
     check_deepspeed_section(config, batch)
-    check_teacher(config)
+    check_teacher(config, network.num_classes)
     train_transform(config.data)
     Mixer(config.data, network.num_classes, batch.micro_batch)
     steps = steps_per_epoch(index.split(config.data.train_split).count, batch.global_batch)

@@ -20,6 +20,7 @@ from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import installed_version
 from adaptive.networks.from_config import build_network
+from adaptive.networks.precision import autocast
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
 from adaptive.tracking.record import Record
@@ -34,7 +35,9 @@ from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import from_first_rank, init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
+from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.prepared_run import Prepared
+from adaptive.training.starting.frozen import check_frozen
 from adaptive.training.streams import Streams
 from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine_load import MachineLoad
@@ -71,11 +74,25 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
         check_memory(index, config.data)
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
-    network = build_network(config, len(index.classes))
+    goes_on = bool(CheckpointStore(folder / "checkpoints").all())
+    network = build_network(config, len(index.classes), load=not goes_on)
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     preflight.check_training(config, batch, index, network)
-    return Prepared(config, batch, device, ranks, folder, index, network)
+    prepared = Prepared(config, batch, device, ranks, folder, index, network)
+    if not goes_on:
+        _check_beginning(prepared)
+    return prepared
+
+
+def _check_beginning(prepared: Prepared) -> None:
+    """Refuse what would begin with random values and keep them, or would teach with them (raises ConfigError)."""
+    check_frozen(prepared.config, prepared.network, prepared.plans)
+    distillation = prepared.config.distillation
+    if distillation.teacher == "model" and any(plan.gamma for plan in prepared.plans):
+        cpu = torch.device("cpu")
+        context = autocast(prepared.config.train.precision, cpu)
+        model_teacher(distillation, prepared.config.data, prepared.network.num_classes, cpu, context)
 
 
 def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapping[str, Any] | None = None) -> Path:

@@ -136,6 +136,8 @@ def _teachers(data: str, folder: str) -> dict[str, list[float]]:
     external = timm.create_model("test_vit", num_classes=10, img_size=32)
     torch.nn.init.normal_(external.head.weight)  # timm starts it near zero, which would teach a uniform guess
     save_file(external.state_dict(), Path(folder) / "teacher.safetensors")
+    # A frozen teacher must have learned before: all begin with a backbone that did.
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), Path(folder) / "backbone.safetensors")
     cases: dict[str, dict] = {
         "off": {"gamma": 0.0},
         "last": {"gamma": 0.5},
@@ -155,6 +157,7 @@ def _teachers(data: str, folder: str) -> dict[str, list[float]]:
     for name, distillation in cases.items():
         run = config(
             data, Path(folder) / name, distillation=distillation, train={"max_steps": 6, "ema_decay": 0.9},
+            model={"weights": str(Path(folder) / "backbone.safetensors")},
             tracking={"every_steps": 6, "gradient_norms": False},
         )  # fmt: skip
         train_here(run)

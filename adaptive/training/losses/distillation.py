@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import load_checkpoint
 from torch import Tensor, nn
 
-from adaptive.config.sections import DistillationConfig
-from adaptive.errors import ConfigError, reason_of
 from adaptive.networks.network import AdaptiveNetwork
 
 # (images, logits of every exit) -> the logits to learn from: one tensor (N, C) for all exits, or one per exit.
@@ -75,24 +70,3 @@ def frozen_teacher(network: AdaptiveNetwork, collaboration: bool, autocast: torc
     teacher = copy.deepcopy(network)
     teacher.collaboration = collaboration
     return NetworkTeacher(teacher, autocast)
-
-
-def model_teacher(
-    config: DistillationConfig, num_classes: int, image_size: int, device: torch.device, autocast: torch.autocast
-) -> NetworkTeacher:
-    """Build the timm model that ``distillation.teacher_model`` names, and try it on one image (raises ConfigError)."""
-    name, weights = str(config.teacher_model), config.teacher_weights
-    if weights is not None and not Path(weights).is_file():
-        raise ConfigError(f"distillation.teacher_weights = {weights!r} is no file")
-    try:
-        model = timm.create_model(name, num_classes=num_classes, pretrained=weights is None, **config.teacher_options)
-        if weights is not None:
-            load_checkpoint(model, weights, weights_only=True)
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:
-        reason = reason_of(error)
-        raise ConfigError(
-            f"distillation.teacher_model = {name!r} cannot teach {num_classes} classes at {image_size} pixels: {reason}"
-        ) from error
-    return NetworkTeacher(model.to(device), autocast)

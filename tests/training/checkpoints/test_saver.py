@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from adaptive.config.sections import CheckpointConfig
@@ -238,6 +239,10 @@ def _with_and_without_background(data: str, folder: str, stage: int) -> list[str
     """The same run saved while the loop waits, and by a slow writer beside it; returns the files that differ."""
     from adaptive.training.checkpoints.store import CheckpointStore as Store
 
+    weights = Path(folder) / f"weights-{os.environ['RANK']}.pth"  # a frozen teacher must have learned before
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), weights)
     original = Store.save
     for name in ("waits", "beside"):
         if name == "beside":
@@ -249,7 +254,7 @@ def _with_and_without_background(data: str, folder: str, stage: int) -> list[str
             Store.save = slow
         tree = config(
             data, Path(folder) / name, train={"max_steps": 9, "ema_decay": 0.5, "zero_stage": stage},
-            distillation={"gamma": 0.1, "teacher": "frozen"},
+            model={"weights": str(weights)}, distillation={"gamma": 0.1, "teacher": "frozen"},
             checkpoint={"every_steps": 3, "keep": 9, "asynchronous": name == "beside"},
         )  # fmt: skip
         train_here(tree)
