@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 from timm.models import group_parameters
+from timm.optim import auto_group_layers, param_groups_weight_decay
 from torch import nn
 
 from adaptive.errors import ModelError, nearest, reason_of
@@ -35,8 +36,7 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
         ModelError: timm has no such model, or cannot build it so.
     """
     if not timm.is_model(name.partition(".")[0]):
-        remedy = nearest(name, timm.list_models(), "timm.list_models() names them all", cutoff=0.5)
-        raise ModelError(f"backbone = {name!r}: timm has no such model; {remedy}")
+        raise ModelError(f"backbone = {name!r}: timm has no such model; {other_model(name)}")
     try:
         if input_size is None or "img_size" in arguments:
             model = timm.create_model(name, **arguments)
@@ -54,6 +54,14 @@ def build_backbone(name: str, input_size: int | None = None, **arguments: Any) -
     size = input_size or arguments.get("img_size") or default
     side = size[-1] if isinstance(size, tuple | list) else size
     return Backbone(name, model, int(side), int(arguments.get("in_chans", default[0])), arguments)
+
+
+def other_model(name: str) -> str:
+    """Return the remedy for a name that timm does not know: a hub's prefix to be left out, or the nearest names."""
+    plain = name.rpartition("/")[2]
+    if plain != name and timm.is_model(plain.partition(".")[0]):
+        return f"timm's own name of it has no prefix: {plain}"
+    return nearest(plain, timm.list_models(), "timm.list_models() names them all", cutoff=0.5)
 
 
 def _check_classifier(name: str, model: nn.Module, arguments: dict[str, Any]) -> None:
@@ -104,8 +112,19 @@ def classifier_width(model: Any) -> int:
 
 
 def layer_groups(model: Any) -> dict[str, int]:
-    """Layer of every parameter (0 at the input), as timm groups them for layer-wise rates; empty if it does not."""
+    """Layer of every parameter (0 at the input), as timm groups them for layer-wise rates.
+
+    By the model's own matcher, or by timm's even groups of parameters where it has none.
+    """
     if not hasattr(model, "group_matcher"):
-        return {}
+        return dict(auto_group_layers(model))
     groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return {name: int(layer) for name, layer in groups.items()}
+
+
+def spared_from_decay(model: Any) -> set[str]:
+    """Names of the parameters that timm says should not decay; its patterns are matched as timm matches them."""
+    patterns = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    groups = param_groups_weight_decay(model, 1.0, weight_decay_exclude_1d=False, no_weight_decay_list=patterns)
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in spared}

@@ -17,6 +17,7 @@ from adaptive.networks.backbone import (
     classifier_names,
     classifier_width,
     layer_groups,
+    spared_from_decay,
 )
 from adaptive.networks.cutting.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
@@ -165,9 +166,8 @@ def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> TimmNames:
                 "name other modules in exits"
             )
     holder = nn.ModuleDict({"blocks": nn.ModuleList(pieces.blocks), "exits": nn.ModuleList(heads)})
-    no_decay = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     own = holder.state_dict(keep_vars=True)
-    return TimmNames(own, state, classifier_names(model), layer_groups(model), no_decay)
+    return TimmNames(own, state, classifier_names(model), layer_groups(model), spared_from_decay(model))
 
 
 def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor) -> None:

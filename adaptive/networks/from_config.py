@@ -12,6 +12,28 @@ from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.trained_with import of_model
 
+# Arguments of create_model and of timm's that other keys own: given twice, the two could disagree.
+OWNED_OPTIONS = {
+    "name": "model.backbone",
+    "model_name": "model.backbone",
+    "checkpoint_path": "model.weights",
+    "input_size": "data.image_size",
+    **{key: f"model.{key}" for key in ModelConfig.model_fields if key not in ("backbone", "options")},
+}
+
+
+def check_options(config: Config) -> None:
+    """Refuse model.options that another key owns or contradicts, or that timm would leave aside (ModelError)."""
+    for key, value in config.model.options.items():
+        where = f"model.options.{key} = {value!r}"
+        if key in OWNED_OPTIONS:
+            raise ModelError(f"{where} is set by {OWNED_OPTIONS[key]}; remove it from model.options")
+        if value is None:
+            raise ModelError(f"{where} does nothing: timm leaves out arguments without a value; remove it")
+        side = config.data.image_size
+        if key == "img_size" and value not in (side, [side, side], (side, side)):
+            raise ModelError(f"{where} is not data.image_size = {side}; remove it, the network is built for that size")
+
 
 def build_network(config: Config, num_classes: int, load: bool = True) -> AdaptiveNetwork:
     """Build the configured network with the seed's initial weights, or the pretrained ones, on the CPU.
@@ -22,6 +44,7 @@ def build_network(config: Config, num_classes: int, load: bool = True) -> Adapti
         ModelError: the backbone cannot be built or cut like that; the message names the key.
     """
     model = config.model
+    check_options(config)
     torch.manual_seed(config.train.seed)
     try:
         start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}

@@ -8,7 +8,6 @@ scratchpad) is not seen.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adaptive.config.sections import Config
+from adaptive.networks.fake_copy import fake_copy
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.training.batch import BatchSizes
@@ -168,16 +168,6 @@ def _trace(config: Config, plan: PhasePlan, network: AdaptiveNetwork, batch: int
             engine.network.eval()
             engine(images)
         return Trace(batch, kept, live, gradients, counter.peak)
-
-
-def fake_copy(network: nn.Module, mode: FakeTensorMode) -> Any:
-    """Return a copy of a network whose parameters and buffers are fake tensors: it takes no memory."""
-    memo: dict[int, Any] = {}
-    for parameter in network.parameters():
-        memo[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.data), parameter.requires_grad)
-    for buffer in network.buffers():
-        memo[id(buffer)] = mode.from_tensor(buffer)
-    return copy.deepcopy(network, memo)
 
 
 def teacher_model(config: Config, num_classes: int) -> NetworkTeacher:

@@ -1,4 +1,4 @@
-"""Warnings about a plan that will run, but hardly as its user means it: too few shards, an unscaled learning rate."""
+"""Warnings about a plan that will run, but hardly as its user means it: settings without effect, too few shards ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALL_BATCH = 8  # images per rank and forward pass below which a GPU computes n
 
 def warnings_about(plan: Plan, preset: Config | None = None) -> list[str]:
     """Return the warnings, a line each; ``preset`` is the configuration file without the command line's overrides."""
-    found = [*_about_shards(plan), *_about_epochs(plan)]
+    found = [*plan.checked.notes, *_about_shards(plan), *_about_epochs(plan)]
     config, batch = plan.checked.config, plan.checked.batch
     if preset is not None:
         found += _about_learning_rate(preset, config)

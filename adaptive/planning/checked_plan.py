@@ -19,7 +19,10 @@ from adaptive.training.starting.frozen import check_frozen
 
 @dataclass(frozen=True)
 class CheckedPlan:
-    """A configuration that passed its checks, and what they built: batch sizes, dataset index, network."""
+    """A configuration that passed its checks, and what they built: batch sizes, dataset index, network.
+
+    ``notes`` tell of settings without effect.
+    """
 
     config: Config
     nodes: int
@@ -27,6 +30,7 @@ class CheckedPlan:
     batch: BatchSizes
     index: DatasetIndex
     network: AdaptiveNetwork
+    notes: tuple[str, ...] = ()
 
 
 def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
@@ -48,8 +52,8 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
     network = outline_network(config, len(index.classes))
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
-    preflight.check_training(config, batch, index, network)
+    notes = preflight.check_training(config, batch, index, network)
     if goes_on is None:
         plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
         check_frozen(config, network, plans)
-    return CheckedPlan(config, nodes, gpus_per_node, batch, index, network)
+    return CheckedPlan(config, nodes, gpus_per_node, batch, index, network, tuple(notes))

@@ -40,7 +40,8 @@ class ZeroSettings:
     @classmethod
     def of(cls, config: Config, world: int, accumulation: int) -> ZeroSettings:
         """Read them from a configuration; the ``deepspeed`` section may set the three sizes."""
-        own: dict[str, Any] = config.deepspeed.get("zero_optimization", {})
+        own: dict[str, Any] = dict(config.deepspeed.get("zero_optimization", {}))
+        own |= {f"stage3_{name}": value for name, value in own.items()}  # DeepSpeed takes either name
         return cls(
             int(own.get("stage", config.train.zero_stage)),
             world,

@@ -99,19 +99,39 @@ def parameter_groups(network: AdaptiveNetwork, config: OptimizerConfig) -> list[
 
 def build_optimizer(network: AdaptiveNetwork, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
     """Build timm's optimizer of that name over the network's learning parameters."""
-    # timm's "sgd" is Nesterov SGD, its "momentum" the plain kind; here `nesterov` decides.
-    name = config.name.lower()
-    if name == "sgd" and not config.nesterov:
-        name = "momentum"
     groups = parameter_groups(network, config)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
+    return make_optimizer(groups, config, lr)
+
+
+def timm_name(config: OptimizerConfig) -> str:
+    """Return timm's name of the optimizer: its "sgd" is Nesterov SGD, its "momentum" the plain kind."""
+    name = config.name.lower()
+    return "momentum" if name == "sgd" and not config.nesterov else name
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
+    """Build timm's optimizer over groups of parameters (raises ConfigError that names the key at fault)."""
     try:
         return create_optimizer_v2(
-            groups, opt=name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **config.options
-        )
+            groups, opt=timm_name(config), lr=lr, weight_decay=config.weight_decay, momentum=config.momentum,
+            **config.options,
+        )  # fmt: skip
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer.options = {config.options} do not fit {config.name}: {error}") from None
+        raise ConfigError(f"{_at_fault(config, str(error))} does not fit {config.name}: {error}") from None
+
+
+def _at_fault(config: OptimizerConfig, message: str) -> str:
+    """Return the key, with its value, that an optimizer's complaint is about."""
+    for key in config.options:
+        if key in message:
+            return f"optimizer.options = {config.options}"
+    words = {"momentum": "momentum", "learning rate": "lr", "weight_decay": "weight_decay"}
+    for word, key in words.items():
+        if word in message:
+            return f"optimizer.{key} = {getattr(config, key):g}"
+    return f"optimizer.options = {config.options}"
 
 
 def build_scheduler(

@@ -22,14 +22,19 @@ from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, nearest
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import write_atomically
+from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
-from adaptive.training.engine.settings import check_deepspeed_section
+from adaptive.training.checks.idle import check_methods_act, idle_notes
+from adaptive.training.checks.optimizer import check_optimizer_acts, optimizer_notes
+from adaptive.training.checks.schedule import check_schedule
+from adaptive.training.checks.trial import check_phases_learn
+from adaptive.training.engine.passed_through import check_deepspeed_section
 from adaptive.training.losses.model_teacher import check_teacher_classes
-from adaptive.training.optimizer import build_optimizer, build_scheduler, check_optimizer
+from adaptive.training.optimizer import check_optimizer
 from adaptive.training.phases import plan_phase
 
 # Keys whose change leaves a continued run the same experiment.
@@ -86,6 +91,11 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
     except DataError as error:
         raise DataError(f"data.path = {data.path!r}: {error}") from None
     steps_per_epoch(index.split(data.train_split).count, config.train.global_batch)
+    if len(index.classes) < 2:
+        raise DataError(
+            f"data.path = {data.path!r} has {len(index.classes)} class, of which every answer is right; pack images of "
+            "two classes or more"
+        )
     wanted = config.model.num_classes
     if wanted is not None and wanted != len(index.classes):
         raise ConfigError(
@@ -163,27 +173,47 @@ def check_teacher(config: Config, num_classes: int) -> None:
     """Refuse a teacher that timm does not know, or of other classes (raises ConfigError)."""
     name = config.distillation.teacher_model
     if config.distillation.teacher == "model" and name and not timm.is_model(name.partition(".")[0]):
-        remedy = nearest(name, timm.list_models(), "timm.list_models() names them all")
-        raise ConfigError(f"distillation.teacher_model = {name!r}: timm has no such model; {remedy}")
+        raise ConfigError(f"distillation.teacher_model = {name!r}: timm has no such model; {other_model(name)}")
+    for key in ("num_classes", "pretrained", "model_name", "checkpoint_path"):
+        if key in config.distillation.teacher_options:
+            raise ConfigError(
+                f"distillation.teacher_options = {config.distillation.teacher_options}: {key} is set by the dataset, "
+                "distillation.teacher_model and distillation.teacher_weights; remove it"
+            )
     if config.distillation.teacher == "model" and config.distillation.gamma:
         check_teacher_classes(config.distillation, num_classes)
 
 
-def check_training(config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork) -> None:
+def check_training(
+    config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork, device: str | None = None
+) -> list[str]:
     """Build and drop what each phase is made of, whose faults would show only after the ranks have met.
 
-    That is augmentation, mixing, phases, optimizer and schedule; each raises ConfigError.
+    That is augmentation, mixing, phases, losses, optimizer, schedule and DeepSpeed's settings. What would change
+    nothing is refused (each raises ConfigError), or told: returns notes for the user, a line each.
+
+    Args:
+        config: the run's.
+        batch: its batch sizes, for the number of ranks.
+        index: its dataset.
+        network: built on the CPU; it is left as it is.
+        device: type of the device that trains, None where it is not known yet.
     """
     check_optimizer(config.optimizer, config.train.zero_stage)
-    check_deepspeed_section(config, batch)
+    check_deepspeed_section(config, batch, device)
     check_teacher(config, network.num_classes)
     train_transform(config.data)
     Mixer(config.data, network.num_classes, batch.micro_batch)
     steps = steps_per_epoch(index.split(config.data.train_split).count, batch.global_batch)
-    for phase in config.resolved_phases():
-        plan = plan_phase(config, phase, len(network.exits))
-        optimizer = build_optimizer(network, config.optimizer, plan.lr)
-        build_scheduler(optimizer, config.schedule, plan.lr, plan.epochs, steps)
+    plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
+    check_methods_act(config, len(network.exits), plans)
+    check_optimizer_acts(config, network, plans)
+    return [
+        *optimizer_notes(config.optimizer),
+        *check_schedule(config, plans, steps),
+        *check_phases_learn(config, batch, network, plans),
+        *idle_notes(config, batch, network, plans, device),
+    ]
 
 
 def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStore) -> tuple[Checkpoint | None, list]:

@@ -32,13 +32,15 @@ class Prepared(Setup):
     """A run whose configuration, dataset and backbone are checked, and whose network is built.
 
     ``network`` is a template on the CPU: every phase trains a copy of it, so that an engine never meets a network that
-    another engine has partitioned. It takes over the weights of a finished phase.
+    another engine has partitioned. It takes over the weights of a finished phase. ``notes`` tell the user of settings
+    without effect.
     """
 
     ranks: Ranks
     folder: Path
     index: DatasetIndex
     network: AdaptiveNetwork
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def costs(self) -> list[ExitCost]:

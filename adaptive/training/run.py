@@ -78,8 +78,8 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     network = build_network(config, len(index.classes), load=not goes_on)
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
-    preflight.check_training(config, batch, index, network)
-    prepared = Prepared(config, batch, device, ranks, folder, index, network)
+    notes = preflight.check_training(config, batch, index, network, device.type)
+    prepared = Prepared(config, batch, device, ranks, folder, index, network, tuple(notes))
     if not goes_on:
         _check_beginning(prepared)
     return prepared
@@ -208,6 +208,8 @@ def _introduction(prepared: Prepared, checkpoint: Checkpoint | None, passed_over
         yield f"continuing {prepared.folder} from step {start}"
     if warning := warn_about_scale_invariance(config):
         yield f"note: {warning}"
+    for note in prepared.notes:
+        yield f"note: {note}"
 
 
 def _decided_by_first_rank(ranks: Ranks, decide: Callable[[], Any]) -> Any:

@@ -28,7 +28,9 @@ def config(data: Path | str, run_folder: Path | str = "unused", /, **sections: d
         "evaluate": {"batch": 100},
         "tracking": {"every_steps": 5},
     }
-    if where == "cuda":  # DeepSpeed's own bucket is 2 GiB, several times over, and a process builds fifty engines
+    if where == "cuda" and sections.get("train", {}).get(
+        "zero_stage"
+    ):  # DeepSpeed's own bucket is 2 GiB, several times over, and a process builds fifty engines
         tree["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": 4_000_000}}
     for name, section in sections.items():
         tree[name] = section if isinstance(section, list) else {**tree.get(name, {}), **section}

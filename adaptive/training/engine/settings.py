@@ -1,15 +1,11 @@
-"""The DeepSpeed configuration that a run generates, and the check of what users pass through."""
+"""The DeepSpeed configuration that a run generates; passed_through.py checks what users add to it."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
-
-from pydantic import ValidationError
 
 from adaptive.config.loading import merge
 from adaptive.config.sections import Config
-from adaptive.errors import ConfigError
 from adaptive.networks.precision import PRECISION_DTYPES
 from adaptive.training.batch import BatchSizes
 
@@ -35,22 +31,3 @@ def deepspeed_config(config: Config, batch: BatchSizes) -> dict[str, Any]:
         # No "safe modules": their gradients would be reduced over the ranks in the low precision.
         generated["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
     return merge(generated, config.deepspeed)
-
-
-def check_deepspeed_section(config: Config, batch: BatchSizes) -> None:
-    """Let DeepSpeed itself judge the merged ZeRO settings (raises ConfigError)."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of a machine without a GPU, which is no concern where a job is only planned
-    try:
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    finally:
-        logging.disable(before)
-
-    try:
-        DeepSpeedZeroConfig(**deepspeed_config(config, batch)["zero_optimization"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"deepspeed.zero_optimization.{key} = {first['input']!r} is not allowed: {first['msg'].lower()}"
-        ) from None

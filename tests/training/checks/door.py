@@ -1,0 +1,26 @@
+"""The checks of a run's start, called as the run calls them, over networks that are built once."""
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from adaptive.data.shards.index import load_index
+from adaptive.networks.from_config import build_network
+from adaptive.training.batch import batch_sizes
+from adaptive.training.preflight import check_training
+from tests.training.setups import RESNET, config
+
+
+def checked(data: Path, ranks: int = 1, /, **sections: Any) -> list[str]:
+    """Check a small run on the digits for so many ranks; returns what its user is told."""
+    tree = config(data, **sections)
+    index = load_index(data, tree.data)
+    network = copy.copy(_network(data, json.dumps(tree.model.model_dump())))
+    return check_training(tree, batch_sizes(tree.train, ranks), index, network)
+
+
+@cache
+def _network(data: Path, model: str) -> Any:
+    return build_network(config(data, model={**RESNET, **json.loads(model)}, train={"device": "auto"}), 10)
