@@ -116,9 +116,14 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
 
 
 def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    _draw_series(axes, records, "train/loss", color=COLOURS[0], label="training", linewidth=1.2)
+    """Draw the exits' cross entropies, summed, of both; what training minimises is weighted and distilled."""
+    summed = [{"step": r["step"], "sum": sum(own.values())} for r in records if (own := per_exit(r, "train", "loss"))]
+    if summed:
+        _draw_series(axes, summed, "sum", color=COLOURS[0], label="training", linewidth=1.2)
+    else:
+        _draw_series(axes, records, "train/loss", color=COLOURS[0], label="training's objective", linewidth=1.2)
     _draw_series(axes, records, "val/loss", color=COLOURS[1], label="validation", marker="o", markersize=3.5)
-    axes.set(xlabel="step", ylabel="loss", title="Loss")
+    axes.set(xlabel="step", ylabel="loss", title="Cross entropy, summed over the exits" if summed else "Loss")
     if axes.lines:
         axes.legend(loc="upper right")
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from adaptive.config.sections import TrackingConfig
 from adaptive.tracking.redaction import without_secrets
+from adaptive.tracking.wandb_variables import mode_in_effect, unused_variables
 
 LOGGER = logging.getLogger(__name__)
 ENDED = "the client has ended, see client.log in the run's wandb folder"
@@ -84,7 +85,7 @@ def open_dashboard(
     The run's W&B id lies in ``run_folder/wandb/run_id`` before anything is sent, so that a requeued job continues the
     same W&B run. Passwords and signatures in URLs are removed. Any failure of W&B becomes one logged warning and a
     dashboard that shows nothing, never an exception. Waits at most ``tracking.init_timeout`` seconds, here and in every
-    later call.
+    later call. The environment may switch W&B off or offline (see wandb_variables.py).
 
     Args:
         tracking: mode, project, names and the time limit.
@@ -93,9 +94,12 @@ def open_dashboard(
         notes: further facts about the run (versions, parameters, MACs), shown under ``notes`` in its configuration;
             None keeps those of a continued run.
     """
-    if tracking.wandb == "disabled":
+    mode = mode_in_effect(tracking, os.environ)
+    if mode == "disabled":
         return Dashboard()
-    dashboard = _ClientDashboard(tracking)
+    for line in unused_variables(tracking, Path(run_folder).resolve().name, os.environ):
+        LOGGER.warning("%s", line)
+    dashboard = _ClientDashboard(tracking.model_copy(update={"wandb": mode}))
     shown = dict(config) if notes is None else {**config, "notes": dict(notes)}
     dashboard.start(Path(run_folder), without_secrets(shown))
     return dashboard

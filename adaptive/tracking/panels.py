@@ -122,7 +122,8 @@ SECTIONS = (
     PanelSection(
         "Loss",
         (
-            _lines("sum over the exits", "(train|val|val_ema)/loss"),
+            _lines("cross entropy, summed over the exits", "(train/cross_entropy|(val|val_ema)/loss)"),
+            _lines("what training minimises: weighted, distilled", "train/loss"),
             _per_exit("training, per exit", "train", "loss"),
             _per_exit("validation, per exit", "val", "loss"),
             _per_exit("divergence from the teacher", "train", "divergence"),

@@ -69,12 +69,13 @@ class ClassificationTask:
     def report(self) -> dict[str, float]:
         """Return what was counted since the last reset as record keys, summed over ranks (collective).
 
-        ``train/loss`` is the objective that is minimised; ``train/exit_i/loss`` are the exits' cross entropies.
+        ``train/loss`` is the objective that is minimised, weighted and distilled; ``train/exit_i/loss`` are the exits'
+        cross entropies, and ``train/cross_entropy`` is their plain sum, as ``val/loss`` is in validation.
         """
         values = self.meter.reduce(all_reduce)
         samples = values.pop("samples")[0]
         loss = all_reduce(self.loss_sum.clone()).item() / max(samples, 1)
-        return {"train/loss": loss} | exit_records(values, "train")
+        return {"train/loss": loss, "train/cross_entropy": sum(values["loss"])} | exit_records(values, "train")
 
     def reset(self) -> None:
         """Start counting again."""

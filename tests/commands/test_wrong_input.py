@@ -67,6 +67,19 @@ MACHINE_DATA_AND_MODEL = {
         ["train.exit_weights = [1.0, 2.0]", "for 3 exits", "one per exit"],
     ),
     "unknown_model_option": (["model.options={bogus: 1}"], ["test_resnet", "'bogus': 1", "unexpected keyword"]),
+    "model_option_of_a_key": (
+        ["model.options={num_classes: 3}"],
+        ["model.options.num_classes = 3", "set by model.num_classes", "remove it"],
+    ),
+    "batch_of_one": (["train.micro_batch=1"], ["train.micro_batch = 1", "BatchNorm", "2 images or more"]),
+    "milestones_out_of_order": (
+        ["schedule.name=multistep", "schedule.milestones=[0.9, 0.1]"],
+        ["schedule.milestones = [0.9, 0.1]", "rising"],
+    ),
+    "offloading_without_zero": (
+        ["deepspeed.zero_optimization.offload_optimizer={device: cpu}"],
+        ["offload_optimizer = {'device': 'cpu'}", "train.zero_stage=1"],
+    ),
     "weights_file_missing": (["model.weights=nowhere.pth"], ["weights = 'nowhere.pth'", "no such file"]),
     "dataset_missing": (["data.path=nowhere"], ["data.path = 'nowhere'", "adaptive pack SOURCE nowhere"]),
     "unknown_split": (["data.train_split=trian"], ["data.train_split = 'trian'", "did you mean train", "test, train"]),
@@ -129,6 +142,15 @@ def test_the_command_itself_says_one_line(case: str, config_file: Path, tmp_path
     overrides, parts = EVERYTHING[case]
     ended = start_command(["train", str(config_file), f"train.run_folder={tmp_path / 'run'}", *overrides])
     expect(ended.error_line(), parts)
+
+
+def test_settings_without_use_are_told(config_file: Path, tmp_path: Path, forks: Forks) -> None:
+    words = ["train", str(config_file), f"train.run_folder={tmp_path / 'run'}", "data.crop_padding=2"]
+    ended = forks.run(words)
+    assert ended.code == 0, ended
+    assert "note: data.crop_padding = 2 does nothing with data.crop = 'none'" in ended.out.splitlines()
+    planned = forks.run(["plan", str(config_file), "data.crop_padding=2"])
+    assert "data.crop_padding = 2 does nothing" in planned.out
 
 
 def test_correct_configuration_is_quiet(existing_run: Path) -> None:

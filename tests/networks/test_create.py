@@ -16,6 +16,9 @@ from adaptive.networks.cutting.cut import branch_points
     ("arguments", "message"),
     [
         ({"name": "resnt18"}, r"backbone = 'resnt18'.*did you mean .*resnet18"),
+        ({"name": "hf-hub:timm/resnet18.a1_in1k"}, r"'hf-hub:timm/resnet18.a1_in1k'.*no prefix: resnet18.a1_in1k$"),
+        ({"name": "hf_hub:timm/resnet18"}, r"timm's own name of it has no prefix: resnet18$"),
+        ({"name": "timm/resnt18.a1_in1k"}, r"did you mean .*resnet18"),
         ({"name": "test_resnet", "exits": 0}, r"exits = 0"),
         ({"name": "test_resnet", "exits": 99}, r"exits = 99: this backbone has \d+ branch points"),
         (

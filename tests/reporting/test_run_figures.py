@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from adaptive.errors import MachineError
-from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
+from adaptive.reporting.run_figures import Curve, _draw_loss, accuracy_against_cost, training_curves
 from adaptive.reporting.style import COLOURS
 
 CURVES = [
@@ -61,6 +62,19 @@ def test_training_curves_draw_loss_and_every_exit(tmp_path, exits):
     assert amount(image, COLOURS[0]) > 300
     assert amount(image, COLOURS[1]) > 300
     assert len(np.unique(image, axis=0)) > 100
+
+
+def test_training_and_validation_losses_are_of_one_kind():
+    """train/loss is weighted and distilled: beside validation's plain sum stands that of the exits' cross entropies."""
+    axes = Figure().subplots()
+    exits = {"train/exit_1/loss": 2.0, "train/exit_2/loss": 1.5}
+    _draw_loss(axes, [{"step": 1, "train/loss": 0.7, **exits}, {"step": 2, "val/loss": 3.0}])
+    assert [(line.get_label(), list(line.get_ydata())) for line in axes.lines] == [
+        ("training", [3.5]), ("validation", [3.0]),
+    ]  # fmt: skip
+    old = Figure().subplots()
+    _draw_loss(old, [{"step": 1, "train/loss": 0.7}])
+    assert [line.get_label() for line in old.lines] == ["training's objective"]
 
 
 def test_training_curves_without_records_are_empty_axes(tmp_path):

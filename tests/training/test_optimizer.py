@@ -43,6 +43,27 @@ def test_layer_decay_gives_every_parameter_its_rate(network) -> None:
         assert rate == pytest.approx(0.2 if added else expected[plain_name], rel=1e-9), (name, part)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "options"),
+    [
+        ("poolformer_s12", 64, {}),
+        ("pit_ti_224", 224, {"depth": [1, 1, 1]}),
+        ("test_vit", 32, {"img_size": 32}),
+    ],
+)
+def test_layers_are_timms_where_a_backbone_names_none(backbone: str, size: int, options: dict) -> None:
+    plain = timm.create_model(backbone, num_classes=5, **options)
+    groups = timm.optim.param_groups_layer_decay(plain, layer_decay=0.5)
+    expected = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = {name: expected[id(p)] for name, p in plain.named_parameters()}
+    assert len(set(scales.values())) > 1
+    network = create_model(backbone, num_classes=5, exits=2, input_size=size, **options)
+    found = parameter_groups(network, OptimizerConfig(layer_decay=0.5))
+    ours = {network.names.plain.get(name): group["lr_scale"] for group in found for name in group["names"]}
+    assert {name: scale for name, scale in ours.items() if name is not None} == pytest.approx(scales)
+    assert ours.get(None, 1.0) == 1.0
+
+
 def test_groups_are_merged_never_empty_and_spare_norms(network) -> None:
     with_decay = parameter_groups(network, OptimizerConfig(weight_decay=0.1))
     assert len(with_decay) == 1
@@ -63,6 +84,7 @@ def test_groups_are_merged_never_empty_and_spare_norms(network) -> None:
         ("vit_tiny_patch16_224", {"img_size": 64}),
         ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 1, 1)}),
         ("test_convnext", {}),
+        ("xcit_nano_12_p16_224", {"depth": 1, "cls_attn_layers": 1, "embed_dim": 32}),  # it names a pattern
     ],
 )
 def test_the_backbone_is_spared_decay_where_timm_spares_it(backbone: str, options: dict) -> None:

@@ -165,6 +165,7 @@ def _teachers(data: str, folder: str) -> dict[str, list[float]]:
         found[name] = [record[f"train/exit_{i}/divergence"] for i in (1, 2, 3)]
         entropies = sum(record[f"train/exit_{i}/loss"] for i in (1, 2, 3))
         found[f"{name} loss"] = [record["train/loss"], entropies]
+        found[f"{name} sum"] = [record["train/cross_entropy"], entropies]
     return found
 
 
@@ -174,6 +175,7 @@ def test_every_teacher_teaches_and_the_last_exit_is_spared(digits: Path, tmp_pat
     assert found["off"] == [0.0, 0.0, 0.0]
     assert found["off loss"][0] == pytest.approx(found["off loss"][1], rel=1e-5)
     for name in ("last", "hot", "frozen", "ema", "released"):
+        assert found[f"{name} sum"][0] == pytest.approx(found[f"{name} sum"][1]), name
         assert found[name][0] > 0, name
         assert found[name][1] > 0, name
         assert found[name][2] == 0, name

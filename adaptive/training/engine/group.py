@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from torch import Tensor
 from adaptive.errors import MachineError
 from adaptive.training.engine.operators import free_operators
 
+LOGGER = logging.getLogger(__name__)
+
 _meetings = itertools.count()  # of this process: a server that lives on keeps the keys of the one before
 
 
@@ -24,9 +28,21 @@ def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
     """Return the device of this rank, and make DeepSpeed take the same (raises MachineError without a GPU)."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise MachineError("train.device = 'cuda', but this machine has no usable GPU; use train.device=cpu or auto")
+    chosen = os.environ.get("DS_ACCELERATOR", "")
+    if requested == "auto" and chosen == "cpu":
+        return torch.device("cpu")
     if requested == "cpu" or not torch.cuda.is_available():
+        if chosen not in ("", "cpu"):
+            LOGGER.warning(
+                "DS_ACCELERATOR = %r is not used: the run is on the CPU (train.device=%s)", chosen, requested
+            )
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
+    if chosen not in ("", "cuda"):
+        raise MachineError(
+            f"DS_ACCELERATOR = {chosen!r} in the environment, but train.device = {requested!r} takes a GPU; unset it, "
+            "or use train.device=cpu"
+        )
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise MachineError(
@@ -59,10 +75,24 @@ def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store
     if meet is not None and os.environ["WORLD_SIZE"] != "1":
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
         meet(dist.PrefixStore(f"adaptive/{next(_meetings)}", store))
-    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
+    with _without_good_news():
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
     barrier()
     del store  # the first rank's is the server, and had to live until the group had a connection of its own
     _forget_shared_memory()
+
+
+@contextmanager
+def _without_good_news() -> Iterator[None]:
+    """Keep back what DeepSpeed prints at every start of an operator that it has found; all else is passed on."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if not line.endswith("built successfully"):
+                print(line, flush=True)
 
 
 def _listen_alone(timeout: timedelta) -> None:
