@@ -56,6 +56,11 @@ def start_facts(prepared: Prepared) -> dict[str, Fact]:
     facts["the version of Python"] = Fact(platform.python_version(), SAME_SOFTWARE)
     if ranks.local_rank == 0:
         facts["adaptive's code (its checksum)"] = Fact(code_digest(), "run the same commit on every node; copy it anew")
+        begun = bool(CheckpointStore(prepared.folder / "checkpoints").all())
+        facts["the run folder"] = Fact(
+            "a run to continue" if begun else "no run yet",
+            f"train.run_folder = {str(prepared.folder)!r} must lie on a file system that all nodes share",
+        )
         size = _magnitude(prepared.network)
         facts["the initial weights (the sum of a sample)"] = Fact(
             f"{size:.9g}", "give every node the same file for model.weights, or the same cache of timm", number=size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -127,14 +128,16 @@ def test_other_weights_to_start_from(nodes: Path) -> None:
 def test_another_run_folder_on_resume(nodes: Path) -> None:
     # The first start has nothing to compare: only the first rank writes, to its own node's disk.
     assert [said for said, _ in run_ranks(on_its_own_node, 2, str(nodes), "run folder")] == ["trained"] * 2
-    expect_refusal(
-        nodes, "run folder", "the checkpoint of step 2 with checksum", "no checkpoint of step 2 on", "all nodes share",
-        steps=3,
-    )  # fmt: skip
-    (nodes / "node0" / "run").rename(nodes / "node1" / "other run")
-    shutil.rmtree(nodes / "node1" / "run")
-    (nodes / "node1" / "other run").rename(nodes / "node1" / "run")
-    expect_refusal(nodes, "run folder", "run holds no checkpoint on", "checkpoints of the steps 2 on", steps=3)
+    ours, theirs = nodes / "node0" / "run", nodes / "node1" / "run"
+    words = ("the run folder = a run to continue on", "no run yet on", "a file system that all nodes share")
+    expect_refusal(nodes, "run folder", *words, steps=3)
+
+    shutil.copytree(ours, theirs, dirs_exist_ok=True)
+    manifest = theirs / "checkpoints" / "step-00000002" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"score": 77.0}))
+    expect_refusal(nodes, "run folder", "see different run folders", "the checkpoint of step 2 with checksum", steps=3)
+    manifest.unlink()
+    expect_refusal(nodes, "run folder", "a checkpoint of step 2 in which no readable manifest.json", steps=3)
 
 
 @pytest.mark.full  # tests/chaos goes on with two ranks too
