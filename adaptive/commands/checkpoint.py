@@ -16,7 +16,8 @@ EXPORTING = """\
 --export writes the backbone alone, as timm names its weights: early exits and ISC links are left out. Its outputs are
 those of the network's last exit with collaboration off. timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)
 loads it, and so does model.weights=FILE of a new run. --export-all writes everything but links that were not trained
-yet, for adaptive.create_model(...).load_state_dict(...), whose arguments it prints."""
+yet, for adaptive.create_model(...).load_state_dict(...), whose arguments it prints; a new run begins from all of
+another's with model.from_run=RUN."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +170,10 @@ def _whole_arguments(trained: TrainedRun) -> dict[str, Any]:
 
 def _about(trained: TrainedRun) -> dict[str, Any]:
     """Return the metadata for the file's header."""
+    from adaptive.networks.trained_with import as_header
+
     return {
+        **as_header(trained.config.data, len(trained.classes)),
         "format": "pt",
         "backbone": trained.config.model.backbone,
         "exits": trained.network.exit_names,

@@ -106,7 +106,7 @@ def _print_list(entries: list[ModelEntry]) -> None:
 
 
 def _show_model(arguments: argparse.Namespace) -> None:
-    from adaptive.networks.catalogue import branch_point_entries
+    from adaptive.networks.catalogue import branch_point_entries, pretrained_entry
     from adaptive.networks.create import create_model
     from adaptive.networks.multiscale.assemble import is_multi_exit
 
@@ -119,10 +119,13 @@ def _show_model(arguments: argparse.Namespace) -> None:
         size = network.input_size
     costs = _exit_rows(network) if network else []
     section = _section(network, name, arguments.classes) if network else ""
+    pretrained = pretrained_entry(name)
     if arguments.json:
         found = {"name": name, "image_size": size, "places": [asdict(one) for one in points], "exits": costs}
-        print(json.dumps({**found, "section": section}))
+        print(json.dumps({**found, "section": section, "pretrained": pretrained}))
         return
+    if pretrained:
+        _print_pretrained(pretrained)
     if network is None:
         _print_branch_points(name, size, points)
     else:
@@ -196,3 +199,14 @@ def _print_exits(name: str, size: int, costs: list[dict[str, Any]], section: str
     title = f"{name}, {size} pixels: {len(costs)} exits"
     print_table(exit_table(costs, title))
     print(f"costs up to there, with all heads and links on the way; in a configuration:\n\n{section}", end="")
+
+
+def _print_pretrained(about: dict[str, Any]) -> None:
+    keys = ("mean", "std", "interpolation", "eval_crop")
+    images = " ".join(f"data.{key}={about[key]}" for key in keys if key in about)
+    others = [tag for tag in about["tags"] if tag != about["tag"]]
+    of = f"{about['num_classes']} classes, {about['image_size']} pixels"
+    print(f"pretrained weights {about['tag']}: {of}; model.pretrained=true prepares images as for them: {images}")
+    if others:
+        print(f"other weights, as NAME.TAG: {', '.join(others)}")
+    print()

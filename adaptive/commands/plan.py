@@ -64,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Only a measurement needs the run's device; DeepSpeed, which judges its settings, is told not to look for one.
     resolve_device(config.train.device if arguments.measure else "cpu")
+    from adaptive.training.starting.settings import complete
+
+    config = complete(config)
     if arguments.simulate:
         return _simulate(arguments, config)
     from adaptive.planning.advice import warnings_about

@@ -58,8 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.config.loading import load_config
     from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm
+    from adaptive.training.starting.settings import complete
 
-    config = load_config(arguments.config, arguments.overrides)
+    # The job begins with the settings that its weights decide today; what is frozen leaves none open.
+    config = complete(load_config(arguments.config, arguments.overrides))
     if arguments.stage:
         os.environ["ADAPTIVE_STAGE"] = arguments.stage
     resources = _resources(arguments, config)

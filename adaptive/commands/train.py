@@ -61,7 +61,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
         print(configuration_reference(), end="")
     else:
-        print(dump_config(_configuration(arguments)), end="")
+        config = _configuration(arguments)
+        if config.model.pretrained or config.model.weights or config.model.from_run:
+            from adaptive.training.starting.settings import complete
+
+            config = complete(config)
+        print(dump_config(config), end="")
     return 0
 
 

@@ -63,8 +63,9 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(f"optimizer.nesterov is for sgd only, not for {config.optimizer.name!r}")
     if train.device == "cpu" and config.model.sync_batchnorm:
         raise ConfigError("model.sync_batchnorm = true needs a GPU; set it to false with train.device = 'cpu'")
-    if config.model.pretrained and config.model.weights:
-        raise ConfigError("model.pretrained and model.weights exclude each other; keep one")
+    starts = [key for key in ("pretrained", "weights", "from_run") if getattr(config.model, key)]
+    if len(starts) > 1:
+        raise ConfigError(f"{' and '.join(f'model.{key}' for key in starts)} exclude each other; keep one")
     for key, owner in OWNED_ELSEWHERE.items():
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key} is set by {owner}; remove it from the deepspeed section")

@@ -36,9 +36,15 @@ class ModelConfig(ConfigSection):
     """Inline Subnetwork Collaboration: each exit also reads the previous exit's prediction, without gradient; attached
     lets the gradient through (only to reproduce the released code)."""
     pretrained: bool = False
-    """Start from timm's pretrained weights of this backbone (needs network access or a filled cache)."""
+    """Start from timm's pretrained weights of this backbone, with the tag of its name (resnet50.a1_in1k) or timm's
+    first (needs network access or a filled cache)."""
     weights: str | None = None
-    """File of plain timm weights (.safetensors, or a .pth holding tensors only) to start the backbone from."""
+    """File of weights (.safetensors, or a .pth holding tensors and plain values only) to start the backbone from: a
+    timm model's, of another image size, number of channels or classes too, or what a training script wraps it in."""
+    from_run: str | None = None
+    """Run folder whose trained network (best checkpoint, moving average where it kept one) this run begins from, with
+    all exits and links: to extend a run, for new data or a higher resolution. The architecture is that run's, and need
+    not be given again. Only the first start reads it."""
     head_width: Count = 0
     """Width of a pointwise layer with GELU before an early exit's pooling; 0 leaves it out."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -93,11 +99,12 @@ class DataConfig(ConfigSection):
     image_size: PositiveCount = 224
     """Side of the square input in pixels."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
-    """Resampling filter; random draws bilinear or bicubic per training image."""
+    """Resampling filter; random draws bilinear or bicubic per training image. With model.pretrained, weights or
+    from_run the default is what the weights were trained with, as for mean, std and eval_crop."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
-    """Channel means subtracted from pixels scaled to 0..1."""
+    """Channel means subtracted from pixels scaled to 0..1; with weights to begin from by default theirs."""
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
-    """Channel standard deviations the pixels are divided by."""
+    """Channel standard deviations the pixels are divided by; with weights to begin from by default theirs."""
     crop: Literal["resize", "pad", "none"] = "resize"
     """Training crop: resize is random resized crop, pad is pad-and-crop at the image's own scale (CIFAR), none only
     resizes."""
@@ -108,7 +115,7 @@ class DataConfig(ConfigSection):
     crop_padding: Count = 4
     """Pixels of padding on each side for crop: pad."""
     eval_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
-    """Share of the resized image that the test-time centre crop keeps."""
+    """Share of the resized image that the test-time centre crop keeps; with weights to begin from by default theirs."""
     flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     color_jitter: NotNegative = 0.0
@@ -179,9 +186,11 @@ class DistillationConfig(ConfigSection):
     teacher_model: str | None = None
     """timm name of the teacher, for teacher: model."""
     teacher_weights: str | None = None
-    """File of the teacher's timm weights (.safetensors or tensors-only .pth); without it timm's pretrained ones."""
+    """File of the teacher's weights, as for model.weights; without it timm's pretrained ones. Its classes must be the
+    dataset's. The teacher is given images of the mean, std and size that it was trained with, where they are known."""
     teacher_options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm.create_model for the teacher, for example {img_size: 32}."""
+    """Further arguments of timm.create_model for the teacher, for example {img_size: 32}, or {pretrained_cfg_overlay:
+    {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}} for weights of unknown origin."""
     reduction: Literal["batchmean", "mean"] = "batchmean"
     """batchmean sums KL over classes; mean also divides by their number (only to reproduce the released code)."""
 

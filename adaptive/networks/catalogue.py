@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -14,6 +15,7 @@ from adaptive.networks.cutting.cut import survey
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
 from adaptive.networks.multiscale.registration import NETWORKS
+from adaptive.networks.trained_with import of_backbone
 
 OWN_FAMILY = NETWORKS.rpartition(".")[2]  # timm names families by modules
 WILDCARDS = "*?["
@@ -109,6 +111,23 @@ def model_entry(name: str, count: bool = True) -> ModelEntry:
         return ModelEntry(name, None, size, pretrained, note if "no logits" in note else "")
     size = size or configuration(model).get("input_size", (3, None, None))[-1]
     return ModelEntry(name, sum(p.numel() for p in model.parameters()), size, pretrained)
+
+
+def pretrained_entry(name: str) -> dict[str, Any] | None:
+    """Return what timm notes of a model's pretrained weights; None without any.
+
+    That is the tag (the first, where the name has none), all tags, number of classes, image size, and how images are
+    prepared, by key of the data section.
+    """
+    trained = of_backbone(name, {})
+    if trained is None:
+        return None
+    plain, _, tag = name.partition(".")
+    tags = [found.partition(".")[2] for found in timm.list_models(f"{plain}.*", pretrained=True)]
+    noted = timm.get_pretrained_cfg(name)
+    own = tag or (noted.tag if noted is not None else "") or ""
+    about = {"tag": own, "tags": tags, "num_classes": trained.num_classes, "image_size": trained.image_size}
+    return about | trained.settings()
 
 
 def branch_point_entries(name: str, input_size: int | None = None) -> tuple[int, list[BranchPointEntry]]:

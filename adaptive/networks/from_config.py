@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import ModelError
@@ -12,6 +14,7 @@ from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.trained_with import of_model
 
+RGB = 3  # channels of a decoded image
 # Arguments of create_model and of timm's that other keys own: given twice, the two could disagree.
 OWNED_OPTIONS = {
     "name": "model.backbone",
@@ -35,24 +38,41 @@ def check_options(config: Config) -> None:
             raise ModelError(f"{where} is not data.image_size = {side}; remove it, the network is built for that size")
 
 
-def build_network(config: Config, num_classes: int, load: bool = True) -> AdaptiveNetwork:
+def build_network(
+    config: Config, num_classes: int, load: bool = True, weights: Mapping[str, Tensor] | None = None
+) -> AdaptiveNetwork:
     """Build the configured network with the seed's initial weights, or the pretrained ones, on the CPU.
 
-    Without ``load`` no weights are fetched or read: those of a checkpoint will take their place.
+    Without ``load`` no weights are fetched or read: those of a checkpoint will take their place. ``weights`` are a
+    plain timm model's state_dict to begin with.
 
     Raises:
         ModelError: the backbone cannot be built or cut like that; the message names the key.
     """
     model = config.model
     check_options(config)
+    channels = model.options.get("in_chans", RGB)
+    if channels != RGB:
+        raise ModelError(
+            f"model.options.in_chans = {channels!r}: images are decoded as RGB, grey ones too, and the network takes "
+            "their three channels; leave in_chans out (weights of other channels are adapted)"
+        )
     torch.manual_seed(config.train.seed)
     try:
         start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}
-        return _create(config, num_classes, model.exits, **start)
+        if weights is not None:
+            start = {"weights": weights}
+        network = _create(config, num_classes, model.exits, **start)
     except ModelError as error:
         # Its messages begin with the argument's name, which is the key's name in the model section.
         prefix = "model." if str(error).split(" ")[0] in ModelConfig.model_fields else "model: "
         raise ModelError(f"{prefix}{error}") from error
+    if network.channels != RGB:
+        raise ModelError(
+            f"model.backbone = {model.backbone!r} takes images of {network.channels} channels, and they are decoded as "
+            "RGB; give model.options.in_chans=3, or take another backbone"
+        )
+    return network
 
 
 def outline_network(config: Config, num_classes: int) -> AdaptiveNetwork:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
+from pydantic import ValidationError
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 
 from adaptive.config.sections import DataConfig, ModelConfig
+from adaptive.errors import ModelError
 from adaptive.networks.weights_file import read_header
 
 HEADER = "data"  # entry of an export's header
@@ -68,14 +70,22 @@ def of_backbone(name: str, options: dict[str, Any]) -> TrainedWith | None:
 
 
 def of_file(path: Path, name: str, options: dict[str, Any]) -> TrainedWith | None:
-    """Return what an export's header says, for other files what timm notes of the backbone's pretrained weights."""
+    """Return what an export's header says, for other files what timm notes of the backbone's pretrained weights.
+
+    Of those neither image size nor number of classes is known.
+
+    Raises:
+        ModelError: the header holds something else.
+    """
     header = read_header(path)
     noted = header.get(HEADER)
     if isinstance(noted, dict):
-        known = {key: noted[key] for key in TrainedWith.__dataclass_fields__ if key in noted}
-        return TrainedWith(**{**known, "source": str(path)})
+        return _of_header(path, noted)
     # An export of an earlier version does not say, and was trained with what its configuration said.
-    return None if {"backbone", "step"} <= header.keys() else of_backbone(name, options)
+    if {"backbone", "step"} <= header.keys():
+        return None
+    found = of_backbone(name, options)
+    return None if found is None else replace(found, image_size=None, num_classes=None)
 
 
 def as_header(data: DataConfig, num_classes: int) -> dict[str, Any]:
@@ -85,6 +95,22 @@ def as_header(data: DataConfig, num_classes: int) -> dict[str, Any]:
         data.eval_crop, data.image_size, num_classes,
     )  # fmt: skip
     return {HEADER: {key: value for key, value in asdict(used).items() if key != "source"}}
+
+
+def _of_header(path: Path, noted: dict[str, Any]) -> TrainedWith:
+    """Read an export's entry, which anybody may have written (raises ModelError)."""
+    keys = ("mean", "std", "interpolation", "eval_crop", "image_size")
+    try:
+        data = DataConfig.model_validate({"path": ".", **{key: noted[key] for key in keys}})
+        return TrainedWith(
+            str(path), tuple(data.mean), tuple(data.std), data.interpolation, data.eval_crop, data.image_size
+        )
+    except (KeyError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is missing"
+        raise ModelError(
+            f"weights = {str(path)!r}: its header does not say how images are prepared ({HEADER}: {reason}); export it "
+            "again: adaptive checkpoint RUN --export FILE"
+        ) from None
 
 
 def _of(noted: PretrainedCfg, source: str) -> TrainedWith:

@@ -8,13 +8,14 @@ from pathlib import Path
 from adaptive.config.sections import Config
 from adaptive.data.shards.index import DatasetIndex
 from adaptive.errors import AdaptiveError
-from adaptive.networks.from_config import outline_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training import preflight
 from adaptive.training.batch import BatchSizes, batch_sizes
 from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.phases import plan_phase
+from adaptive.training.starting.first_network import first_network
 from adaptive.training.starting.frozen import check_frozen
+from adaptive.training.starting.settings import complete
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
     for flag, number in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
         if number < 1:
             raise AdaptiveError(f"{flag} {number} is too small; give 1 or more")
+    config = complete(config)
     batch = batch_sizes(config.train, nodes * gpus_per_node)
     index = preflight.check_dataset(config)
     folder = Path(str(config.train.run_folder))
     goes_on, _ = preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))
-    network = outline_network(config, len(index.classes))
+    network = first_network(config, index.classes, goes_on is not None, fetch=False).network
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     notes = preflight.check_training(config, batch, index, network)

@@ -287,5 +287,6 @@ def _check_same_run(config: Config, folder: Path) -> None:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise CheckpointError(
             f"{folder} holds a run with {key} = {then!r}, now it is {now!r}{more}; "
-            "keep the value to continue that run, or choose another train.run_folder"
+            "keep the value to continue that run, or choose another train.run_folder, which can begin from that run's "
+            f"network with model.from_run={folder}"
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,14 +34,15 @@ class Prepared(Setup):
     """A run whose configuration, dataset and backbone are checked, and whose network is built.
 
     ``network`` is a template on the CPU: every phase trains a copy of it, so that an engine never meets a network that
-    another engine has partitioned. It takes over the weights of a finished phase. ``notes`` tell the user of settings
-    without effect.
+    another engine has partitioned. It takes over the weights of a finished phase. ``begins_from`` is what is recorded
+    of the run that it begins from, ``notes`` what the user is told of its beginning, and of settings without effect.
     """
 
     ranks: Ranks
     folder: Path
     index: DatasetIndex
     network: AdaptiveNetwork
+    begins_from: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from adaptive.distributed.ranks import Ranks
 from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import installed_version
-from adaptive.networks.from_config import build_network
+from adaptive.networks import initial_weights
 from adaptive.networks.precision import autocast
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
@@ -37,6 +38,8 @@ from adaptive.training.engine.group import from_first_rank, init_distributed, re
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.prepared_run import Prepared
+from adaptive.training.starting import settings
+from adaptive.training.starting.first_network import first_network
 from adaptive.training.starting.frozen import check_frozen
 from adaptive.training.streams import Streams
 from adaptive.training.supervision.causes import explained
@@ -65,6 +68,10 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     Raises:
         AdaptiveError: one of its kinds, naming key, value and remedy. Nothing has been written but the run folder.
     """
+    if ranks.rank:  # what is told of weights and settings is the same on every rank
+        for quiet in (initial_weights.log, settings.LOGGER):
+            quiet.setLevel(logging.ERROR)
+    config = settings.complete(config)
     device = resolve_device(config.train.device, ranks.local_rank if ranks.device is None else ranks.device)
     if config.model.sync_batchnorm and device.type != "cuda":
         raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
@@ -75,11 +82,12 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
     goes_on = bool(CheckpointStore(folder / "checkpoints").all())
-    network = build_network(config, len(index.classes), load=not goes_on)
+    network, source, told = first_network(config, index.classes, goes_on)
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     notes = preflight.check_training(config, batch, index, network, device.type)
-    prepared = Prepared(config, batch, device, ranks, folder, index, network, tuple(notes))
+    begins_from, begun = (source.provenance(), [told]) if source else (None, [])
+    prepared = Prepared(config, batch, device, ranks, folder, index, network, begins_from, (*begun, *notes))
     if not goes_on:
         _check_beginning(prepared)
     return prepared
@@ -169,6 +177,8 @@ def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
         "world": prepared.ranks.world,
         "ranks_here": prepared.ranks.local_world,
     }
+    if prepared.begins_from:
+        environment["begins_from"] = prepared.begins_from
     with suppress(OSError), (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(environment) + "\n")
     notes = {

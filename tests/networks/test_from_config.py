@@ -1,4 +1,6 @@
-"""Options of a backbone that another key owns, or that timm would leave aside, are refused with that key."""
+"""What a configuration's network is refused for: options that another key owns or timm leaves aside, other channels."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -6,7 +8,7 @@ import pytest
 
 from adaptive.config.sections import ModelConfig
 from adaptive.errors import ModelError
-from adaptive.networks.from_config import build_network
+from adaptive.networks.from_config import build_network, outline_network
 from tests.training.setups import config
 
 OWNERS = {
@@ -58,3 +60,27 @@ def test_every_key_of_the_section_is_covered() -> None:
 def test_options_that_do_not_fit_are_named(backbone: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(backbone, options)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, "3"])
+@pytest.mark.parametrize("build", [build_network, outline_network])
+@pytest.mark.parametrize("backbone", ["test_resnet", "msdnet"])
+def test_other_channels_than_rgb_are_refused(channels: Any, build: Any, backbone: str) -> None:
+    tree = config("unused", model={"backbone": backbone, "options": {"in_chans": channels}})
+    with pytest.raises(ModelError, match=rf"model\.options\.in_chans = {channels!r}: images are decoded as RGB"):
+        build(tree, 10)
+
+
+def test_a_backbone_that_notes_other_channels_is_refused() -> None:
+    overlay = {"pretrained_cfg_overlay": {"input_size": (1, 32, 32)}}
+    tree = config("unused", model={"options": overlay})
+    with pytest.raises(ModelError, match="takes images of 1 channels"):
+        build_network(tree, 10)
+    assert build_network(config("unused", model={"options": {**overlay, "in_chans": 3}}), 10).channels == 3
+
+
+def test_planning_refuses_pretrained_weights_that_do_not_exist() -> None:
+    tree = config("unused", model={"backbone": "resnet10t", "exits": 2, "pretrained": True})
+    assert "blocks.0.0.weight" not in outline_network(tree, 1000).untrained
+    with pytest.raises(ModelError, match=r"model\.pretrained = true: there are no pretrained weights of msdnet"):
+        outline_network(config("unused", model={"backbone": "msdnet", "pretrained": True}), 10)

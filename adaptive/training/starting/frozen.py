@@ -40,13 +40,12 @@ def check_frozen(config: Config, network: AdaptiveNetwork, plans: Sequence[Phase
             )
         if plan.reset:
             fresh |= _reset(network)
-        learning = _learning(network, plan)
-        counted = [number for number, weight in enumerate(plan.exit_weights) if weight > 0]
+        learning, counted = _learning(network, plan), _counted(plan)
         taught = range(len(network.exits)) if teacher == "next" else [len(network.exits) - 1]
         used = _path(network, [*counted, *(taught if teacher in ("last", "next", "ema") else ())], plan.collaboration)
         if part := _first(network, (fresh & used) - learning):
             raise ConfigError(f"{key}: {part} {_why(plan)}; {_remedy(network, part, i)}")
-        fresh -= learning & _path(network, counted, plan.collaboration)
+        fresh = _after(network, plan, fresh)
         learned |= learning
     for number, exit_ in enumerate(_exits(network)):
         if (fresh & _end(exit_)) - learned:
@@ -54,6 +53,25 @@ def check_frozen(config: Config, network: AdaptiveNetwork, plans: Sequence[Phase
                 f"phases: {_exit_name(network, number)} is random and never learns; add a phase with learn: "
                 "early_exits, or leave the exits out with model.exits=1"
             )
+
+
+def still_random(network: AdaptiveNetwork, plans: Sequence[PhasePlan]) -> set[str]:
+    """Return the names of the parameters that are random after these phases, of those that were before."""
+    fresh = {p for name, p in network.named_parameters() if name in network.untrained}
+    for plan in plans:
+        fresh = _after(network, plan, fresh)
+    return {name for name, p in network.named_parameters() if p in fresh}
+
+
+def _after(network: AdaptiveNetwork, plan: PhasePlan, fresh: set[nn.Parameter]) -> set[nn.Parameter]:
+    """Return what is still random after a phase."""
+    fresh = fresh | _reset(network) if plan.reset else fresh
+    return fresh - (_learning(network, plan) & _path(network, _counted(plan), plan.collaboration))
+
+
+def _counted(plan: PhasePlan) -> list[int]:
+    """Return the numbers of the exits whose loss counts."""
+    return [number for number, weight in enumerate(plan.exit_weights) if weight > 0]
 
 
 def _random(network: AdaptiveNetwork) -> set[nn.Parameter]:
