@@ -54,8 +54,11 @@ def read_weights(path: Path, known: Collection[str]) -> WeightsFile:
         found = timm.models.load_state_dict(str(path), weights_only=True)
         tensors = dict(_flat(found))
     except Exception as error:  # the readers of the two formats raise whatever they like
-        reason = reason_of(error, 200)
-        raise ModelError(f"weights = {str(path)!r}: cannot be read as tensors only: {reason}") from error
+        reason = reason_of(error, 200).partition(" No automatic unsafe")[0]
+        raise ModelError(
+            f"weights = {str(path)!r}: cannot be read as tensors only: {reason}; save them alone where they come from: "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
     if any(map(EXIT.search, tensors)) and not any(map(EXIT.search, known)):
         raise ModelError(
             f"weights = {str(path)!r} holds a whole network with its exits; begin from its run with "

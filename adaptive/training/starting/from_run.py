@@ -189,7 +189,9 @@ def _told(
     if old.input_size != network.input_size:
         told.append(f"resampled from {old.input_size} to {network.input_size} pixels where that changes a shape")
     if theirs != classes:
-        others = f"{len(theirs)} classes" if len(theirs) != len(classes) else f"classes ({theirs[0]!r}, ...)"
-        here = f"{len(classes)}" if len(theirs) != len(classes) else f"those here ({classes[0]!r}, ...)"
-        told.append(f"its {others} are not the {here}: the exits' last layers and links start afresh")
+        number = len(theirs) != len(classes)
+        others = f"{len(theirs)} classes" if number else f"classes ({theirs[0]!r}, ...)"
+        here = f"the {len(classes)}" if number else "those"
+        first = "" if number else f" ({classes[0]!r}, ...)"
+        told.append(f"its {others} are not {here} here{first}: the exits' last layers and links start afresh")
     return "; ".join(told)

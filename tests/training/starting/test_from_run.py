@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import adaptive
 from adaptive.config.loading import load_config
+from adaptive.data.packing.pack import pack
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import ConfigError
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.run import prepare
+from adaptive.training.starting.from_run import begin_from, open_run, take_architecture
 from tests.helpers.commands import Forks
 from tests.training.setups import config
 
@@ -66,32 +69,18 @@ def test_a_higher_resolution_is_resampled_and_the_exits_stay(source: Path, digit
     assert all(torch.equal(found[name], value) for name, value in expected.items() if name not in changed)
 
 
-def relabelled(folder: Path, digits: Path, classes: list[str]) -> Path:
-    """The digits' dataset with other names of its classes; of fewer names, images keep to those."""
-    from adaptive.data.packing.pack import pack
-    from adaptive.data.shards.index import load_index
-
-    if len(classes) == 10:
-        shutil.copytree(digits, folder)
-        tree = json.loads((folder / "index.json").read_text())
-        tree["classes"] = classes
-        tree["fingerprint"] = load_index(digits).fingerprint
-        (folder / "index.json").write_text(json.dumps(tree))
-        return folder
-    images = folder / "images"
-    from PIL import Image
-
+def of_three_classes(folder: Path) -> Path:
     for split in ("train", "val", "test"):
-        for name in classes:
-            (images / split / name).mkdir(parents=True)
-            for i in range(40):
-                Image.new("RGB", (32, 32), (i, 90, 200)).save(images / split / name / f"{i}.png")
-    pack(str(images), folder / "packed", workers=1, progress=False)
+        for name in ("ant", "bee", "cat"):
+            (folder / "images" / split / name).mkdir(parents=True)
+            for i in range(20):
+                Image.new("RGB", (32, 32), (i, 90, 200)).save(folder / "images" / split / name / f"{i}.png")
+    pack(str(folder / "images"), folder / "packed", workers=1, progress=False)
     return folder / "packed"
 
 
-def test_other_classes_begin_with_fresh_ends_and_it_is_told(source: Path, digits: Path, tmp_path: Path) -> None:
-    data = relabelled(tmp_path / "data", digits, ["ant", "bee", "cat"])
+def test_other_classes_begin_with_fresh_ends_and_it_is_told(source: Path, tmp_path: Path) -> None:
+    data = of_three_classes(tmp_path)
     prepared = begin(data, tmp_path / "new", source)
     found, expected = prepared.network.state_dict(), adaptive.load(source).network.state_dict()
     changed = {name for name, value in expected.items() if not torch.equal(found[name], value)}
@@ -102,6 +91,18 @@ def test_other_classes_begin_with_fresh_ends_and_it_is_told(source: Path, digits
     assert "its 10 classes are not the 3" in prepared.notes[0]
     with pytest.raises(ConfigError, match=r"phases\.0\.learn = 'early_exits': the last exit is frozen"):
         begin(data, tmp_path / "new", source, phases=[{"epochs": 1, "learn": "early_exits"}])
+
+
+def test_as_many_classes_of_other_names_are_others(source: Path) -> None:
+    """A last layer that tells digits says nothing of letters, and frozen it would be wrong without a word."""
+    run = open_run(source)
+    settings = run.config.model_copy(update={"model": take_architecture(run.config.model, run)})
+    network, told = begin_from(settings, run, list("abcdefghij"))
+    old = adaptive.load(source).network.state_dict()
+    assert not torch.equal(network.state_dict()["exits.0.classifier.weight"], old["exits.0.classifier.weight"])
+    assert not torch.equal(network.state_dict()["exits.2.head.head.weight"], old["exits.2.head.head.weight"])
+    assert {"exits.0.classifier.weight", "exits.2.head.head.weight"} <= network.untrained
+    assert "its classes ('0', ...) are not those here ('a', ...)" in told
 
 
 @pytest.mark.parametrize(
