@@ -180,7 +180,8 @@ def check_teacher(config: Config, num_classes: int) -> None:
                 f"distillation.teacher_options = {config.distillation.teacher_options}: {key} is set by the dataset, "
                 "distillation.teacher_model and distillation.teacher_weights; remove it"
             )
-    if config.distillation.teacher == "model" and config.distillation.gamma:
+    teaches = config.distillation.gamma and any(phase.distillation for phase in config.resolved_phases())
+    if config.distillation.teacher == "model" and teaches:
         check_teacher_classes(config.distillation, num_classes)
 
 

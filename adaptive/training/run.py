@@ -39,7 +39,7 @@ from adaptive.training.learner import collective_timeout, warn_about_scale_invar
 from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.starting import settings
-from adaptive.training.starting.first_network import first_network
+from adaptive.training.starting.first_network import first_network, other_classes
 from adaptive.training.starting.frozen import check_frozen
 from adaptive.training.streams import Streams
 from adaptive.training.supervision.causes import explained
@@ -86,7 +86,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
     notes = preflight.check_training(config, batch, index, network, device.type)
-    begins_from, begun = (source.provenance(), [told]) if source else (None, [])
+    begins_from, begun = source.provenance() if source else None, [told] if told else []
     prepared = Prepared(config, batch, device, ranks, folder, index, network, begins_from, (*begun, *notes))
     if not goes_on:
         _check_beginning(prepared)
@@ -98,6 +98,11 @@ def _check_beginning(prepared: Prepared) -> None:
     check_frozen(prepared.config, prepared.network, prepared.plans)
     distillation = prepared.config.distillation
     if distillation.teacher == "model" and any(plan.gamma for plan in prepared.plans):
+        weights = distillation.teacher_weights
+        if weights and (other := other_classes(weights, prepared.index.classes)):
+            raise ConfigError(
+                f"distillation.teacher_weights = {weights!r}: {other}; give one trained on this dataset's"
+            )
         cpu = torch.device("cpu")
         context = autocast(prepared.config.train.precision, cpu)
         model_teacher(distillation, prepared.config.data, prepared.network.num_classes, cpu, context)

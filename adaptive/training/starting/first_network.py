@@ -9,11 +9,12 @@ from typing import NamedTuple
 from adaptive.config.sections import Config
 from adaptive.networks.from_config import build_network, outline_network
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.weights_file import read_header
 from adaptive.training.starting.from_run import SourceRun, begin_from, open_run
 
 
 class FirstNetwork(NamedTuple):
-    """A network, and the run that it begins from with what was taken of it."""
+    """A network, the run that it begins from, and what the user is told of its beginning."""
 
     network: AdaptiveNetwork
     source: SourceRun | None = None
@@ -39,4 +40,19 @@ def first_network(config: Config, classes: Sequence[str], goes_on: bool = False,
         source = open_run(Path(config.model.from_run))
         network, told = begin_from(config, source, classes)
         return FirstNetwork(network, source, told)
-    return FirstNetwork((build_network if fetch else outline_network)(config, len(classes)))
+    network = (build_network if fetch else outline_network)(config, len(classes))
+    if config.model.weights and (other := other_classes(config.model.weights, classes)):
+        # As random to these classes as a fresh one: it may learn them, and is not to be frozen before.
+        network.untrained |= {n for plain, own in network.names.own.items()
+                              if plain.startswith(network.names.classifier) for n in own}  # fmt: skip
+        return FirstNetwork(network, told=f"model.weights = {config.model.weights!r}: {other}; the classifier is kept")
+    return FirstNetwork(network)
+
+
+def other_classes(weights: str, classes: Sequence[str]) -> str:
+    """Say that a file which `adaptive checkpoint --export` wrote is of as many, but other classes; empty if not."""
+    theirs = read_header(Path(weights)).get("classes")
+    if not isinstance(theirs, list) or len(theirs) != len(classes) or list(map(str, theirs)) == list(classes):
+        return ""
+    mine, other = next((a, b) for a, b in zip(classes, map(str, theirs), strict=True) if a != b)
+    return f"it was trained on other classes ({other!r} where this dataset has {mine!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from adaptive import AdaptiveNetwork, create_model
 from adaptive.distributed.ranks import Ranks
@@ -170,4 +172,17 @@ def test_a_pretrained_teacher_of_other_classes_is_refused(digits: Path, tmp_path
     with pytest.raises(
         ConfigError, match=r"distillation\.teacher_model = 'resnet18'.*1000 classes.*10.*teacher_weights"
     ):
+        prepared(digits, tmp_path, None, {"distillation": teacher})
+
+
+def test_an_export_of_as_many_other_classes_is_another_networks(digits: Path, tmp_path: Path) -> None:
+    """Its header names the classes: a frozen last exit, or a teacher, would answer wrongly without a word."""
+    file = tmp_path / "letters.safetensors"
+    about = {"backbone": "test_resnet", "step": "1", "classes": json.dumps(list("abcdefghij"))}
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), file, about)
+    with pytest.raises(ConfigError, match=r"phases\.0\.learn = 'early_exits': the last exit is frozen"):
+        prepared(digits, tmp_path, str(file), {"phases": learn("early_exits")})
+    assert "other classes ('a' where this dataset has '0')" in prepared(digits, tmp_path, str(file), {}).notes[0]
+    teacher = {"gamma": 0.5, "teacher": "model", "teacher_model": "test_resnet", "teacher_weights": str(file)}
+    with pytest.raises(ConfigError, match=r"distillation\.teacher_weights = .*other classes \('a'"):
         prepared(digits, tmp_path, None, {"distillation": teacher})

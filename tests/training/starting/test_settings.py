@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.data import ImageNetInfo
 
 import adaptive
 from adaptive.config.loading import dump_config, load_config, parse_config
 from adaptive.config.sections import Config
+from adaptive.data.images.decode import decode_image
+from adaptive.data.images.transforms import eval_transform
 from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.starting.settings import complete
 from tests.helpers.commands import Forks
+from tests.helpers.locations import DATA
 
+LITE = "tf_efficientnet_lite0.safetensors"
 IMAGENET = [0.485, 0.456, 0.406]
 
 
@@ -107,3 +113,24 @@ def test_what_is_used_is_what_the_run_keeps(config_file: Path, tmp_path: Path, f
     assert ended.code == 0, ended
     shown = json.loads(forks.run(["models", "test_resnet", "--json"]).out)
     assert shown["pretrained"]["mean"] == [0.5] * 3
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not (DATA / LITE).is_file(), reason="no real weights here")
+def test_real_weights_recognise_real_photos_with_their_own_mean(tmp_path: Path) -> None:
+    """What the wrong normalisation costs: a tenth of the photos."""
+    with tarfile.open(DATA / "imagenet-sample-125.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    photos = sorted(tmp_path.rglob("*.JPEG"))
+    model = {"backbone": "tf_efficientnet_lite0", "weights": str(DATA / LITE)}
+    network = adaptive.create_model(model["backbone"], 1000, 2, collaboration=False, weights=model["weights"]).eval()
+    classes = ImageNetInfo().label_names()
+    right = {}
+    for name, data in (("own", {}), ("others", {"mean": IMAGENET, "std": [0.229, 0.224, 0.225]})):
+        transform = eval_transform(complete(tree(model, **data)).data)
+        with torch.no_grad():
+            answers = [int(network(transform(decode_image(p.read_bytes()))[None])[-1].argmax()) for p in photos]
+        right[name] = sum(classes[answer] == p.parent.name for answer, p in zip(answers, photos, strict=True))
+    assert len(photos) == 125
+    assert right["own"] >= 110
+    assert right["others"] <= right["own"] - 8
