@@ -16,6 +16,13 @@ OWNED_ELSEWHERE = {
     "fp16": "train.precision",
     "bf16": "train.precision",
     "torch_autocast": "train.precision",
+    "amp": "train.precision",
+    "compile": "train.compile",
+    "checkpoint": "the checkpoint section",
+    "wandb": "the tracking section",
+    "steps_per_print": "tracking.every_steps",
+    "timers": "the tracking section, which counts train/images_per_second",
+    "zero_allow_untested_optimizer": "optimizer.name, whose fitness for ZeRO is checked",
 }
 
 

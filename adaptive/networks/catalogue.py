@@ -10,7 +10,7 @@ import timm
 import torch
 
 from adaptive.errors import ModelError, nearest
-from adaptive.networks.backbone import build_backbone, configuration
+from adaptive.networks.backbone import build_backbone, configuration, other_model
 from adaptive.networks.cutting.cut import survey
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
@@ -88,6 +88,8 @@ def matching(pattern: str) -> list[str]:
     else:
         found = fnmatch.filter(timm.list_models(pretrained=tagged), pattern)
     if not found:
+        if "/" in pattern:
+            raise ModelError(f"{pattern!r} is no model of timm; {other_model(pattern)}")
         known = [*timm.list_models(), *families()]
         name = pattern.strip(WILDCARDS + "]")
         remedy = nearest(name, known, "adaptive models lists the families", cutoff=0.5)

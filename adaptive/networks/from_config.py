@@ -12,7 +12,7 @@ from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import ModelError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.trained_with import of_model
+from adaptive.networks.trained_with import TrainedWith, of_model
 
 RGB = 3  # channels of a decoded image
 # Arguments of create_model and of timm's that other keys own: given twice, the two could disagree.
@@ -36,6 +36,11 @@ def check_options(config: Config) -> None:
         side = config.data.image_size
         if key == "img_size" and value not in (side, [side, side], (side, side)):
             raise ModelError(f"{where} is not data.image_size = {side}; remove it, the network is built for that size")
+        if key == "in_chans" and value != RGB:
+            raise ModelError(
+                f"{where}: images are decoded as RGB, grey ones too, and the network takes their three channels; leave "
+                "in_chans out (weights of other channels are adapted)"
+            )
 
 
 def build_network(
@@ -51,12 +56,8 @@ def build_network(
     """
     model = config.model
     check_options(config)
-    channels = model.options.get("in_chans", RGB)
-    if channels != RGB:
-        raise ModelError(
-            f"model.options.in_chans = {channels!r}: images are decoded as RGB, grey ones too, and the network takes "
-            "their three channels; leave in_chans out (weights of other channels are adapted)"
-        )
+    if load and model.pretrained:
+        _pretrained(model)
     torch.manual_seed(config.train.seed)
     try:
         start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}
@@ -88,17 +89,22 @@ def outline_network(config: Config, num_classes: int) -> AdaptiveNetwork:
         config.model_copy(update={"model": model.model_copy(update={"pretrained": False})}), num_classes
     )
     if model.pretrained:
-        noted = of_model(model)
-        if noted is None:
-            raise ModelError(
-                f"model.pretrained = true: there are no pretrained weights of {model.backbone}; leave it out, give "
-                "model.weights, or take a backbone that `adaptive models` calls pretrained"
-            )
-        names = network.names
+        noted, names = _pretrained(model), network.names
         filled = [own for plain, own in names.own.items()
                   if noted.num_classes == num_classes or not plain.startswith(names.classifier)]  # fmt: skip
         network.untrained -= {name for own in filled for name in own}
     return network
+
+
+def _pretrained(model: ModelConfig) -> TrainedWith:
+    """Return what timm notes of a backbone's pretrained weights (raises ModelError: timm begins with random ones)."""
+    noted = of_model(model)
+    if noted is None:
+        raise ModelError(
+            f"model.pretrained = true: there are no pretrained weights of {model.backbone}; leave it out, give "
+            "model.weights, or take a backbone that `adaptive models` calls pretrained"
+        )
+    return noted
 
 
 def rebuild_network(config: Config, num_classes: int, exits: list[str]) -> AdaptiveNetwork:

@@ -54,7 +54,7 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
     network = first_network(config, index.classes, goes_on is not None, fetch=False).network
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
-    notes = preflight.check_training(config, batch, index, network)
+    notes = preflight.check_training(config, batch, index, network, begun=goes_on is not None)
     if goes_on is None:
         plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
         check_frozen(config, network, plans)

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import get_args
@@ -22,7 +23,7 @@ from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, nearest
 from adaptive.files import write_atomically
 from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
@@ -186,7 +187,12 @@ def check_teacher(config: Config, num_classes: int) -> None:
 
 
 def check_training(
-    config: Config, batch: BatchSizes, index: DatasetIndex, network: AdaptiveNetwork, device: str | None = None
+    config: Config,
+    batch: BatchSizes,
+    index: DatasetIndex,
+    network: AdaptiveNetwork,
+    device: str | None = None,
+    begun: bool = False,
 ) -> list[str]:
     """Build and drop what each phase is made of, whose faults would show only after the ranks have met.
 
@@ -199,6 +205,7 @@ def check_training(
         index: its dataset.
         network: built on the CPU; it is left as it is.
         device: type of the device that trains, None where it is not known yet.
+        begun: whether the run folder holds a run: what it was begun with cannot change any more, and is told.
     """
     check_optimizer(config.optimizer, config.train.zero_stage)
     check_deepspeed_section(config, batch, device)
@@ -207,14 +214,24 @@ def check_training(
     Mixer(config.data, network.num_classes, batch.micro_batch)
     steps = steps_per_epoch(index.split(config.data.train_split).count, batch.global_batch)
     plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
-    check_methods_act(config, len(network.exits), plans)
-    check_optimizer_acts(config, network, plans)
     return [
+        *_refused_or_told(begun, check_methods_act, config, len(network.exits), plans),
+        *_refused_or_told(begun, check_optimizer_acts, config, network, plans),
+        *_refused_or_told(begun, check_schedule, config, plans, steps),
         *optimizer_notes(config.optimizer),
-        *check_schedule(config, plans, steps),
         *check_phases_learn(config, batch, network, plans),
-        *idle_notes(config, batch, network, plans, device),
+        *idle_notes(config, batch, network, plans, steps, device),
     ]
+
+
+def _refused_or_told(begun: bool, check: Callable[..., list[str] | None], *arguments: object) -> list[str]:
+    """Return a check's notes; of a run that has begun, its refusal is one too."""
+    try:
+        return check(*arguments) or []
+    except ConfigError as refusal:
+        if not begun:
+            raise
+        return [str(refusal)]
 
 
 def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStore) -> tuple[Checkpoint | None, list]:

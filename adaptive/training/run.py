@@ -85,7 +85,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     network, source, told = first_network(config, index.classes, goes_on)
     preflight.check_exit_weights(config, len(network.exits))
     preflight.check_disk_space(folder, network, config)
-    notes = preflight.check_training(config, batch, index, network, device.type)
+    notes = preflight.check_training(config, batch, index, network, device.type, goes_on)
     begins_from, begun = source.provenance() if source else None, [told] if told else []
     prepared = Prepared(config, batch, device, ranks, folder, index, network, begins_from, (*begun, *notes))
     if not goes_on:

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adaptive.config.sections import Config, DataConfig, DistillationConfig, ModelConfig
+from adaptive.config.base import ConfigSection
+from adaptive.config.sections import Config, DataConfig, DistillationConfig, TrackingConfig, TrainConfig
 from adaptive.data.remote.pipes import PIPE
 from adaptive.data.remote.urls import is_remote
 from adaptive.errors import ConfigError
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
 from adaptive.training.phases import PhasePlan
+from adaptive.training.spikes import ENOUGH
 
 FAST_BF16 = ("amx_bf16", "avx512_bf16")  # processor features without which bf16 is emulated
 
@@ -40,6 +42,12 @@ def check_methods_act(config: Config, exits: int, plans: Sequence[PhasePlan]) ->
             f"train.gradient_surgery = {train.gradient_surgery!r} does nothing: in no phase do the losses of two exits "
             "reach parameters that they share; use train.gradient_surgery=none"
         )
+    for number, plan in enumerate(plans):
+        if plan.reset and plan.learn == "early_exits":
+            raise ConfigError(
+                f"phases.{number}.reset_classifiers = True gives the last exit a fresh linear layer too, which does "
+                "not learn with learn: early_exits; use learn: exits, or reset_classifiers: false"
+            )
     if exits == 1:
         for key, value in _changed(config.model, "head_width", "head_dropout"):
             raise ConfigError(
@@ -49,11 +57,19 @@ def check_methods_act(config: Config, exits: int, plans: Sequence[PhasePlan]) ->
 
 
 def idle_notes(
-    config: Config, batch: BatchSizes, network: AdaptiveNetwork, plans: Sequence[PhasePlan], device: str | None
+    config: Config,
+    batch: BatchSizes,
+    network: AdaptiveNetwork,
+    plans: Sequence[PhasePlan],
+    steps_per_epoch: int,
+    device: str | None,
 ) -> list[str]:
     """Return a line for every setting that another one leaves without use, and for precisions that are emulated."""
     model, train, exits = config.model, config.train, len(network.exits)
     notes = [*_about_distillation(config.distillation), *_about_data(config.data), *_about_precision(config, device)]
+    notes += [*_about_phases(config, plans, steps_per_epoch), *_about_tracking(config.tracking)]
+    if not config.optimizer.decay_norm_and_bias and not config.optimizer.weight_decay:
+        notes.append("optimizer.decay_norm_and_bias = False does nothing: optimizer.weight_decay = 0")
     if exits == 1:
         chosen = {"collaboration": model.collaboration, "equilibrium": model.equilibrium}
         for key, value in chosen.items():
@@ -76,7 +92,7 @@ def _is_taught(distillation: DistillationConfig, plan: PhasePlan) -> bool:
     return plan.gamma > 0 and any(students)
 
 
-def _changed(section: DataConfig | DistillationConfig | ModelConfig, *keys: str) -> Iterator[tuple[str, object]]:
+def _changed(section: ConfigSection, *keys: str) -> Iterator[tuple[str, object]]:
     """Yield those of the keys whose value is not the default."""
     for key in keys:
         field = type(section).model_fields[key]
@@ -91,6 +107,35 @@ def _about_distillation(section: DistillationConfig) -> Iterator[str]:
     elif section.teacher != "model":
         for key, value in _changed(section, "teacher_model", "teacher_weights", "teacher_options"):
             yield f"distillation.{key} = {value!r} does nothing with distillation.teacher = {section.teacher!r}"
+
+
+def _about_phases(config: Config, plans: Sequence[PhasePlan], steps_per_epoch: int) -> Iterator[str]:
+    """Yield what every phase overrides, and what comes to nothing within one."""
+    if config.phases:
+        overridden = {
+            "train.epochs": ("epochs", config.train.epochs, TrainConfig.model_fields["epochs"].default),
+            "train.exit_weights": ("exit_weights", config.train.exit_weights, None),
+            "train.last_only_epochs": ("last_only_epochs", config.train.last_only_epochs, 0),
+        }
+        for key, (own, value, default) in overridden.items():
+            if value != default and all(getattr(phase, own) is not None for phase in config.phases):
+                yield f"{key} = {value!r} does nothing: every phase has its own {own}"
+    for number, plan in enumerate(plans):
+        if plan.last_only_epochs and not round(plan.last_only_epochs * steps_per_epoch):
+            yield f"last_only_epochs = {plan.last_only_epochs:g} does nothing in phase {plan.name!r}: below a step"
+        if config.phases and config.phases[number].equilibrium and plan.learn not in ("all", "backbone"):
+            yield f"phases.{number}.equilibrium = True does nothing: no block learns with learn: {plan.learn}"
+    steps = max(plan.epochs for plan in plans) * steps_per_epoch
+    if config.train.spike_sigma and steps <= ENOUGH:
+        yield f"train.spike_sigma = {config.train.spike_sigma:g} does nothing in {steps} steps: the first {ENOUGH} pass"
+
+
+def _about_tracking(tracking: TrackingConfig) -> Iterator[str]:
+    """Yield, where nothing is sent to W&B, the settings of what would be shown there: a line for all."""
+    if tracking.wandb == "disabled":
+        keys = ("entity", "name", "group", "job_type", "checkpoints", "alerts", "tags", "init_timeout", "project")
+        if changed := [f"tracking.{key}" for key, _ in _changed(tracking, *keys)]:
+            yield f"{', '.join(changed)}: W&B shows nothing of this run, tracking.wandb = 'disabled'"
 
 
 def _about_data(data: DataConfig) -> Iterator[str]:

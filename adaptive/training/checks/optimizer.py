@@ -125,7 +125,9 @@ def _trial(config: OptimizerConfig, lr: float = TRIAL_LR, weight_decay: float = 
     shapes = ((6, 4), (6,), (4, 3, 3, 3))
     parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     group: dict[str, Any] = {"params": parameters, "lr": lr, "weight_decay": weight_decay}
-    optimizer = make_optimizer([group], config.model_copy(update={"weight_decay": weight_decay}), lr)
+    options = {key: value for key, value in config.options.items() if key != "capturable"}  # that is for GPUs
+    tried = config.model_copy(update={"weight_decay": weight_decay, "options": options})
+    optimizer = make_optimizer([group], tried, lr)
     try:
         with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(0)

@@ -31,16 +31,20 @@ def check_phases_learn(
     for number, plan in enumerate(plans):
         if batch.micro_batch > 1 and all(plan.exit_weights):
             continue
-        fake, logits = _forward(network, plan, 2 if shared else batch.micro_batch, _too_few(config, batch, plan))
-        if not all(plan.exit_weights):
-            notes += _check_reach(config, number, plan, fake, logits)
+        images = 2 if shared else batch.micro_batch
+        tried = _forward(network, plan, images, _too_few(config, batch, plan))
+        if tried is not None and not all(plan.exit_weights):
+            notes += _check_reach(config, number, plan, *tried)
     return notes
 
 
 def _forward(
     network: AdaptiveNetwork, plan: PhasePlan, images: int, too_few: str
-) -> tuple[AdaptiveNetwork, list[Tensor]]:
-    """Run a phase's network in its modes on fake images; returns it, and the logits of its exits."""
+) -> tuple[AdaptiveNetwork, list[Tensor]] | None:
+    """Run a phase's network in its modes on fake images.
+
+    Returns it with the logits of its exits; None where its operations depend on values, which fake tensors lack.
+    """
     mode = FakeTensorMode()
     fake: AdaptiveNetwork = fake_copy(network, mode)
     prepare_phase(fake, plan)
@@ -53,6 +57,8 @@ def _forward(
             if TOO_FEW_VALUES not in str(error):
                 raise
             raise ConfigError(too_few) from None
+        except RuntimeError:
+            return None
 
 
 def _too_few(config: Config, batch: BatchSizes, plan: PhasePlan) -> str:

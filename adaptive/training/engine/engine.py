@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from adaptive.networks.cutting.block import Block
+from adaptive.training.engine.passed_through import check_in_effect
 
 # Loss scale of fp16: start, growth after this many good steps, lowest value.
 FP16_SCALE: dict[str, Any] = {"init_scale": 2.0**15, "scale_window": 1000, "min_scale": 1.0}
@@ -43,6 +44,7 @@ class Engine:
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=config, dist_init_required=False
         )
+        check_in_effect(config["zero_optimization"], self._engine._config.zero_config)
         self.device = torch.device(self._engine.device)
         self._register_external_parameters()
         self._set_group_timeouts(timeout_seconds)

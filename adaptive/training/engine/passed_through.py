@@ -111,6 +111,24 @@ def check_deepspeed_section(config: Config, batch: BatchSizes, device: str | Non
         )
 
 
+def check_in_effect(asked: Mapping[str, Any], resolved: Any) -> None:
+    """Compare the ZeRO settings that were asked for with those of a built engine (raises ConfigError).
+
+    Args:
+        asked: the section zero_optimization, stage included.
+        resolved: the engine's own, which one of its settings may have changed.
+    """
+    kind = type(resolved)
+    names, wanted = {field.alias or name: name for name, field in kind.model_fields.items()}, kind(**asked)
+    for key, value in asked.items():
+        name = names.get(key, key)
+        if (real := getattr(resolved, name)) != getattr(wanted, name):
+            raise ConfigError(
+                f"deepspeed.zero_optimization.{key} = {value!r} is {real!r} in DeepSpeed, which another setting of the "
+                "section demands; remove one of them"
+            )
+
+
 def _check_zero(config: Config, batch: BatchSizes, device: str | None) -> Any:
     """Judge the ZeRO settings, and return them as DeepSpeed resolves them."""
     kind = _zero_config()

@@ -13,12 +13,15 @@ from adaptive.training.preflight import check_training
 from tests.training.setups import RESNET, config
 
 
-def checked(data: Path, ranks: int = 1, /, **sections: Any) -> list[str]:
+def checked(data: Path, ranks: int = 1, /, begun: bool = False, **sections: Any) -> list[str]:
     """Check a small run on the digits for so many ranks; returns what its user is told."""
     tree = config(data, **sections)
     index = load_index(data, tree.data)
-    network = copy.copy(_network(data, json.dumps(tree.model.model_dump())))
-    return check_training(tree, batch_sizes(tree.train, ranks), index, network)
+    as_built = {key: value for key, value in tree.model.model_dump().items() if key != "pretrained"}
+    if tree.model.pretrained:
+        as_built["backbone"] = RESNET["backbone"]
+    network = copy.copy(_network(data, json.dumps(as_built)))
+    return check_training(tree, batch_sizes(tree.train, ranks), index, network, begun=begun)
 
 
 @cache

@@ -26,6 +26,13 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "surgery_of_one_loss": (
         {"train": {"gradient_surgery": "pcgrad", "exit_weights": [0, 0, 1]}}, ["train.gradient_surgery = 'pcgrad'"],
     ),
+    "fresh_layer_that_stays": (
+        {"phases": [{"learn": "early_exits", "epochs": 1, "reset_classifiers": True}]},
+        ["phases.0.reset_classifiers = True", "learn: exits"],
+    ),
+    "weights_that_timm_lacks": (
+        {"model": {"backbone": "coatnet_0_224", "pretrained": True}}, ["model.pretrained = True", "coatnet_0_224"],
+    ),
     "width_of_no_head": ({"model": {**ONE, "head_width": 8}}, ["model.head_width = 8", "model.head_width=0"]),
     "dropout_of_no_head": ({"model": {**ONE, "head_dropout": 0.1}}, ["model.head_dropout = 0.1"]),
 }  # fmt: skip
@@ -46,6 +53,22 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     "pipe": ({"data": {"pipe": True}}, "data.pipe = True does nothing"),
     "one_rank": ({"model": {"sync_batchnorm": True}, "train": {"device": "auto"}}, "does nothing on one rank"),
     "fp16_on_a_cpu": ({"train": {"precision": "fp16", "device": "cpu"}}, "'fp16' is slow on a CPU"),
+    "epochs_of_no_phase": ({"phases": [{"epochs": 1}], "train": {"epochs": 3}}, "train.epochs = 3 does nothing"),
+    "weights_of_no_phase": (
+        {"phases": [{"epochs": 1, "exit_weights": "equal"}], "train": {"exit_weights": "linear_up"}},
+        "train.exit_weights = 'linear_up' does nothing",
+    ),
+    "last_only_below_a_step": ({"train": {"last_only_epochs": 0.001}}, "last_only_epochs = 0.001 does nothing in"),
+    "equilibrium_of_frozen_blocks": (
+        {"phases": [{"epochs": 1, "learn": "exits", "equilibrium": True}]}, "phases.0.equilibrium = True does nothing",
+    ),
+    "too_short_for_spikes": (
+        {"train": {"spike_sigma": 4.0, "global_batch": 256}}, "train.spike_sigma = 4 does nothing",
+    ),
+    "unshown": ({"tracking": {"project": "mine", "tags": ["a"]}}, "tracking.tags, tracking.project: W&B shows nothing"),
+    "spared_from_nothing": (
+        {"optimizer": {"weight_decay": 0.0, "decay_norm_and_bias": False}}, "optimizer.decay_norm_and_bias = False",
+    ),
     "attached_nowhere": ({"model": {**ONE, "collaboration": "attached"}}, "model.collaboration = 'attached' does"),
     "last_only_of_one": ({"model": ONE, "train": {"last_only_epochs": 0.5}}, "train.last_only_epochs = 0.5 does"),
 }  # fmt: skip

@@ -45,6 +45,12 @@ def test_what_does_not_reach_an_optimizer_is_refused(case: str, digits: Path) ->
         assert part in str(refusal.value)
 
 
+def test_a_run_that_has_begun_is_told_instead(digits: Path) -> None:
+    """Its optimizer cannot be changed any more: a refusal would end it for good."""
+    [note] = checked(digits, begun=True, optimizer={"name": "adamw", "momentum": 0.5})
+    assert "optimizer.momentum = 0.5 does nothing" in note
+
+
 def test_layer_decay_without_layers_is_refused(digits: Path) -> None:
     frozen = [{"learn": "exits", "epochs": 1}]
     with pytest.raises(ConfigError, match=r"optimizer\.layer_decay = 0\.5 does nothing: the backbone learns in no"):

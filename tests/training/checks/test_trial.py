@@ -46,7 +46,7 @@ def test_a_phase_that_cannot_run_or_learn_is_refused(case: str, digits: Path) ->
 def test_torch_decides_what_a_batch_of_one_can_be(digits: Path) -> None:
     plain = {"backbone": "test_vit", "exits": 2, "collaboration": False}
     assert checked(digits, model=plain, train={"micro_batch": 1}) == []  # LayerNorm alone
-    frozen = [{"learn": "exits", "epochs": 1, "collaboration": False}]
+    frozen = [{"learn": "exits", "collaboration": False}]
     assert checked(digits, train={"micro_batch": 1}, phases=frozen) == []  # its statistics are at rest
     shared = {"model": {"sync_batchnorm": True}, "train": {"global_batch": 4, "device": "auto"}}
     assert checked(digits, 4, **shared) == []

@@ -105,6 +105,27 @@ def test_what_has_an_effect_is_not(stage: int, section: dict[str, Any], digits: 
     checked(digits, train={"zero_stage": stage, "device": "cpu"}, deepspeed=section)
 
 
+def _resolved_otherwise() -> list[str]:
+    """What is said of settings that DeepSpeed changes, and of those that it takes."""
+    said = []
+    for section in (
+        zero(stage3_allgather_sequential=True, stage3_prefetch_bucket_size=1000),
+        zero(stage3_prefetch_bucket_size=1000, offload_param={"device": "cpu", "pin_memory": False}),
+    ):
+        try:
+            SmallRun(chain_config({"zero_stage": 3}, deepspeed=section)).engine.destroy()
+            said.append("")
+        except ConfigError as refusal:
+            said.append(str(refusal))
+    return said
+
+
+def test_what_one_setting_makes_of_another_is_refused(device_rank: DeviceRank) -> None:
+    refused, taken = device_rank(_resolved_otherwise)
+    assert "stage3_prefetch_bucket_size = 1000 is 1 in DeepSpeed" in refused
+    assert taken == ""
+
+
 def _keys_read(stage: int) -> list[str]:
     """Names of the ZeRO settings that DeepSpeed reads to build an engine and to take a step."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
