@@ -72,10 +72,6 @@ MACHINE_DATA_AND_MODEL = {
         ["model.options.num_classes = 3", "set by model.num_classes", "remove it"],
     ),
     "batch_of_one": (["train.micro_batch=1"], ["train.micro_batch = 1", "BatchNorm", "2 images or more"]),
-    "milestones_out_of_order": (
-        ["schedule.name=multistep", "schedule.milestones=[0.9, 0.1]"],
-        ["schedule.milestones = [0.9, 0.1]", "rising"],
-    ),
     "offloading_without_zero": (
         ["deepspeed.zero_optimization.offload_optimizer={device: cpu}"],
         ["offload_optimizer = {'device': 'cpu'}", "train.zero_stage=1"],
