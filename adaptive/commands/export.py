@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="who leaves where; by default RUN/policy.json")
     add_weights(parser)
     parser.add_argument("--formats", default="onnx,torch", help="onnx, torch, or both (default onnx,torch)")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="version of ONNX's operators (default 20; onnxruntime has to know it)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -29,12 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.errors import ExportError
     from adaptive.files import json_text
-    from adaptive.inference.export.export import export
+    from adaptive.inference.export.export import OPSET, check_opset, export
     from adaptive.inference.export.preprocess import Preprocess
 
     formats = arguments.formats.split(",")
     if set(formats) - {"onnx", "torch"}:
         raise ExportError(f"--formats {arguments.formats}: use onnx, torch or onnx,torch")
+    opset = OPSET if arguments.opset is None else arguments.opset
+    if arguments.opset is not None:
+        if "onnx" not in formats:
+            raise ExportError(f"--opset {opset} is for ONNX files; leave it out with --formats {arguments.formats}")
+        check_opset(opset)  # before anything is loaded
     prepare_tables(arguments)
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
     manifest = export(
@@ -45,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         preprocess=Preprocess.of(trained.config.data),
         policy=_policy(trained, arguments.policy),
         formats=cast("list[Format]", formats),
+        opset=opset,
     )
     if arguments.json:
         print(json_text({"folder": arguments.destination, **manifest.model_dump(mode="json")}))

@@ -22,7 +22,13 @@ COMMAND = ["-P", "-m", "adaptive"]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the wheel was unpacked, for PYTHONPATH."""
-    source, folder = tmp_path_factory.mktemp("source") / "code", tmp_path_factory.mktemp("installed")
+    folder = tmp_path_factory.mktemp("installed")
+    shutil.unpack_archive(build_wheel(tmp_path_factory.mktemp("source") / "code"), folder, "zip")
+    return folder
+
+
+def build_wheel(source: Path) -> Path:
+    """This checkout's wheel, built in a copy of the sources, which is made."""
     copy_code(source)
     shutil.copytree(REPOSITORY / "launcher", source / "launcher")  # it is not to be taken along
     for name in ("setup.py", "pyproject.toml", "README.md"):
@@ -30,8 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=PATIENCE)
     [wheel] = source.glob("*.whl")
-    shutil.unpack_archive(wheel, folder, "zip")
-    return folder
+    return wheel
 
 
 def python(installed: Path, cwd: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,8 @@ from adaptive.inference.policy import Policy
 from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
 
-OPSET = 20  # the first with GELU; onnxruntime reads it from 1.17 on
+OPSET = 20  # by default: the first with GELU; onnxruntime reads it from 1.17 on
+LOWEST_OPSET = 18  # the first that torch's exporter writes
 LARGEST_FILE = 1_900_000_000  # bytes of weights; an ONNX file is one protobuf message, which ends at 2 GiB
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (1, 3)  # that are verified
@@ -41,6 +42,7 @@ def export(
     policy: Policy,
     formats: Sequence[Format] = ("onnx", "torch"),
     images: Tensor | None = None,
+    opset: int = OPSET,
 ) -> Manifest:
     """Write a network as one file per block, weights in float32, for any number of images.
 
@@ -57,6 +59,8 @@ def export(
         formats: ``onnx`` (``block_1.onnx``, which `OnnxClassifier` runs), ``torch`` (``block_1.pt2``, for
             torch.export.load), or both.
         images: (N, C, H, W) float32, on which the files are verified besides random ones.
+        opset: version of ONNX's operators, from 18 to the newest that the installed onnx knows; what runs the files
+            has to know it, too.
 
     Returns:
         The manifest, as it was written.
@@ -71,6 +75,8 @@ def export(
     folder = Path(folder)
     own = fingerprint(network)
     _check(network, own, folder, classes, preprocess, policy, formats)
+    if "onnx" in formats:
+        check_opset(opset)
     plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
     # A part's gradient fork has nothing to do here, and recomputing would only be in a recorder's way.
     plain.equilibrium, plain.checkpointing = False, False
@@ -81,7 +87,7 @@ def export(
         pieces = pieces_of(plain)
         files: list[FileEntry] = []
         for piece in pieces:
-            files += _write(piece, f"block {piece.number} of {backbone}", formats, aside)
+            files += _write(piece, f"block {piece.number} of {backbone}", formats, aside, opset)
         blocks = [piece.entry(formats) for piece in pieces]
         for kind in formats:
             _verify(plain, blocks, kind, aside, backbone, batches)
@@ -102,7 +108,14 @@ def export(
     return manifest
 
 
-def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path) -> list[FileEntry]:
+def check_opset(opset: int) -> None:
+    """Refuse a version of ONNX's operators that cannot be written (ExportError)."""
+    newest = require("onnx").defs.onnx_opset_version()
+    if isinstance(opset, bool) or not isinstance(opset, int) or not LOWEST_OPSET <= opset <= newest:
+        raise ExportError(f"opset = {opset!r}: give a whole number from {LOWEST_OPSET} to {newest}, {OPSET} by default")
+
+
+def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path, opset: int) -> list[FileEntry]:
     """Write a piece's files; ``name`` is for messages."""
     entry = piece.entry(formats)
     with _one_line(name, "torch.export"):
@@ -116,13 +129,16 @@ def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path) -> 
                 with_plain_attention(program),
                 dynamo=True,
                 verbose=False,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=entry.inputs,
                 output_names=entry.outputs,
             )
             assert onnx is not None
             weights = sum(t.numel() * t.element_size() for t in piece.part.state_dict().values())
             onnx.save(folder / entry.onnx, external_data=weights > LARGEST_FILE)
+        written = onnx.model.opset_imports[""]
+        if written != opset:  # the exporter keeps its own where it cannot convert
+            raise ExportError(f"opset = {opset}: torch writes {name} with {written} alone; give that, or {OPSET}")
         files += [file_entry(path, "onnx") for path in sorted(folder.glob(f"{entry.onnx}*"))]
     return files
 

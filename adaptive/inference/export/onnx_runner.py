@@ -41,7 +41,8 @@ class OnnxClassifier:
     Args:
         folder: what ``adaptive export`` wrote; the manifest and every ONNX file are checked first.
         threads: of onnxruntime inside one block; by default as many as there are cores.
-        providers: of onnxruntime; by default the CPU.
+        providers: of onnxruntime, the best first, each by its name or as (name, options); by default the CPU.
+        session_options: an onnxruntime.SessionOptions for every block, instead of ``threads``.
 
     Attributes:
         manifest: what the folder holds.
@@ -49,19 +50,24 @@ class OnnxClassifier:
         preprocess: RGB image -> what `predict` takes, for one image.
 
     Raises:
-        ExportError: the folder is none of an export, a file is missing or was changed, or onnxruntime is missing.
+        ExportError: the folder is none of an export, a file is missing or was changed, onnxruntime is missing, or has
+            no such providers or options.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        threads: int | None = None,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        session_options: Any = None,
+    ) -> None:
         folder = Path(folder)
         self.manifest = Manifest.read(folder)
         self.manifest.check_files(folder, "onnx")
         self.classes, self.preprocess = self.manifest.classes, self.manifest.preprocess
         self.set_policy(self.manifest.policy)
-        self._sessions = [
-            _session(folder / str(block.onnx), threads, providers or ["CPUExecutionProvider"])
-            for block in self.manifest.blocks
-        ]
+        chosen, options = _providers(providers), _options(threads, session_options)
+        self._sessions = [_session(folder / str(block.onnx), chosen, options) for block in self.manifest.blocks]
 
     @property
     def policy(self) -> Policy:
@@ -171,21 +177,51 @@ def _float32(images: Any) -> Array:
         return np.ascontiguousarray(images, np.float32)
 
 
-def _session(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
-    onnxruntime = require("onnxruntime")
-    missing = set(providers) - set(onnxruntime.get_available_providers())
+def _providers(given: Sequence[Any] | None) -> dict[str, Mapping[str, Any]]:
+    """Options by the provider's name, in order (raises ExportError where onnxruntime lacks one)."""
+    pairs = [(one, {}) if isinstance(one, str) else one for one in given or ("CPUExecutionProvider",)]
+    sound = not isinstance(given, str) and all(isinstance(one, tuple | list) and len(one) == 2 for one in pairs)
+    if not sound or not all(isinstance(name, str) and isinstance(options, Mapping) for name, options in pairs):
+        example = "['CPUExecutionProvider'], or [('CPUExecutionProvider', {})] with options"
+        raise ExportError(f"providers = {given!r}: give a list, such as {example}")
+    have = require("onnxruntime").get_available_providers()
+    missing = sorted({name for name, _ in pairs} - set(have))
     if missing:
-        have = ", ".join(onnxruntime.get_available_providers())
-        raise ExportError(f"providers = {', '.join(sorted(missing))}: this onnxruntime has {have}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+        raise ExportError(f"providers = {', '.join(missing)}: this onnxruntime has {', '.join(have)}")
+    return dict(pairs)
+
+
+def _options(threads: int | None, given: Any) -> Any:
+    onnxruntime = require("onnxruntime")
+    if given is None:
+        if threads is not None and threads < 1:
+            raise ExportError(f"threads = {threads}: give 1 or more, or None for as many as there are cores")
+        given = onnxruntime.SessionOptions()
+        given.intra_op_num_threads = threads or 0
+    elif threads is not None:
+        raise ExportError(f"threads = {threads} and session_options: set session_options.intra_op_num_threads")
+    elif not isinstance(given, onnxruntime.SessionOptions):
+        raise ExportError(f"session_options is a {type(given).__name__}; give an onnxruntime.SessionOptions")
+    return given
+
+
+def _session(path: Path, providers: Mapping[str, Mapping[str, Any]], options: Any) -> Any:
+    onnxruntime = require("onnxruntime")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=list(providers))
+        found = onnxruntime.InferenceSession(path, options, providers=[(n, dict(o)) for n, o in providers.items()])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         reason = reason_of(error, 200)
+        settings = "; check the options of providers" if any(providers.values()) else ""
         raise ExportError(
-            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__} ({reason}); {AGAIN}"
+            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__} ({reason}){settings}; {AGAIN}"
         ) from None
+    lacking = [name for name in providers if name not in found.get_providers()]
+    if lacking:  # onnxruntime would go on with what is left, several times slower
+        raise ExportError(
+            f"providers = {', '.join(lacking)}: onnxruntime {onnxruntime.__version__} cannot start it on this machine; "
+            "install the libraries that it takes, or leave it out"
+        )
+    return found
 
 
 def _open(number: int, source: str | Path | bytes) -> Any:

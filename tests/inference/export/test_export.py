@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -215,6 +216,14 @@ class TestRefusals:
                 export(network, tmp_path / "out", **arguments(policy=policy))
             assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("opset", [17, onnx.defs.onnx_opset_version() + 1, 0, -1, 18.0, "18", True])
+    def test_an_opset_that_there_is_not(self, opset: Any, network: Any, tmp_path: Path) -> None:
+        newest = onnx.defs.onnx_opset_version()
+        message = f"opset = {opset!r}: give a whole number from 18 to {newest}, 20 by default"
+        with pytest.raises(ExportError, match=re.escape(message)):
+            export(network, tmp_path / "out", **arguments(opset=opset))
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_taken_folder(self, network: Any, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("x")
         with pytest.raises(ExportError, match="exists and is not empty; give another folder, or remove it"):
@@ -246,6 +255,26 @@ class TestRefusals:
         with pytest.raises(ExportError, match="block 1 of test_resnet answers other as torch than in the network"):
             export(network, tmp_path / "out", **arguments(formats=("torch",)))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("opset", [18, 21])
+def test_the_opset_is_that_which_was_asked_for(opset: int, tmp_path: Path) -> None:
+    policy = Policy(thresholds=[0.5, -1.0])
+    export(build("swin"), tmp_path / "out", **arguments(policy=policy, formats=("onnx",), opset=opset))
+    for i in (1, 2):  # swin has GELU, which ONNX knows from 20 on
+        [imported] = [i.version for i in onnx.load(tmp_path / "out" / f"block_{i}.onnx").opset_import if not i.domain]
+        assert imported == opset
+    OnnxClassifier(tmp_path / "out")
+
+
+def test_an_opset_that_torch_does_not_reach_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps its own where it cannot convert, and says so in its log alone."""
+    write = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *given, **named: write(*given, **{**named, "opset_version": 18}))
+    with pytest.raises(ExportError, match="opset = 20: torch writes block 1 of test_resnet with 18 alone"):
+        export(build("resnet"), tmp_path / "out", **arguments(formats=("onnx",)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_is_taken_and_one_format_is_enough(tmp_path: Path) -> None:

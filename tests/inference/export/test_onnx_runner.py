@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -291,13 +292,56 @@ class TestRefusals:
         (tmp_path / "file").write_text("x")
         assert "manifest.json cannot be read (Not a directory)" in self.refusal(tmp_path / "file")
 
-    def test_an_unknown_provider(self, folder: Path) -> None:
-        with pytest.raises(ExportError, match="providers = MyExecutionProvider: this onnxruntime has"):
-            OnnxClassifier(folder, providers=["MyExecutionProvider"])
+    @pytest.mark.parametrize("providers", [["MyExecutionProvider"], [("MyExecutionProvider", {"device_id": 0})]])
+    def test_an_unknown_provider(self, providers: Any, folder: Path) -> None:
+        with pytest.raises(ExportError, match=r"providers = MyExecutionProvider: this onnxruntime has .*CPUExec"):
+            OnnxClassifier(folder, providers=providers)
+
+    @pytest.mark.parametrize(
+        "providers",
+        ["CPUExecutionProvider", [3], [("CPUExecutionProvider",)], [("CPUExecutionProvider", 3)], [(1, {})]],
+    )
+    def test_providers_that_are_none(self, providers: Any, folder: Path) -> None:
+        with pytest.raises(ExportError, match=r"providers = .*: give a list, such as \['CPUExecutionProvider'\]"):
+            OnnxClassifier(folder, providers=providers)
+
+    def test_a_provider_that_does_not_start(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As CUDA's without its libraries, in which place onnxruntime takes the CPU and says nothing."""
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"])
+        with pytest.raises(ExportError, match=r"CUDAExecutionProvider: onnxruntime .* cannot start it on this machine"):
+            OnnxClassifier(folder, providers=["CUDAExecutionProvider"])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"threads": 0}, "threads = 0: give 1 or more"),
+            (
+                {"session_options": {"intra_op_num_threads": 1}},
+                "session_options is a dict; give an onnxruntime.Session",
+            ),
+            ({"threads": 2, "session_options": onnxruntime.SessionOptions()}, "set session_options.intra_op_num_thr"),
+        ],
+    )
+    def test_wrong_session_options(self, settings: dict[str, Any], message: str, folder: Path) -> None:
+        with pytest.raises(ExportError, match=message):
+            OnnxClassifier(folder, **settings)
 
     def test_without_onnxruntime(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         assert "onnxruntime is not installed; pip install 'onnxruntime>=1.20'" in self.refusal(folder)
+
+
+def test_onnxruntimes_own_options_are_taken(exported: Export, digit_images: Tensor, tmp_path: Path) -> None:
+    folder = exported("resnet").folder
+    wanted = OnnxClassifier(folder, threads=1).predict(digit_images)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")  # written by whoever reads the options
+    for providers in ([("CPUExecutionProvider", {})], [["CPUExecutionProvider", {"arena": "1"}]], []):
+        found = OnnxClassifier(folder, providers=providers, session_options=options).predict(digit_images)
+        for part, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(part, other, atol=1e-6)
+    assert (tmp_path / "optimized.onnx").is_file()
 
 
 def test_policies_of_others_are_refused(exported: Export) -> None:
