@@ -74,16 +74,12 @@ def export(
     """
     folder = Path(folder)
     own = fingerprint(network)
-    _check(network, own, folder, classes, preprocess, policy, formats)
-    if "onnx" in formats:
-        check_opset(opset)
+    _check(network, own, folder, classes, preprocess, policy, formats, opset)
     plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval()
     # A part's gradient fork has nothing to do here, and recomputing would only be in a recorder's way.
     plain.equilibrium, plain.checkpointing = False, False
     batches = _batches(plain, images)
     with _written_aside(folder) as aside, torch.no_grad(), _quiet():
-        for batch in batches:
-            check_answers(plain(batch))
         pieces = pieces_of(plain)
         files: list[FileEntry] = []
         for piece in pieces:
@@ -203,14 +199,17 @@ def _verify(
                 )
 
 
+@torch.no_grad()
 def _batches(network: AdaptiveNetwork, images: Tensor | None) -> list[Tensor]:
-    """What the files are verified on: noise, and the first of the images, if any."""
+    """What the files are verified on: noise, and the first of the images, if any; to which the network has answers."""
     size, generator = network.input_size, torch.Generator().manual_seed(0)
     batches = [torch.randn(n, network.channels, size, size, generator=generator) for n in BATCHES]
     if images is not None:
         check_images(images, network.channels, size)
         refuse_broken_images(images)
         batches += [images[:n].float().cpu() for n in BATCHES]
+    for batch in batches:
+        check_answers(network(batch))
     return batches
 
 
@@ -237,6 +236,7 @@ def _check(
     preprocess: Preprocess,
     policy: Policy,
     formats: Sequence[Format],
+    opset: int,
 ) -> None:
     """Refuse what cannot become an export, before anything is written (raises ExportError)."""
     if not formats or set(formats) - {"onnx", "torch"}:
@@ -244,6 +244,7 @@ def _check(
     if "onnx" in formats:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package)
+        check_opset(opset)
     if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not empty; give another folder, or remove it first")
     if len(classes) != network.num_classes:
