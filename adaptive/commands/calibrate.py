@@ -209,6 +209,7 @@ def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, macs: list[fl
 def _print(result: dict[str, Any], policy: Policy) -> None:
     from rich.table import Table
 
+    from adaptive.inference.calibration.temperature import HIGHEST, LOWEST
     from adaptive.inference.policy import NOBODY
     from adaptive.reporting.tables import human, print_table
 
@@ -218,13 +219,24 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
     table = Table(title=title + result["split"], title_justify="left")
     for name in ("exit", "threshold", "temperature", "leave here"):
         table.add_column(name, justify="right")
+    small = ".3g"  # a gate's scores may all be
     for i, share in enumerate(result["shares"]):
         threshold = policy.thresholds[i]
         closed = i == policy.exits - 1 or abs(threshold) >= NOBODY
-        words = ("everybody" if threshold < 0 else "nobody") if closed else f"{threshold:.4f}"
+        words = (
+            ("everybody" if threshold < 0 else "nobody")
+            if closed
+            else f"{threshold:{small if 0 < abs(threshold) < 1e-3 else '.4f'}}"
+        )
         temperature = f"{policy.temperatures[i]:.3f}" if policy.temperatures else "1"
         table.add_row(str(i + 1), words, temperature, f"{100 * share:.1f} %")
     print_table(table)
+    bounds = [i + 1 for i, t in enumerate(policy.temperatures) if not 1.001 * LOWEST < t < HIGHEST / 1.001]
+    if bounds:
+        print(
+            f"temperature of exit {', '.join(map(str, bounds))} at its bound ({LOWEST:g} to {HIGHEST:g}): the images "
+            "say too little about how sure that exit may be; give more of them, or --no-temperature"
+        )
     if result["left_out"]:
         print(f"{result['images']:,} images{left_out_words(result['left_out'])}")
     share = result["macs"] / result["macs_full"]

@@ -227,3 +227,18 @@ class TestOneExit:
         line = forks.run(["predict", plain, image, "--policy", str(policy)]).error_line("predict")
         assert "is for 3 exits" in line
         assert "nobody can leave early: leave the policy out" in line
+
+
+def test_calibrate_shows_small_thresholds_and_remarks_on_temperatures_at_their_bound(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from adaptive.commands.calibrate import _print
+
+    policy = Policy(thresholds=[3.2e-6, 0.25, EVERYBODY], temperatures=[20.0, 1.5, 0.05])
+    record = {"target": {"budget": 1.0}, "unit": "MACs", "method": "search"}
+    result = {"calibration": record, "images": 9, "split": "val", "shares": [0.5, 0.25, 0.25], "left_out": {}}
+    _print({**result, "macs": 1, "macs_full": 2, "top1": 50.0, "top1_full": 60.0, "policy": "p", "run": "r"}, policy)
+    shown = capsys.readouterr().out
+    assert "3.2e-06" in shown
+    assert "0.2500" in shown
+    assert "temperature of exit 1, 3 at its bound (0.05 to 20)" in shown
