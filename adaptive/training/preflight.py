@@ -23,7 +23,7 @@ from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, nearest
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import write_atomically
 from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
