@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Callable, Iterable
 
+from adaptive.foreign_text import redacted, shown
+from adaptive.foreign_text import visible as one_line  # noqa: F401 - for all that raise or print errors
+
 # What a process ends with besides 0 and 1; schedulers act on these numbers.
 EXIT_INTERRUPTED = 75  # asked to stop, saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
 EXIT_PEER = 69  # another rank ended or cannot be reached (EX_UNAVAILABLE)
@@ -32,13 +35,11 @@ def nearest(
 
 
 def reason_of(error: BaseException | str, longest: int = 300) -> str:
-    """Return what a foreign exception says as one line of limited length; its type's name where it says nothing."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__
+    """Return what a foreign exception says as one line of limited length; its type's name where it says nothing.
 
-
-def one_line(text: str) -> str:
-    """Return text of any origin with what is not printable spelt out: one line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    Secrets in it are struck out.
+    """
+    return redacted(" ".join(str(error).split()))[:longest] or type(error).__name__
 
 
 class AdaptiveError(Exception):
@@ -47,7 +48,7 @@ class AdaptiveError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return shown(super().__str__())
 
     def told(self, command: str, rank: int = 0) -> str:
         """Return the line that a command prints to standard error; empty for none."""

@@ -51,11 +51,16 @@ def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) ->
     return json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file so that readers, and a crash, see the old content or the new and nothing between."""
+def write_atomically(path: Path, content: str | bytes, private: bool = False) -> None:
+    """Write a small file so that readers, and a crash, see the old content or the new and nothing between.
+
+    A link at ``path`` is replaced, not followed. With ``private`` its owner alone may read it; else the umask counts.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as stream:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -63,6 +68,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def link_out_of(folder: Path) -> Path | None:
+    """Return an entry of a folder, or of a folder in it, that is a link to elsewhere; None where there is none.
+
+    Who writes into a folder of somebody else's looks first: through such a link it would write elsewhere. W&B's client
+    makes some to its own logs (``wandb/debug*.log``), and nothing writes through them.
+    """
+    home = folder.resolve()
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        ours = path.parent.name != "wandb" or not path.match("debug*.log")
+        if ours and path.is_symlink() and not path.resolve().is_relative_to(home):
+            return path
+    return None
 
 
 def sync_folder(folder: Path) -> None:

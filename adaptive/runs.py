@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from adaptive.config.loading import load_config
+from adaptive.config.saved import for_inference, read_saved
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import eval_transform
 from adaptive.data.shards.index import check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, DataError
+from adaptive.errors import CheckpointError, DataError, reason_of
+from adaptive.foreign_text import shown_location
 from adaptive.inference.checks import check_policy
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.inference.policy import NetworkIdentity, Policy
@@ -41,36 +44,59 @@ class TrainedRun:
     """What a policy remembers of the network that it was calibrated for."""
 
 
-def load(folder: str | Path, which: str = "best", averaged: bool | None = None) -> TrainedRun:
+class _RunState(BaseModel):
+    """What a checkpoint says of its network, as far as it is needed to build it again."""
+
+    model_config = ConfigDict(strict=True)
+
+    classes: list[str]
+    exits: list[str]
+    collaboration: bool | Literal["attached"]
+    dataset: str
+
+
+def load(
+    folder: str | Path, which: str = "best", averaged: bool | None = None, overrides: Sequence[str] = ()
+) -> TrainedRun:
     """Load a run folder's network.
+
+    The folder may be anybody's: what its configuration permits or names as a place to write to does not count; see
+    `adaptive.config.saved.for_inference`.
 
     Args:
         folder: the run folder that ``adaptive train`` wrote.
         which: ``best`` (by validation; the newest where nothing was validated), ``last``, or a step number.
         averaged: take the moving average's weights; by default where the run kept one.
+        overrides: ``key=value``, what the user says of reading the run's data: ``data.pipe=true`` allows a command.
 
     Raises:
         CheckpointError: no such run, no valid checkpoint, or no moving average where one is asked for.
     """
     folder = Path(folder)
-    config = run_config(folder)
+    config = run_config(folder, overrides)
     checkpoint = _choose(CheckpointStore(folder / "checkpoints"), which)
-    state = checkpoint.state()
+    state = _state(checkpoint)
     average = checkpoint.tensors("ema")
     if averaged and not average:
         raise CheckpointError(f"{checkpoint.path} holds no moving average (train.ema_decay was 0)")
     use_average = bool(average) if averaged is None else averaged
-    network = rebuild_network(config, len(state["classes"]), state["exits"])
-    network.load_state_dict(average if use_average else checkpoint.tensors("weights"))
-    network.collaboration = state["collaboration"]  # links that the checkpoint's phase left out were never trained
+    network = rebuild_network(config, len(state.classes), state.exits)
+    try:
+        network.load_state_dict(average if use_average else checkpoint.tensors("weights"))
+    except RuntimeError as error:
+        reason = reason_of(str(error).partition("\n")[2] or error, 200)
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the network of {folder / 'config.yaml'}: {reason}; give an intact copy"
+        ) from None
+    network.collaboration = bool(state.collaboration)  # links that the checkpoint's phase left out were never trained
     return TrainedRun(
         folder=folder,
         config=config,
         network=network.eval(),
-        classes=list(state["classes"]),
+        classes=state.classes,
         transform=eval_transform(config.data),
         checkpoint=checkpoint,
-        dataset=state["dataset"],
+        dataset=state.dataset,
         averaged=use_average,
         identity=NetworkIdentity(
             backbone=config.model.backbone, exits=network.exit_names, fingerprint=fingerprint(network)
@@ -78,12 +104,33 @@ def load(folder: str | Path, which: str = "best", averaged: bool | None = None) 
     )
 
 
-def run_config(folder: Path) -> Config:
-    """Read a run's configuration (raises CheckpointError where there is no run)."""
+def run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's configuration, as far as the run decides, changed by ``overrides``.
+
+    Raises:
+        CheckpointError: there is no run.
+        ConfigError: the configuration or an override is wrong.
+    """
+    return for_inference(said_config(folder), folder, overrides)
+
+
+def said_config(folder: Path) -> Config:
+    """Read what a run's configuration says, which is not to be acted upon (raises as `run_config` does)."""
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is no run folder: it has no config.yaml; give the folder that train wrote")
-    return load_config(config_file)
+    return read_saved(config_file)
+
+
+def _state(checkpoint: Checkpoint) -> _RunState:
+    try:
+        return _RunState.model_validate(checkpoint.state())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise CheckpointError(
+            f"{checkpoint.path / 'state.json'}: {where}: {first['msg']}; give an intact copy of the run"
+        ) from None
 
 
 def load_policy(path: str, trained: TrainedRun) -> Policy:
@@ -134,7 +181,10 @@ def collect_outputs(
     check_split(index, flag, split)
     check_shards(index, data.path, split, settings=data)
     if index.classes != trained.classes:
-        raise DataError(f"{data.path} has other classes than {trained.folder} was trained on; give --data its dataset")
+        raise DataError(
+            f"{shown_location(data.path)} has other classes than {trained.folder} was trained on; give --data its "
+            "dataset"
+        )
     device = device or torch.device("cpu")
     network = trained.network.to(device)
     loader = LoaderOptions(workers=data.workers if workers is None else workers, device=device)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.commands.run_options import (
     add_device,
+    add_overrides,
     add_weights,
     choose_device,
     load_run,
     network_for_inference,
     prepare_tables,
 )
+from adaptive.foreign_text import say, shell_words
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the accelerated runner as well, against the network as accelerated (compiling takes minutes)",
     )
     add_weights(parser)
+    add_overrides(parser)
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         for value in values if isinstance(values, list) else [values]:
             if value < 1:
                 raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
-    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     policy = _policy(arguments, trained)
     device = choose_device(arguments.device)
     images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
@@ -87,7 +90,8 @@ def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
         if len(trained.network.exits) == 1:
             return Policy(thresholds=[EVERYBODY])
         raise PolicyError(
-            f"{trained.folder} has no policy.json; make one with: adaptive calibrate {trained.folder} --budget 0.5"
+            f"{trained.folder} has no policy.json; make one with: adaptive calibrate "
+            f"{shell_words(trained.folder)} --budget 0.5"
         )
     return load_policy(str(path), trained)
 
@@ -132,12 +136,12 @@ def _print(measured: InferenceProfile, trained: TrainedRun, device: Any) -> None
         )
     print_table(table)
     saving, overhead = measured.saving.median, measured.overhead.median
-    print(f"full network {measured.full:.2f} ms, with the policy {measured.dynamic:.2f} ms: {saving:.3f} of it")
-    print(f"ideal, each block's own time for who is still in: {measured.ideal:.2f} ms; measured: {overhead:.3f} of it")
-    print(f"decisions and taking images out: {measured.decisions:.3f} ms")
-    print(f"every exit asked and nobody leaving: {measured.idle_overhead.median:.3f} of the full network's time")
+    say(f"full network {measured.full:.2f} ms, with the policy {measured.dynamic:.2f} ms: {saving:.3f} of it")
+    say(f"ideal, each block's own time for who is still in: {measured.ideal:.2f} ms; measured: {overhead:.3f} of it")
+    say(f"decisions and taking images out: {measured.decisions:.3f} ms")
+    say(f"every exit asked and nobody leaving: {measured.idle_overhead.median:.3f} of the full network's time")
     for way in measured.accelerated:
-        print(
+        say(
             f"{way.accelerate}: {way.straight:.2f} ms to the end, with the policy {way.dynamic:.2f} ms: "
             f"{way.over_straight.median:.3f} of it, {way.over_eager.median:.3f} of the eager runner's; "
             f"{way.prepared} functions prepared in {way.seconds:.1f} s"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.commands.run_options import (
     add_loading,
+    add_overrides,
     add_weights,
     check_loading,
     choose_device,
@@ -16,6 +17,7 @@ from adaptive.commands.run_options import (
     prepare_tables,
     split_outputs,
 )
+from adaptive.foreign_text import say, shell_words
 
 if TYPE_CHECKING:
     from adaptive.inference.calibration.budget_argument import Budget
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="where the policy goes; by default RUN/policy.json")
     parser.add_argument("--timing-batch", type=int, help="batch for milliseconds (default evaluate.batch, at most 64)")
     add_weights(parser)
+    add_overrides(parser)
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -79,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_loading(arguments)
     prepare_tables(arguments)
     given, budget = _target(arguments)
-    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     if len(trained.network.exits) == 1:
         raise PolicyError(f"{trained.folder} has one exit, where everybody leaves: there is nothing to calibrate")
     split = arguments.split or trained.config.data.val_split
@@ -238,14 +241,15 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
             "say too little about how sure that exit may be; give more of them, or --no-temperature"
         )
     if result["left_out"]:
-        print(f"{result['images']:,} images{left_out_words(result['left_out'])}")
+        say(f"{result['images']:,} images{left_out_words(result['left_out'])}")
     share = result["macs"] / result["macs_full"]
-    print(
+    say(
         f"top-1 {result['top1']:.2f} % (full network {result['top1_full']:.2f} %) for {human(result['macs'])} MACs an "
         f"image, {100 * share:.1f} % of the full cost"
     )
     if result["calibration"]["unit"] == "ms":
         spent, full = result["calibration"]["cost"], result["calibration"]["costs"][-1]
-        print(f"measured here: {spent:.4g} ms an image, the full network {full:.4g}")
-    print(f"written: {result['policy']}")
-    print(f"next: adaptive predict {result['run']} IMAGE..., or adaptive report {result['run']}")
+        say(f"measured here: {spent:.4g} ms an image, the full network {full:.4g}")
+    say(f"written: {result['policy']}")
+    run = shell_words(result["run"])
+    say(f"next: adaptive predict {run} IMAGE..., or adaptive report {run}")

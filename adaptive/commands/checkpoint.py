@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptive.foreign_text import say, shell_words
+
 if TYPE_CHECKING:
     from adaptive.runs import TrainedRun
     from adaptive.training.checkpoints.inventory import InventoryEntry
@@ -142,16 +144,16 @@ def _export(arguments: argparse.Namespace) -> int:
         print(json.dumps({"file": str(file), **about}))
         return 0
     kind = "averaged weights" if trained.averaged else "weights"
-    print(f"{file}: {kind} of {trained.checkpoint.path}, {len(tensors)} tensors, {file.stat().st_size / 2**20:.1f} MiB")
+    say(f"{file}: {kind} of {trained.checkpoint.path}, {len(tensors)} tensors, {file.stat().st_size / 2**20:.1f} MiB")
     if arguments.export:
         words = "".join(f", {key}={value!r}" for key, value in about["arguments"].items())
-        print("Without early exits and ISC links; load it with")
-        print(f"  timm.create_model({model.backbone!r}{words}, checkpoint_path={str(file)!r})")
-        print(f"  adaptive train ... model.weights={file}")
+        say("Without early exits and ISC links; load it with")
+        say(f"  timm.create_model({model.backbone!r}{words}, checkpoint_path={str(file)!r})")
+        say(f"  adaptive train ... {shell_words(f'model.weights={file}')}")
     else:
         words = "".join(f", {key}={value!r}" for key, value in about["arguments"].items())
-        print("With all exits; load it into")
-        print(f"  adaptive.create_model({model.backbone!r}{words})")
+        say("With all exits; load it into")
+        say(f"  adaptive.create_model({model.backbone!r}{words})")
     return 0
 
 

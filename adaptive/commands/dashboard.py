@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from adaptive.errors import reason_of
+from adaptive.foreign_text import say, shown_location, visible
 
 WORKSPACE_SECONDS, SYNC_SECONDS = 60.0, 3600.0
 
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(saved))
     else:
-        print(f"{'created' if saved['created'] else 'updated'}, {saved['panels']} panels: {saved['url']}")
+        # Its query is the view, and nothing secret.
+        print(visible(f"{'created' if saved['created'] else 'updated'}, {saved['panels']} panels: {saved['url']}"))
     return 0
 
 
@@ -145,7 +147,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     for folder in arguments.sync:
         results.append(sync(folder, limit))
         if not arguments.json:
-            print(results[-1].summary, flush=True)
+            say(results[-1].summary)
     if arguments.json:
-        print(json.dumps({"server": url, "runs": [asdict(result) for result in results]}))
+        print(json.dumps({"server": shown_location(url), "runs": [asdict(result) for result in results]}))
     return 1 if any(result.fault for result in results) else 0

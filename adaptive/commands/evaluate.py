@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.commands.run_options import (
     add_loading,
+    add_overrides,
     add_weights,
     check_loading,
     left_out_words,
@@ -15,6 +16,7 @@ from adaptive.commands.run_options import (
     prepare_tables,
     split_outputs,
 )
+from adaptive.foreign_text import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-timing", action="store_true", help="leave out the milliseconds per image")
     add_weights(parser)
+    add_overrides(parser)
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_frozen_code()
     check_loading(arguments)
     prepare_tables(arguments)
-    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights)
+    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     split = arguments.split or trained.config.data.test_split
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     result = _result(trained, split, outputs)
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         result["budgeted"] = _budgeted(trained, arguments, outputs, split)
     except ModelError as error:  # what the exits do is worth knowing all the more
-        print(f"adaptive evaluate: no policies were measured: {error}", file=sys.stderr)
+        say(f"adaptive evaluate: no policies were measured: {error}", file=sys.stderr)
         result["budgeted"] = None
     name = f"evaluation_{split}"
     write_atomically(trained.folder / f"{name}.json", json_text(result, indent=1))
@@ -75,10 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         figures = _draw(trained, result, name)
     except Exception as error:  # a figure more or less: what was measured is printed and written already
-        print(f"adaptive evaluate: the figures cannot be drawn: {reason_of(error)}", file=sys.stderr)
+        say(f"adaptive evaluate: the figures cannot be drawn: {reason_of(error)}", file=sys.stderr)
         figures = []
     if not arguments.json:
-        print(f"written: {', '.join(map(str, [trained.folder / f'{name}.json', *figures]))}")
+        say(f"written: {', '.join(map(str, [trained.folder / f'{name}.json', *figures]))}")
     return 0
 
 
@@ -192,8 +195,8 @@ def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
 def _print_tables(result: dict[str, Any]) -> None:
     from adaptive.reporting.tables import exit_table, human, print_table
 
-    print(f"{result['run']}: {result['backbone']}, {result['checkpoint']} ({result['weights']} weights)")
-    print(f"{result['images']:,} images of {result['split']}{left_out_words(result['left_out'])}")
+    say(f"{result['run']}: {result['backbone']}, {result['checkpoint']} ({result['weights']} weights)")
+    say(f"{result['images']:,} images of {result['split']}{left_out_words(result['left_out'])}")
     full = result["exits"][-1]["macs"]
     times = result.get("milliseconds", {}).get("exits", [None] * len(result["exits"]))
     rows = [
@@ -207,10 +210,10 @@ def _print_tables(result: dict[str, Any]) -> None:
             print(f"exit {entry['exit']}: {count} answers are NaN or infinite, and count as wrong")
     if "milliseconds" in result:
         timing = result["milliseconds"]
-        print(f"ms per image up to each exit at batch {timing['batch']} on {timing['machine']}")
+        say(f"ms per image up to each exit at batch {timing['batch']} on {timing['machine']}")
     if any(entry["macs_lazy"] < entry["macs"] for entry in result["exits"]):
         lazy = ", ".join(f"{human(entry['macs_lazy'])}" for entry in result["exits"])
-        print(f"MACs up to each exit without what only later exits need (lazy evaluation): {lazy}")
+        say(f"MACs up to each exit without what only later exits need (lazy evaluation): {lazy}")
     if result["budgeted"]:
         print_table(_budgeted_table(result, full))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adaptive.commands.run_options import add_weights, load_run, no_policy_notice, prepare_tables
+from adaptive.foreign_text import say, shell_words
 
 if TYPE_CHECKING:
     from adaptive.inference.export.export_manifest import Format, Manifest
@@ -71,7 +72,7 @@ def _policy(trained: TrainedRun, path: str | None) -> Policy:
     if path is not None or own.is_file():
         return load_policy(path or str(own), trained)
     if notice := no_policy_notice(trained, "every image will go to the last exit"):
-        print(f"adaptive export: {notice}", file=sys.stderr)
+        say(f"adaptive export: {notice}", file=sys.stderr)
     return Policy(thresholds=[NOBODY] * (len(trained.network.exits) - 1) + [EVERYBODY])
 
 
@@ -94,11 +95,13 @@ def _print(manifest: Manifest, destination: str) -> None:
         table.add_row(file.name, f"{file.bytes / 2**20:.2f}", costs.get(file.name, ""))
     table.add_row(MANIFEST, f"{(Path(destination) / MANIFEST).stat().st_size / 2**20:.2f}", "")
     print_table(table)
-    print(f"{destination}: {manifest.backbone}, {len(manifest.blocks)} blocks, {len(manifest.classes)} classes")
+    say(f"{destination}: {manifest.backbone}, {len(manifest.blocks)} blocks, {len(manifest.classes)} classes")
     if manifest.blocks[0].onnx is not None:
-        print(f"""Run it on images (without torch, with onnxruntime):
-  adaptive predict {destination} IMAGE...
-or from Python:
-  from adaptive import OnnxClassifier
-  classifier = OnnxClassifier({destination!r})
-  labels, confidences, exits = classifier.predict(classifier.open_images(["image.png"]))""")
+        say(
+            "Run it on images (without torch, with onnxruntime):",
+            f"  adaptive predict {shell_words(destination)} IMAGE...",
+            "or from Python:",
+            "  from adaptive import OnnxClassifier",
+            f"  classifier = OnnxClassifier({destination!r})",
+            '  labels, confidences, exits = classifier.predict(classifier.open_images(["image.png"]))',
+        )

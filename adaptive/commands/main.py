@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from adaptive.errors import AdaptiveError, nearest
+from adaptive.foreign_text import prepare_output, say
 from adaptive.requirements import missing_package
 
 COMMANDS = {
@@ -31,7 +32,7 @@ COMMANDS = {
 }
 
 
-INTERMIXED = ("train", "submit", "plan")  # commands that take overrides
+INTERMIXED = ("train", "submit", "plan", "evaluate", "calibrate", "report", "bench")  # commands that take overrides
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and end the process with argparse's code 2."""
-        print(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        say(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -59,27 +60,25 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
+    prepare_output()
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be of any alphabet
-        sys.stdout.reconfigure(errors="backslashreplace")
     called = next((word for word in words if word in COMMANDS), None)
     try:
         code = _run(words, called)
     except AdaptiveError as error:
-        print(error.told(str(called)), file=sys.stderr)
+        say(error.told(str(called)), file=sys.stderr)
         code = error.exit_code
-    except ImportError as error:
-        known = missing_package(error)
-        if known is None:
-            raise
-        print(known.told(str(called)), file=sys.stderr)
-        code = known.exit_code
     except KeyboardInterrupt:
         print(f"adaptive {called}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        known = missing_package(error) if isinstance(error, ImportError) else None
+        # A fault of ours is told whole, but for the secrets that a library's words may hold.
+        say(*([known.told(str(called))] if known else traceback.format_exc().splitlines()), file=sys.stderr)
+        code = known.exit_code if known else 1
     if code is not None:
         sys.exit(code)
 

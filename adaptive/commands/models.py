@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from adaptive.foreign_text import say, shell_words
+
 if TYPE_CHECKING:
     from adaptive.networks.catalogue import BranchPointEntry, ModelEntry
     from adaptive.networks.network import AdaptiveNetwork
@@ -66,12 +68,12 @@ def _show_families(as_json: bool) -> None:
     if as_json:
         print(json.dumps({"timm": timm.__version__, "families": counts, "own": own}))
         return
-    print(f"{sum(counts.values())} models of timm {timm.__version__} in {len(counts)} families (number of models):\n")
+    say(f"{sum(counts.values())} models of timm {timm.__version__} in {len(counts)} families (number of models):", "")
     console = Console()
     console.print(Columns([f"{name} ({count})" for name, count in counts.items()], padding=(0, 2)))
-    print("\nwith exits of their own:\n")
+    say("", "with exits of their own:", "")
     console.print(Columns(own, padding=(0, 2)))
-    print("\nadaptive models FAMILY or 'NAME*' lists models; adaptive models NAME shows where exits can branch off")
+    say("", "adaptive models FAMILY or 'NAME*' lists models; adaptive models NAME shows where exits can branch off")
 
 
 def _show_list(pattern: str, limit: int, as_json: bool) -> None:
@@ -84,7 +86,7 @@ def _show_list(pattern: str, limit: int, as_json: bool) -> None:
         return
     _print_list(entries)
     if len(names) > limit:
-        print(f"{len(names) - limit} more: narrow the pattern, or give --limit {len(names)}")
+        say(f"{len(names) - limit} more: narrow the pattern, or give --limit {len(names)}")
 
 
 def _print_list(entries: list[ModelEntry]) -> None:
@@ -190,7 +192,7 @@ def _print_branch_points(name: str, size: int, points: list[BranchPointEntry]) -
         shape = " x ".join(map(str, one.shape))
         table.add_row(one.name, human(one.macs), f"{100 * one.share:.1f} %", shape, str(one.tensors))
     print_table(table)
-    print(f"costs of the backbone alone, up to there; with exits: adaptive models {name} --exits 4")
+    say(f"costs of the backbone alone, up to there; with exits: adaptive models {shell_words(name)} --exits 4")
 
 
 def _print_exits(name: str, size: int, costs: list[dict[str, Any]], section: str) -> None:
@@ -198,7 +200,7 @@ def _print_exits(name: str, size: int, costs: list[dict[str, Any]], section: str
 
     title = f"{name}, {size} pixels: {len(costs)} exits"
     print_table(exit_table(costs, title))
-    print(f"costs up to there, with all heads and links on the way; in a configuration:\n\n{section}", end="")
+    say("costs up to there, with all heads and links on the way; in a configuration:", "", *section.splitlines())
 
 
 def _print_pretrained(about: dict[str, Any]) -> None:
@@ -206,7 +208,7 @@ def _print_pretrained(about: dict[str, Any]) -> None:
     images = " ".join(f"data.{key}={about[key]}" for key in keys if key in about)
     others = [tag for tag in about["tags"] if tag != about["tag"]]
     of = f"{about['num_classes']} classes, {about['image_size']} pixels"
-    print(f"pretrained weights {about['tag']}: {of}; model.pretrained=true prepares images as for them: {images}")
+    say(f"pretrained weights {about['tag']}: {of}; model.pretrained=true prepares images as for them: {images}")
     if others:
-        print(f"other weights, as NAME.TAG: {', '.join(others)}")
-    print()
+        say(f"other weights, as NAME.TAG: {', '.join(others)}")
+    say("")

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from adaptive.foreign_text import say, shell_words, shown_location
+
 if TYPE_CHECKING:
     from adaptive.data.packing.pack import PackReport
 
@@ -106,12 +108,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     found = verify(arguments.verify, workers=arguments.workers, progress=not arguments.json)
     if arguments.json:
         faults = [fault._asdict() for fault in found.faults]
-        summary = {"dataset": arguments.verify, "fingerprint": found.index.fingerprint}
+        summary = {"dataset": shown_location(arguments.verify), "fingerprint": found.index.fingerprint}
         print(json.dumps({**summary, "images": found.total, "fine": found.fine, "faults": faults}))
         return int(bool(found.faults))
     for fault in found.faults:
-        print(f"{fault.kind}: {fault.message}")
-    print(f"{arguments.verify}: {found.fine:,} of {found.total:,} images are fine, {len(found.faults)} faults")
+        say(f"{fault.kind}: {fault.message}")
+    where = shown_location(arguments.verify)
+    say(f"{where}: {found.fine:,} of {found.total:,} images are fine, {len(found.faults)} faults")
     return int(bool(found.faults))
 
 
@@ -151,16 +154,14 @@ def _as_json(destination: str, report: PackReport) -> dict[str, object]:
 
 
 def _print_summary(destination: str, report: PackReport) -> None:
-    from adaptive.errors import one_line
-
     index = report.index
-    print(f"{destination}: {len(index.classes)} classes, fingerprint {index.fingerprint[:12]}")
+    say(f"{destination}: {len(index.classes)} classes, fingerprint {index.fingerprint[:12]}")
     for name, split in index.splits.items():
         mebibytes = split.total_bytes / 2**20
-        print(f"  {name:6} {split.count:9,} images in {len(split.shards)} shards, {mebibytes:,.1f} MiB")
-    print(f"  {report.converted} images converted, {report.ignored} other files ignored, {len(report.bad)} bad")
+        say(f"  {name:6} {split.count:9,} images in {len(split.shards)} shards, {mebibytes:,.1f} MiB")
+    say(f"  {report.converted} images converted, {report.ignored} other files ignored, {len(report.bad)} bad")
     for note in report.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
     for file, reason in report.bad:
-        print(one_line(f"  bad: {file}: {reason}"))
-    print(f"next: adaptive train CONFIG data.path={destination}")
+        say(f"  bad: {file}: {reason}")
+    say(f"next: adaptive train CONFIG {shell_words(f'data.path={destination}')}")

@@ -21,6 +21,7 @@ from adaptive.commands.run_options import (
     no_policy_notice,
     prepare_tables,
 )
+from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
     from adaptive.data.images.image_files import ImageFile
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_export = (Path(arguments.model) / "manifest.json").is_file()
     model = open_export(arguments) if is_export else open_run(arguments)
     if model.notice:
-        print(f"adaptive predict: {model.notice}", file=sys.stderr)
+        say(f"adaptive predict: {model.notice}", file=sys.stderr)
     bad: list[str] = []
     rows = answers(model, images, arguments.batch, min(arguments.top, len(model.classes)), arguments.threads, bad)
     answered: list[dict[str, Any]] = []
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:  # what was answered before something failed, or the user stopped it, is shown as well
         _print_table(answered, model.exits)
     for message in bad:
-        print(f"adaptive predict: error: {message}", file=sys.stderr)
+        say(f"adaptive predict: error: {message}", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -234,12 +235,14 @@ def _print_table(rows: list[dict[str, Any]], exits: int) -> None:
         table.add_column(name, justify="left" if name in ("image", "label") else "right", overflow="fold")
     for row in rows:
         others = row.get("top", [])[1:]
-        labels = [row["label"], *(other["label"] for other in others)]
+        labels = [visible(label) for label in (row["label"], *(other["label"] for other in others))]
         sure = [f"{value:.1%}" for value in (row["confidence"], *(other["confidence"] for other in others))]
-        table.add_row(row["image"], "\n".join(labels), "\n".join(sure), f"{row['exit']} of {exits}", f"{row['ms']:.2f}")
+        table.add_row(
+            visible(row["image"]), "\n".join(labels), "\n".join(sure), f"{row['exit']} of {exits}", f"{row['ms']:.2f}"
+        )
     print_table(table)
     if len(rows) > 1:
         left = [sum(row["exit"] == i + 1 for row in rows) for i in range(exits)]
         shares = ", ".join(f"exit {i + 1}: {count}" for i, count in enumerate(left) if count)
         mean = sum(row["ms"] for row in rows) / len(rows)
-        print(f"{len(rows)} images, {mean:.2f} ms each without reading them ({shares})")
+        say(f"{len(rows)} images, {mean:.2f} ms each without reading them ({shares})")

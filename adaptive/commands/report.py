@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from adaptive.commands.run_options import (
     no_policy_notice,
     split_outputs,
 )
+from adaptive.foreign_text import say, shell_words, shown_location
 
 if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
@@ -41,7 +42,13 @@ class _Measured:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `adaptive train` wrote")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="run folders that `adaptive train` wrote; and key=value for how their data is read here: data.pipe=true "
+        "allows a command as data.path, data.cache=DIR, ...",
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="page to write; by default RUN/report.html, of several runs ./report.html"
     )
@@ -64,12 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
+    from adaptive.config.saved import split_overrides
     from adaptive.files import json_text
     from adaptive.reporting.page import report_data, write_report
     from adaptive.reporting.published import choose, recognise
 
+    arguments.runs, arguments.overrides = split_overrides(arguments.runs)
     _check(arguments)
     choose(arguments.published, [])  # a misspelt name is refused before anything is measured
+    page, folder = _paths(arguments)
     names = _names(arguments.runs)
     measured = [_measure(folder, name, arguments) for folder, name in zip(arguments.runs, names, strict=True)]
     runs = [one.report for one in measured]
@@ -77,7 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
     walls = {i: tiles for i, one in enumerate(measured) if (tiles := _tiles(one, per_exit))}
     words = [(len(r.classes), one.data, r.name, r.backbone) for one, r in zip(measured, runs, strict=True)]
     published = choose(arguments.published, [recognise(*found) for found in words])
-    page, folder = _paths(arguments)
     written = write_report(runs, page, folder, walls, published)
     if arguments.wandb:
         for i, one in enumerate(measured):
@@ -91,8 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from adaptive.errors import AdaptiveError
+    from adaptive.config.saved import check_receiver
+    from adaptive.errors import AdaptiveError, UsageError
+    from adaptive.runs import run_config, said_config
 
+    if not arguments.runs:
+        raise UsageError("RUN missing: adaptive report RUN draws a page; see adaptive report --help")
     check_loading(arguments)
     if arguments.wall is not None and arguments.wall < 0:
         raise AdaptiveError(f"--wall {arguments.wall} is too small; give 0 (no images) or more")
@@ -103,6 +116,9 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.out and Path(arguments.out).is_dir():
         raise AdaptiveError(f"--out {arguments.out} is a folder; give the file to write, such as report.html")
+    for run in arguments.runs if arguments.wandb else ():
+        said, config = said_config(Path(run)), run_config(Path(run), arguments.overrides)
+        check_receiver(said, config, arguments.overrides)
 
 
 def _names(folders: list[str]) -> list[str]:
@@ -113,19 +129,27 @@ def _names(folders: list[str]) -> list[str]:
 
 
 def _paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the paths of the page and of the folder of PNG files."""
+    """Return the paths of the page and of the folder of PNG files (raises MachineError for one that leads away)."""
+    from adaptive.errors import MachineError
+
     if arguments.out:
         page = Path(arguments.out)
     else:
         page = Path(arguments.runs[0] if len(arguments.runs) == 1 else ".") / "report.html"
     own = not arguments.out and len(arguments.runs) == 1
-    return page, page.with_name("figures" if own else f"{page.stem}_figures")
+    folder = page.with_name("figures" if own else f"{page.stem}_figures")
+    if own and folder.is_symlink():
+        raise MachineError(
+            f"{folder} is a link to {folder.resolve()}, and nothing is written outside of the run folder; remove it, "
+            "or give another place with --out"
+        )
+    return page, folder
 
 
 def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
     from adaptive.reporting.report_data import RunFacts, build_run
 
-    trained = load_run(folder, arguments.checkpoint, arguments.weights)
+    trained = load_run(folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     split = arguments.split or trained.config.data.test_split
     policy = _policy(trained, arguments.policy)
     evaluation, notices = _evaluation(trained, split)
@@ -136,14 +160,14 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
         name=name,
         backbone=trained.config.model.backbone,
         checkpoint=f"{trained.checkpoint.path.name}{', moving average' if trained.averaged else ''}",
-        dataset=Path(data).absolute().name,
+        dataset=_dataset_name(str(data)),
         split=split,
         classes=trained.classes,
         exit_names=[*trained.network.exit_names, "end of backbone"],
         macs=[cost.macs for cost in costs],
         parameters=[cost.parameters for cost in costs],
         policy=policy,
-        folder=folder,
+        folder=shell_words(folder),
     )
     report = build_run(outputs, facts, evaluation)
     if outputs.left_out:
@@ -151,6 +175,16 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     if policy is None and (notice := no_policy_notice(trained, "so nobody leaves early")):
         notices.append(notice)
     return _Measured(trained, report, str(data), notices)
+
+
+def _dataset_name(location: str) -> str:
+    """Return the last part of where a dataset lies, without secrets."""
+    from adaptive.data.remote.urls import is_remote
+
+    shown = shown_location(location)
+    if not is_remote(location):
+        return Path(location).absolute().name
+    return re.split("[?#]", shown)[0].rstrip("/").rpartition("/")[2]
 
 
 def _policy(trained: TrainedRun, given: str | None) -> Policy | None:
@@ -162,18 +196,20 @@ def _policy(trained: TrainedRun, given: str | None) -> Policy | None:
 
 def _evaluation(trained: TrainedRun, split: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Read what ``adaptive evaluate`` wrote about these weights on this split; a notice says why it is of no use."""
+    from adaptive.reporting.report_data import Evaluation
+
     path = trained.folder / f"evaluation_{split}.json"
-    again = f"run: adaptive evaluate {trained.folder}"
+    again = f"run: adaptive evaluate {shell_words(trained.folder)}"
     if not path.is_file():
         return None, [f"no {path.name}, so no milliseconds and no budgeted curve; {again}"]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        weights = (found["checkpoint"], found["weights"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Evaluation.model_validate_json(path.read_bytes())
+        weights = (found.checkpoint, found.weights)
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors
         return None, [f"{path} cannot be read; {again}"]
     if weights != (trained.checkpoint.path.name, "ema" if trained.averaged else "plain"):
         return None, [f"{path.name} is of other weights ({' '.join(weights)}) and was left out; {again}"]
-    return found, []
+    return found.model_dump(), []
 
 
 def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
@@ -205,15 +241,15 @@ def _wall_names(written: ReportFiles) -> dict[str, Path]:
 def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> None:
     for one in measured:
         report = one.report
-        print(f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %", end="")
+        line = f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %"
         if report.policy:
             share = 100 * report.policy_macs / report.macs[-1]
-            print(f"; by its policy {report.policy_top1:.2f} % at {share:.1f} % of the full cost", end="")
-        print()
+            line += f"; by its policy {report.policy_top1:.2f} % at {share:.1f} % of the full cost"
+        say(line)
         for notice in one.notices:
-            print(f"  {notice}")
+            say(f"  {notice}")
     pictures = len(written.figures) + len(written.walls)
-    print(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
+    say(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
 
 
 def _send(one: _Measured, tiles: list[Tile], written: ReportFiles) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from adaptive.foreign_text import shell_words
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +46,21 @@ def check_loading(arguments: argparse.Namespace) -> None:
             raise AdaptiveError(f"--{name} {value} is too small; give {int(name == 'batch')} or more")
 
 
-def load_run(folder: str, checkpoint: str, weights: str) -> TrainedRun:
-    """Load a run's network, as ``--checkpoint`` and ``--weights`` say (raises CheckpointError)."""
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Declare the words that say how a run's data is read; what the run itself permits does not count."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="how the run's data is read here: data.pipe=true allows a command as data.path, data.cache=DIR, ...",
+    )
+
+
+def load_run(folder: str, checkpoint: str, weights: str, overrides: Sequence[str] = ()) -> TrainedRun:
+    """Load a run's network, as ``--checkpoint``, ``--weights`` and overrides say (raises AdaptiveError)."""
     from adaptive.runs import load
 
-    return load(folder, checkpoint, {"auto": None, "plain": False, "ema": True}[weights])
+    return load(folder, checkpoint, {"auto": None, "plain": False, "ema": True}[weights], overrides)
 
 
 def choose_device(name: str) -> torch.device:
@@ -75,8 +87,8 @@ def no_policy_notice(trained: TrainedRun, consequence: str) -> str:
     if len(trained.network.exits) == 1:
         return ""
     return (
-        f"{trained.folder} has no policy.json, {consequence}; make one with: adaptive calibrate {trained.folder} "
-        "--budget 0.5"
+        f"{trained.folder} has no policy.json, {consequence}; make one with: adaptive calibrate "
+        f"{shell_words(trained.folder)} --budget 0.5"
     )
 
 

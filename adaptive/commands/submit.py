@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptive.foreign_text import redacted, say, shell_words
+
 if TYPE_CHECKING:
     from adaptive.config.sections import Config
     from adaptive.jobs.submission import Resources
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.config.loading import load_config
-    from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm
+    from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm, write_script
     from adaptive.training.starting.settings import complete
 
     # The job begins with the settings that its weights decide today; what is frozen leaves none open.
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     told["run_folder"] = str(folder)
     if arguments.evaluate:
         second = path.with_name("evaluate.sbatch")
-        second.write_text(render_evaluation(config, resources, told["job"]), encoding="utf-8")
+        write_script(second, render_evaluation(config, resources, told["job"]))
         told["evaluate_job"] = slurm("sbatch", "--parsable", str(second)).partition(";")[0]
     (path.parent / "job.json").write_text(json.dumps(told), encoding="utf-8")
     _tell(arguments, told)
@@ -92,7 +94,7 @@ def checks(config: Config, resources: Resources) -> None:
     """Make the checks here that would fail in the job (raises AdaptiveError): a plan's, and those of the run folder."""
     from adaptive.errors import MachineError
     from adaptive.planning.checked_plan import check_plan
-    from adaptive.training.preflight import check_run_folder
+    from adaptive.training.preflight import check_links, check_run_folder
 
     folder = Path(str(config.train.run_folder)).absolute()
     if "\\" in str(folder):
@@ -102,6 +104,7 @@ def checks(config: Config, resources: Resources) -> None:
         raise MachineError(f"train.run_folder = {str(folder)!r}: {reason}")
     check_plan(config, resources.nodes, resources.ranks_per_node)
     check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
+    check_links(folder)
 
 
 def _resources(arguments: argparse.Namespace, config: Config) -> Resources:
@@ -153,6 +156,8 @@ def _refuse_second(folder: Path) -> None:
         return
     try:
         job = str(json.loads(record.read_text(encoding="utf-8"))["job"])
+        if not job.replace("_", "").isdecimal():  # the message below is to be pasted
+            return
         listed = slurm("squeue", "--noheader", "--format=%T", "--jobs", job)
     except (ValueError, KeyError, TypeError, MachineError):  # an id that Slurm has forgotten is refused by it
         return
@@ -164,6 +169,7 @@ def _refuse_second(folder: Path) -> None:
 
 
 def _show(arguments: argparse.Namespace, script: str, evaluation: str | None) -> None:
+    script, evaluation = redacted(script), None if evaluation is None else redacted(evaluation)
     if arguments.json:
         print(json.dumps({"script": script, "evaluate_script": evaluation}))
     else:
@@ -173,21 +179,19 @@ def _show(arguments: argparse.Namespace, script: str, evaluation: str | None) ->
 
 
 def _tell(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
-    import shlex
-
     if arguments.json:
         print(json.dumps(told))
         return
     job = told["job"]
-    print(f"submitted  job {job}: {told['script']}")
+    say(f"submitted  job {job}: {told['script']}")
     if "evaluate_job" in told:
-        print(f"           job {told['evaluate_job']} measures the run after it")
-    print(f"log        {told['log']}")
-    print(f"follow     tail -F {shlex.quote(told['log'])}")
-    print(f"status     squeue -j {job}; starts and ends: {Path(told['run_folder']) / 'requeues.jsonl'}")
-    print(f"make room  scancel --batch --signal=USR1 {job}    (saves, is requeued, goes on)")
-    print(f"stop       scontrol update JobId={job} Requeue=0 && scancel --batch --signal=USR1 {job}    (saves, ends)")
-    print(f"cancel     scancel {job}    (ends within Slurm's KillWait)")
+        say(f"           job {told['evaluate_job']} measures the run after it")
+    say(f"log        {told['log']}")
+    say(f"follow     tail -F {shell_words(told['log'])}")
+    say(f"status     squeue -j {job}; starts and ends: {Path(told['run_folder']) / 'requeues.jsonl'}")
+    say(f"make room  scancel --batch --signal=USR1 {job}    (saves, is requeued, goes on)")
+    say(f"stop       scontrol update JobId={job} Requeue=0 && scancel --batch --signal=USR1 {job}    (saves, ends)")
+    say(f"cancel     scancel {job}    (ends within Slurm's KillWait)")
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
 from adaptive.errors import AdaptiveError, StoppedError
+from adaptive.foreign_text import say, shell_words, shown, without_secrets
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
 from adaptive.requirements import missing_package
@@ -39,14 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
         code = _train(_configuration(arguments))
     except AdaptiveError as error:
         if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):
-            print(line, file=sys.stderr, flush=True)
+            say(line, file=sys.stderr)
         code = error.exit_code
     except Exception as error:
         known = missing_package(error) if isinstance(error, ImportError) else None
-        if known is None:
-            traceback.print_exc()  # a fault of ours; leave as below all the same
-        else:
-            print(known.told("train"), file=sys.stderr, flush=True)
+        # A fault of ours is told whole; leave as below all the same.
+        say(*([known.told("train")] if known else traceback.format_exc().splitlines()), file=sys.stderr)
         code = 1
     leave_exit_code(code)
     sys.stdout.flush()
@@ -66,7 +65,7 @@ def _show(arguments: argparse.Namespace) -> int:
             from adaptive.training.starting.settings import complete
 
             config = complete(config)
-        print(dump_config(config), end="")
+        print(dump_config(without_secrets(config.model_dump())), end="")
     return 0
 
 
@@ -100,12 +99,12 @@ def _train(config: Config) -> int:
             time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
         raise
     except Exception as error:
-        supervisor.end(failed=True, words=repr(error))
+        supervisor.end(failed=True, words=shown(repr(error)))
         raise
     supervisor.end()
     leave()
     if ranks.rank == 0:
-        print(f"trained: {folder}\nnext: adaptive evaluate {folder}")
+        say(f"trained: {folder}", f"next: adaptive evaluate {shell_words(folder)}")
     return 0
 
 

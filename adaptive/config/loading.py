@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adaptive.config.checks import check_consistency
 from adaptive.config.keys import documented_keys, is_section, types_in
 from adaptive.config.sections import Config
 from adaptive.errors import ConfigError, nearest, reason_of
+from adaptive.foreign_text import without_secrets
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -23,13 +25,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A file may say ``extends: FILE`` or a list of files (paths relative to itself): it then holds only what differs from
     them. Sections are merged key by key, the later file over the earlier one; values and lists are replaced.
+    What was struck out as secret when a file was written (``***``) is filled in from FILE.private.yaml beside it.
 
     Raises:
         ConfigError: a file cannot be read, a key is unknown (with the nearest names), a value has the wrong type or
             lies outside its range, or two keys contradict each other.
     """
     path = Path(path)
-    tree = _read_tree(path, ())
+    tree = load_tree(path)
     for override in overrides:
         _apply_override(tree, override)
     config = parse_config(tree, source=str(path))
@@ -54,13 +57,31 @@ def parse_config(tree: dict[str, Any], source: str = "configuration") -> Config:
     return config
 
 
-def dump_config(config: Config) -> str:
-    """Return the complete configuration as YAML, every default written out."""
+def load_tree(path: Path, may_extend: bool = True) -> dict[str, Any]:
+    """Read a file, and those that it extends, as a plain tree (raises ConfigError; also where it may not extend)."""
+    return _read_tree(path, (), may_extend)
+
+
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a configuration changed by ``section.key=value`` overrides (raises ConfigError)."""
+    tree = config.model_dump()
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, source="the command line")
+
+
+def private_file(path: Path) -> Path:
+    """Return where the secrets of a configuration file are kept: config.yaml -> config.private.yaml."""
+    return path.with_suffix(f".private{path.suffix}")
+
+
+def dump_config(config: Config | dict[str, Any]) -> str:
+    """Return the complete configuration, or a tree of it, as YAML, every default written out."""
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 110
-    yaml.dump(config.model_dump(), stream)
+    yaml.dump(config.model_dump() if isinstance(config, Config) else config, stream)
     return stream.getvalue()
 
 
@@ -98,7 +119,7 @@ def _run_name(path: Path) -> Path:
     return Path(*below)
 
 
-def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+def _read_tree(path: Path, extending: tuple[Path, ...], may_extend: bool = True) -> dict[str, Any]:
     """Read a file and what it extends; ``extending`` are the files that extend this one, the outermost first."""
     by = f" (extended by {extending[-1]})" if extending else ""
     if not path.is_file():
@@ -113,6 +134,12 @@ def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    if "extends" in tree and not may_extend:
+        raise ConfigError(
+            f"{path}: extends = {tree['extends']!r}: a run's configuration is complete and names no other file; "
+            "remove that key"
+        )
+    _fill_in(tree, private_file(path))
     bases = tree.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -121,6 +148,23 @@ def _read_tree(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     for base in bases:
         merged = merge(merged, _read_tree(path.parent / base, (*extending, path)))
     return merge(merged, tree)
+
+
+def _fill_in(tree: dict[str, Any], private: Path) -> None:
+    """Put the values of a private file in the place of those that were struck out, and of no others."""
+    with suppress(OSError, UnicodeDecodeError):  # somebody else's, or none
+        values = _parse_yaml(private.read_text(encoding="utf-8"), str(private))
+        if isinstance(values, dict):
+            _fill_in_values(tree, values)
+
+
+def _fill_in_values(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        there = tree.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _fill_in_values(there, value)
+        elif there is not None and there == without_secrets(value):
+            tree[key] = value
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

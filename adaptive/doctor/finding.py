@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from adaptive.errors import AdaptiveError, one_line, reason_of
+from adaptive.errors import AdaptiveError, reason_of
+from adaptive.foreign_text import shown
 
 Status = Literal["ok", "warning", "error", "skipped"]
 
@@ -101,7 +102,7 @@ def run_check(check: Check, settings: CheckSettings) -> Finding:
         found = f"no answer within {check.limit:g} s: the file system, network or driver behind it hangs"
         results.append(error(found, f"once more, with nothing else running: {again}"))
     finding = results[0]
-    return replace(finding, name=check.name, found=one_line(finding.found), remedy=one_line(finding.remedy))
+    return replace(finding, name=check.name, found=shown(finding.found), remedy=shown(finding.remedy))
 
 
 def _guarded(check: Check, settings: CheckSettings) -> Finding:

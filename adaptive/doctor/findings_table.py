@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptive.doctor.finding import Finding
+from adaptive.foreign_text import say
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
 MOST_NAMES = 4
@@ -49,7 +50,7 @@ def print_findings(findings: Sequence[tuple[str, Finding]], nodes: Sequence[str]
         table.add_row(*cells, text)
     print_table(table)
     count = {status: sum(finding.status == status for _, finding in findings) for status in STYLES}
-    print(f"{count['ok']} ok, {count['warning']} warnings, {count['error']} errors")
+    say(f"{count['ok']} ok, {count['warning']} warnings, {count['error']} errors")
 
 
 def _nodes(where: list[str], nodes: Sequence[str]) -> str:

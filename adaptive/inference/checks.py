@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 
 from adaptive.errors import DataError, ModelError, PolicyError
+from adaptive.foreign_text import shell_words
 from adaptive.inference.policy import Policy
 
 Array = Any  # a torch tensor or a numpy array
@@ -41,7 +42,7 @@ def check_policy(
         PolicyError: no policy, for another number of exits, or calibrated for other weights.
     """
     exits = len(exit_names) + 1
-    calibrate = f"calibrate: adaptive calibrate {run} --budget 0.5"
+    calibrate = f"calibrate: adaptive calibrate {shell_words(run)} --budget 0.5"
     if not isinstance(policy, Policy):
         raise PolicyError(f"{name} is a {type(policy).__name__}; give what adaptive.Policy.load returns")
     if policy.exits != exits:

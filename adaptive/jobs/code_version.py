@@ -13,6 +13,7 @@ from typing import Any
 
 from adaptive.errors import MachineError
 from adaptive.files import code_root, installed_version, write_atomically
+from adaptive.foreign_text import redacted
 
 PARTS = ("adaptive", "launcher", "slurm", "configs")
 LOOKING = 20.0  # seconds that git may take
@@ -82,7 +83,9 @@ def write_code_version(folder: Path) -> dict[str, Any]:
     difference = folder / "code.diff"
     difference.unlink(missing_ok=True)
     if about["dirty"]:
-        difference.write_text(_git("diff", "HEAD", "--", *PARTS) + "\n", encoding="utf-8")
+        text = _git("diff", "HEAD", "--", *PARTS) + "\n"
+        # A configuration may name a store with its password; struck out, the diff would be no patch any more.
+        write_atomically(difference, text, private=redacted(text) != text)
     write_atomically(folder / "code_version.json", json.dumps(about, indent=1))
     return about
 

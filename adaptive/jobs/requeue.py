@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adaptive.config.loading import dump_config, load_config
+from adaptive.config.loading import load_config
+from adaptive.config.saved import write_config
 from adaptive.config.sections import Config
 from adaptive.errors import (
     EXIT_HUNG,
@@ -28,7 +29,6 @@ from adaptive.errors import (
     MachineError,
     TrainingError,
 )
-from adaptive.files import write_atomically
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.training.checkpoints.checkpoint_manifest import newest_step
 
@@ -119,7 +119,7 @@ def begin(words: Sequence[str], seed: int | None, group: str | None) -> list[str
         results.mkdir(parents=True)
         if seed is not None:
             words = [str(folder / ".slurm" / "config.yaml")]
-            write_atomically(Path(words[0]), dump_config(config))
+            write_config(config, Path(words[0]))
     except OSError as error:
         raise MachineError(
             f"train.run_folder = {str(folder)!r} cannot be written: {error.strerror}; choose another folder"

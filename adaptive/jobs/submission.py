@@ -14,10 +14,11 @@ from pathlib import Path
 
 import jinja2
 
-from adaptive.config.loading import dump_config
+from adaptive.config.saved import write_config
 from adaptive.config.sections import Config
 from adaptive.errors import MachineError, UsageError, one_line
 from adaptive.files import write_atomically
+from adaptive.foreign_text import redacted
 from adaptive.jobs.code_version import batch_scripts, copy_code, write_code_version
 
 MOST_SEEDS = 1000  # a configuration is written for each
@@ -180,13 +181,18 @@ def freeze(configs: dict[str, Config], folder: Path, script: str) -> Path:
         for old in frozen.glob("config*.yaml"):
             old.unlink()
         for name, config in configs.items():
-            write_atomically(frozen / name, dump_config(config))
+            write_config(config, frozen / name)
         copy_code(frozen / "code")
         write_code_version(folder)
-        write_atomically(frozen / "job.sbatch", script)
+        write_script(frozen / "job.sbatch", script)
     except (OSError, shutil.Error) as error:
         raise MachineError(f"{frozen} cannot be written: {error}; choose another train.run_folder") from None
     return frozen / "job.sbatch"
+
+
+def write_script(path: Path, script: str) -> None:
+    """Write a batch script; one that keeps secrets, in ADAPTIVE_SETUP for example, is its owner's alone."""
+    write_atomically(path, script, private=redacted(script) != script)
 
 
 def slurm(*words: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from adaptive.foreign_text import say
 from adaptive.planning.data_plan import resume_cost
 from adaptive.planning.plan import GIB, Plan
 from adaptive.planning.simulation import Scaling, ScalingRow, Stop
@@ -64,42 +65,42 @@ def plan_as_dict(
 def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, warnings: Sequence[str]) -> None:
     """Print the plan as lines and tables, with its warnings."""
     batch, config = plan.checked.batch, plan.checked.config
-    print(
+    say(
         f"batch: {batch.world} rank(s) x {batch.micro_batch} images x {batch.accumulation} accumulated = "
         f"{batch.global_batch} per step"
     )
-    print(f"steps: {plan.data.steps} per epoch, {plan.steps} in all")
+    say(f"steps: {plan.data.steps} per epoch, {plan.steps} in all")
     for phase in plan.phases if len(plan.phases) > 1 else ():
-        print(f"  {phase.plan.name}: {phase.plan.epochs} epochs, {phase.steps} steps, lr {phase.plan.lr:g}")
+        say(f"  {phase.plan.name}: {phase.plan.epochs} epochs, {phase.steps} steps, lr {phase.plan.lr:g}")
     _print_reading(plan)
     _print_memory(plan, limit)
     _print_traffic(plan)
     times = _times(plan, rate)
     if rate is None:
-        print("time: unknown; give --images-per-second X of one rank, or --measure")
+        say("time: unknown; give --images-per-second X of one rank, or --measure")
     else:
-        print(
+        say(
             f"time: {_duration(times['epoch_seconds'])} per epoch, {_duration(times['total_seconds'])} in all at "
             f"{rate:.4g} images/s per rank ({source}), communication, validation and saving not included"
         )
-    print(
+    say(
         f"disk: {plan.checkpoint / MIB:,.0f} MiB per checkpoint at most, {plan.disk / GIB:.2f} GiB for "
         f"checkpoint.keep = {config.checkpoint.keep}, the best, and one being written"
     )
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def _print_reading(plan: Plan) -> None:
     data = plan.data
     if plan.decoded:
-        print(
+        say(
             f"data: {_shards(plan)} shards, read once by every node; a rank takes "
             f"{_range(*data.images_per_rank)} images per epoch from memory"
         )
-        print(f"data.in_memory: {plan.decoded / MIB:,.0f} MiB of every node's memory for decoded images")
+        say(f"data.in_memory: {plan.decoded / MIB:,.0f} MiB of every node's memory for decoded images")
         return
-    print(
+    say(
         f"data: {_shards(plan)} shards; a rank opens {_range(data.opens[0], data.opens[2])} of them per epoch for "
         f"{_range(*data.images_per_rank)} images, each of its {_readers(plan)} reader(s) "
         f"{_range(*data.opens_per_reader)}; a node reads {human(data.bytes_per_node)}B"
@@ -125,19 +126,19 @@ def _print_memory(plan: Plan, limit: int | None) -> None:
         largest = plan.largest_micro_batch(limit)
         fits = "fits into" if needed <= limit else "DOES NOT FIT into"
         held = f": {fits} {limit / GIB:.2f} GiB; largest micro batch: {largest if largest is not None else 'none'}"
-    print(f"needed: {needed / GIB:.2f} GiB{more}{held}")
+    say(f"needed: {needed / GIB:.2f} GiB{more}{held}")
     stages = ", ".join(f"{stage}: {needed / GIB:.2f}" for stage, needed in plan.by_stage().items())
-    print(f"by ZeRO stage, GiB: {stages}")
+    say(f"by ZeRO stage, GiB: {stages}")
     for kind, size in memory.host.items():
-        print(f"besides, {HOST}: {kind} {size / MIB:,.0f} MiB")
+        say(f"besides, {HOST}: {kind} {size / MIB:,.0f} MiB")
 
 
 def _print_traffic(plan: Plan) -> None:
     if not plan.traffic:
-        print("network: one rank sends nothing")
+        say("network: one rank sends nothing")
         return
     parts = ", ".join(f"{c.kind} of {c.purpose} {c.bytes / MIB:,.1f} MiB" for c in plan.traffic)
-    print(f"network: {plan.bytes_sent / MIB:,.1f} MiB sent per rank and step ({parts})")
+    say(f"network: {plan.bytes_sent / MIB:,.1f} MiB sent per rank and step ({parts})")
 
 
 def simulation_as_dict(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequence[Stop]) -> dict[str, Any]:
@@ -164,13 +165,13 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     """Print assumptions, two tables, and where it stops scaling."""
     shards, hardware, config = scaling.shards, scaling.hardware, scaling.config
     total = sum(shards.bytes)
-    print(
+    say(
         f"assumed: {scaling.images_per_second:g} images/s per rank alone; {hardware.ranks_per_node} ranks per node; a "
         f"rank sends {hardware.intra_bandwidth:g} GB/s inside a node, a node {hardware.inter_bandwidth:g} GB/s to "
         f"others, {hardware.latency:g} us per hop; shared storage {hardware.storage_bandwidth:g} GB/s"
         f"{', asked in the first epoch only' if scaling.cached else ''}"
     )
-    print(
+    say(
         f"data: {shards.images:,} images, {human(total)}B in {len(shards.counts)} shards; "
         f"{scaling.sizes.learning:,} parameters learn, ZeRO {scaling.settings.stage}, up to {scaling.micro_batch} "
         "images per pass"
@@ -178,11 +179,9 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     _print_data(scaling, rows)
     _print_time(scaling, rows)
     if any(row.grown for row in rows):
-        print(
-            f"* train.global_batch = {config.train.global_batch} does not divide: every rank keeps its images per step"
-        )
+        say(f"* train.global_batch = {config.train.global_batch} does not divide: every rank keeps its images per step")
     cost = resume_cost(shards, config.data, config.train.seed, _resumed_batch(scaling))
-    print(
+    say(
         f"going on from the middle of an epoch (step {cost.step}): {cost.skipped:,} samples and {cost.shards_passed} "
         f"shards passed over unread, {cost.shards_reopened} shards opened anew by each reader "
         f"({human(cost.bytes_refetched)}B per node without a cache), {1e3 * cost.seconds:.0f} ms to find the position"
@@ -190,9 +189,9 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     for stop in stops:
         how = "train.global_batch as it is" if stop.batch == "fixed" else "batch growing with the ranks"
         if stop.world is None:
-            print(f"{how}: above {stop.below:.0%} everywhere")
+            say(f"{how}: above {stop.below:.0%} everywhere")
         else:
-            print(f"{how}: below {stop.below:.0%} from {stop.world} ranks on ({stop.bound}). {stop.remedy}")
+            say(f"{how}: below {stop.below:.0%} from {stop.world} ranks on ({stop.bound}). {stop.remedy}")
 
 
 def _print_data(scaling: Scaling, rows: Sequence[ScalingRow]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.published import REFERENCES, TITLES, Reference
 from adaptive.reporting.report_data import RunReport
-from adaptive.reporting.style import COLOURS, DASHES, MARKERS, MUTED, PAPER
+from adaptive.reporting.style import COLOURS, DASHES, MARKERS, MUTED, PAPER, drawn
 from adaptive.reporting.tables import human, tick_label
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ def _legend(series: Sequence[Series], references: Sequence[Reference]) -> Iterat
 
     for i, one in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
-        yield Line2D([], [], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=8, label=short(one.label, 18))
+        yield Line2D(
+            [], [], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=8, label=drawn(short(one.label, 18))
+        )
     if any(one.budgeted for one in series):
         yield Line2D([], [], color=MUTED, linestyle=DASHES, label="budgeted")
     if any(one.policy for one in series):

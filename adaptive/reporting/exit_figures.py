@@ -13,7 +13,7 @@ from adaptive.reporting.accuracy_curves import short
 from adaptive.reporting.class_statistics import class_shares, confusion
 from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.report_data import RunReport
-from adaptive.reporting.style import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PAPER
+from adaptive.reporting.style import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PAPER, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def leavers(runs: Sequence[RunReport]) -> Drawing | None:
                 full = [100 * float(np.mean((run.answers[-1] == run.labels)[run.left_at(n)])) for n in numbers]
                 axes.plot(numbers, full, **_hollow(MUTED), markersize=9, label="by the last exit")
             values = [run.accuracy_at(n) for n in numbers]
-            label = "where they leave" if len(able) == 1 else short(run.name, 18)
+            label = "where they leave" if len(able) == 1 else drawn(short(run.name, 18))
             axes.plot(numbers, values, **style, markersize=8, label=label)  # type: ignore[arg-type]
         most = max(len(run.macs) for run in able)
         axes.set(xlabel="exit", ylabel="accuracy of those that leave (%)", xticks=range(1, most + 1))

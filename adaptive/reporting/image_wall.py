@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adaptive.errors import MachineError
+from adaptive.files import write_atomically
 from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.tables import human
 
@@ -121,8 +122,10 @@ def draw_wall(run: RunReport, shown: Sequence[Tile], path: str | Path) -> Path:
             _tile(picture, pen, tile, _MARGIN + _SIDE + column * (_TILE + _GAP), top + row * (_TILE + _CAPTION + _GAP))
         top += tall + _BAND_GAP
     _foot(pen, width, height)
+    content = io.BytesIO()
+    picture.save(content, format="png", optimize=True)
     try:
-        picture.save(path, format="png", optimize=True)
+        write_atomically(Path(path), content.getvalue())
     except OSError as error:
         raise MachineError(f"cannot write the picture {path}: {error.strerror or error}") from error
     return Path(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptive.errors import MachineError
 from adaptive.files import json_text, write_atomically
+from adaptive.foreign_text import visible
 from adaptive.reporting import exit_figures as figures
 from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
 from adaptive.reporting.class_statistics import class_shares, confused_pairs
@@ -100,7 +101,7 @@ def write_report(
     for drawing in _drawings(shared, sections):
         path = folder / f"{drawing.name}.png"
         with _writing(path):
-            path.write_bytes(drawing.png)
+            write_atomically(path, drawing.png)
         written.figures[drawing.name] = path
     for i, tiles in walls.items():
         if tiles:
@@ -217,6 +218,7 @@ def _render(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not what is HTML already
     )
     environment.filters["human"] = human
     environment.filters["where"] = where

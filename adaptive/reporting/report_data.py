@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from adaptive.errors import AdaptiveError
+from adaptive.foreign_text import visible
 from adaptive.inference.checks import check_answers
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
@@ -53,7 +55,7 @@ class RunFacts:
         macs: (k,) multiply-adds of one image up to each exit.
         parameters: (k,) up to each exit.
         policy: of the run, if any.
-        folder: of the run, for the commands that the page names.
+        folder: of the run, as a shell reads it, for the commands that the page names.
     """
 
     name: str
@@ -154,6 +156,39 @@ class RunReport(RunFacts):
         return self.exits
 
 
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Clock(_File):
+    machine: str
+    device: str
+    batch: int
+    exits: list[float]
+
+
+class _Point(_File):
+    cost: float
+    top1: float
+    shares: list[float]
+
+
+class _Curve(_File):
+    kind: str
+    method: str
+    split: str
+    points: list[_Point]
+
+
+class Evaluation(_File):
+    """What a report reads of the file that ``adaptive evaluate`` wrote."""
+
+    checkpoint: str
+    weights: str
+    milliseconds: _Clock | None = None
+    budgeted: _Curve | None = None
+
+
 def build_run(outputs: Outputs, facts: RunFacts, evaluation: Mapping[str, Any] | None = None) -> RunReport:
     """Reduce a run's outputs to what a report needs, a piece at a time: logits may fill most of the memory.
 
@@ -167,6 +202,7 @@ def build_run(outputs: Outputs, facts: RunFacts, evaluation: Mapping[str, Any] |
         AdaptiveError: the numbers of exits or classes do not fit together, or there are no images.
         ModelError: answers are NaN or infinite.
     """
+    facts = _harmless(facts)
     _check(outputs, facts)
     check_answers(outputs.logits)
     measured = measure_outputs(outputs.logits, outputs.labels)
@@ -182,6 +218,20 @@ def build_run(outputs: Outputs, facts: RunFacts, evaluation: Mapping[str, Any] |
         budgeted_by=how,
         timing=timing,
         **_answers(outputs, facts.policy),
+    )
+
+
+def _harmless(facts: RunFacts) -> RunFacts:
+    """Return the facts with all names as they can be drawn, printed and put into a page."""
+    return replace(
+        facts,
+        name=visible(facts.name),
+        backbone=visible(facts.backbone),
+        checkpoint=visible(facts.checkpoint),
+        dataset=visible(facts.dataset),
+        split=visible(facts.split),
+        classes=[*map(visible, facts.classes)],
+        exit_names=[*map(visible, facts.exit_names)],
     )
 
 
@@ -234,9 +284,9 @@ def _from_evaluation(evaluation: Mapping[str, Any], exits: int) -> tuple[Timing 
     clock, curve = evaluation.get("milliseconds"), evaluation.get("budgeted")
     timing = None
     if clock and len(clock["exits"]) == exits:
-        timing = Timing(clock["machine"], clock["device"], clock["batch"], list(clock["exits"]))
+        timing = Timing(visible(clock["machine"]), visible(clock["device"]), clock["batch"], list(clock["exits"]))
     if not curve:
         return timing, (), ""
     points = [BudgetPoint(p["cost"], p["top1"], list(p["shares"])) for p in curve["points"]]
-    how = f"kind {curve['kind']}, method {curve['method']}, chosen on {curve['split']}"
+    how = visible(f"kind {curve['kind']}, method {curve['method']}, chosen on {curve['split']}")
     return timing, tuple(sorted((p for p in points if len(p.shares) == exits), key=lambda p: p.cost)), how

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptive.errors import MachineError
-from adaptive.reporting.style import COLOURS, DASHES, MARKERS, STYLE
+from adaptive.files import write_atomically
+from adaptive.foreign_text import visible
+from adaptive.reporting.style import COLOURS, DASHES, MARKERS, STYLE, drawn
 from adaptive.reporting.tables import human, tick_label
 from adaptive.tracking.record_keys import exit_key, per_exit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+LARGEST = 1e300  # that can be drawn
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str 
             axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: tick_label(human(value)))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
-        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=title)
+        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=visible(title))
         axes.margins(x=0.06, y=0.1)
         if curves:
             axes.legend(loc="lower right", markerscale=0.6)
@@ -91,12 +98,15 @@ def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with style.context(["default", STYLE]):
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(7.2 if columns == 1 else 5.6 * columns, 4.6), dpi=150, layout="tight")
         FigureCanvasAgg(figure)
         yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
         try:
-            figure.savefig(path, format="png")
+            write_atomically(Path(path), content.getvalue())
         except OSError as error:
             raise MachineError(f"cannot write the figure {path}: {error.strerror or error}") from error
 
@@ -104,11 +114,13 @@ def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]
 def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     if curve.kind == "budgeted":
-        axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=f"{curve.label}, budgeted")
+        axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=drawn(f"{curve.label}, budgeted"))
         return
     marker = MARKERS[index % len(MARKERS)]
     above = 3 + index  # a marker hides another curve's number beneath it, not only its marker
-    axes.plot(curve.macs, curve.top1, color=colour, marker=marker, markersize=13, label=curve.label, zorder=above)
+    axes.plot(
+        curve.macs, curve.top1, color=colour, marker=marker, markersize=13, label=drawn(curve.label), zorder=above
+    )
     for number, point in enumerate(zip(curve.macs, curve.top1, strict=True), start=1):
         axes.annotate(
             str(number), point, ha="center", va="center_baseline", fontsize=9, color="white", zorder=above + 0.5
@@ -129,10 +141,15 @@ def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
-    """Plot one metric over the steps; a value that is not finite leaves a gap."""
-    points = [(r["step"], r[key] if math.isfinite(r[key]) else math.nan) for r in records if r.get(key) is not None]
+    """Plot one metric over the steps; a value that is not finite leaves a gap, one that is no number is left out."""
+    found = [(r["step"], r[key]) for r in records if _is_number(r["step"]) and _is_number(r.get(key))]
+    points = [(step, value if math.isfinite(value) else math.nan) for step, value in found]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not (math.isfinite(value) and abs(value) > LARGEST)
 
 
 def _shade(fraction: float) -> str:

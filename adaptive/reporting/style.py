@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from adaptive.foreign_text import visible
+
 # Okabe and Ito, Color Universal Design (2008); yellow is left out, it is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = (0, (4, 1.5))  # of budgeted curves and comparisons
@@ -22,6 +24,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # a class may be called $x
 }
 
 # Colours of a page's drawings, which its themes replace.
@@ -54,7 +57,12 @@ PAGE_STYLE: dict[str, Any] = STYLE | {
     "grid.color": GRID,
     "axes.facecolor": PAPER,
     "figure.facecolor": PAPER,
-    "text.parse_math": False,  # a class may be called $x
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans"],  # each text in an SVG names the whole list
 }
+
+
+def drawn(name: str) -> str:
+    """Return a name as matplotlib can draw it: one line, and not hidden from a legend for its underscore in front."""
+    name = visible(name)
+    return f" {name}" if name.startswith("_") else name

@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from adaptive.foreign_text import shown
 
 MAX_WIDTH = 1000  # columns of a table that is not for a terminal
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -67,7 +70,14 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
 
 
 def print_table(table: Table) -> None:
-    """Print ``table`` to standard output; into a pipe or a job's log as wide as it is, so that no column is cut."""
+    """Print ``table`` to standard output; into a pipe or a job's log as wide as it is, so that no column is cut.
+
+    Its texts are shown as they are: brackets are no markup, and control characters are spelt out.
+    """
+    for column in table.columns:
+        column.header = _plain(column.header)
+        column._cells = [_plain(cell) for cell in column._cells]
+    table.title = _plain(table.title, "table.title") if table.title else None
     console = _console()
     if not console.is_terminal:
         options = console.options.update(max_width=MAX_WIDTH)
@@ -78,3 +88,8 @@ def print_table(table: Table) -> None:
 def _console(width: int | None = None) -> Console:
     """A console to which brackets and colons are what they are: a class may be called [unk] or :smile:."""
     return Console(width=width, markup=False, emoji=False)
+
+
+def _plain(cell: Any, style: str = "") -> Any:
+    """Return a text that rich takes as it is; what is no string stays."""
+    return Text("\n".join(map(shown, cell.split("\n"))), style=style) if isinstance(cell, str) else cell

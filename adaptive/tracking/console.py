@@ -14,6 +14,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from adaptive.foreign_text import say, shown
 from adaptive.tracking.record_keys import per_exit
 
 LOGGER = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Console:
     def message(self, text: str) -> None:
         """Print a line of text, above the bar where there is one."""
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(shown(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             self._print(text)
 
@@ -113,7 +114,7 @@ class Console:
             self._progress.stop()
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        say(line, file=self._stream)
 
     def _epoch(self, values: Values) -> list[str]:
         if "epoch" not in values:

@@ -11,9 +11,9 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import select
-import shlex
 import socket
 import subprocess
 import sys
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.config.sections import TrackingConfig
-from adaptive.tracking.redaction import without_secrets
+from adaptive.files import link_out_of
+from adaptive.foreign_text import shell_words, visible, without_secrets
 from adaptive.tracking.wandb_variables import mode_in_effect, unused_variables
 
 LOGGER = logging.getLogger(__name__)
 ENDED = "the client has ended, see client.log in the run's wandb folder"
 CLIENT = Path(__file__).with_name("wandb_client.py")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 PREEMPTED_SECONDS = 15.0  # to finish after a run was asked to stop; Slurm kills 30 s after its SIGTERM
 
 
@@ -126,6 +128,8 @@ class _ClientDashboard(Dashboard):
         self._offline = tracking.wandb == "offline"
         with self._watched("start"):
             folder = run_folder.resolve()
+            if (link := link_out_of(folder)) is not None:
+                raise _ClientError(f"{link} is a link to {link.resolve()}, outside of the run folder; remove it")
             self._launch(folder)
             self._send("init", _init_command(tracking, folder, config, self._limit))
             ready = self._wait_for("ready")
@@ -248,8 +252,8 @@ class _ClientDashboard(Dashboard):
     def _sync_command(self) -> str:
         folder = Path(self._folder)  # RUN/wandb/run-..., of this start
         if self._offline:
-            return f"adaptive dashboard --sync {shlex.quote(str(folder.parent.parent))}"
-        return f"wandb sync --include-online {shlex.quote(str(folder))}"
+            return f"adaptive dashboard --sync {shell_words(folder.parent.parent)}"
+        return f"wandb sync --include-online {shell_words(folder)}"
 
     def _stop(self, grace: float = 0.5) -> None:
         """Kill the client's process unless it ends by itself within ``grace`` seconds."""
@@ -272,7 +276,7 @@ def _init_command(tracking: TrackingConfig, folder: Path, config: Mapping[str, A
         "mode": tracking.wandb,
         "project": tracking.project,
         "entity": tracking.entity,
-        "name": tracking.name or folder.name,
+        "name": visible(tracking.name or folder.name),
         "group": tracking.group,
         "job_type": tracking.job_type,
         "tags": tracking.tags,
@@ -288,7 +292,10 @@ def _run_id(path: Path) -> str:
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         temporary.write_text((chosen or secrets.token_hex(4)) + "\n", encoding="utf-8")
         temporary.replace(path)
-    return path.read_text(encoding="utf-8").strip()
+    found = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not _ID.fullmatch(found):  # it becomes a part of a folder's name
+        raise _ClientError(f"{path} holds no id of a W&B run: {found[:40]!r}; remove it")
+    return found
 
 
 def _cell(value: Any) -> Any:

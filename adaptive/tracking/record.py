@@ -110,7 +110,7 @@ def _parse(lines: list[bytes], path: Path) -> list[tuple[bytes, dict[str, Any]]]
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             parsed.append((line, record))

@@ -6,6 +6,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
@@ -50,7 +51,19 @@ def offline_starts(run: str | Path) -> list[Path]:
     if not files:
         what = "is no folder" if not Path(run).is_dir() else "holds no wandb/offline-run-* folders"
         raise MachineError(f"{run} {what}; give run folders that were trained with tracking.wandb=offline")
+    for start in files:
+        check_links(start.parent, Path(run))
     return files
+
+
+def check_links(start: Path, run: Path) -> None:
+    """Refuse a start with a link out of the run folder, through which more would be uploaded (raises MachineError)."""
+    home = run.resolve()
+    for path in (start, *start.glob("*"), *start.glob("files/**/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise MachineError(
+                f"{path} is a link to {path.resolve()}, outside of {run}, and would be uploaded; remove it"
+            )
 
 
 def sync(run: str | Path, limit: float) -> SyncResult:
@@ -73,7 +86,10 @@ def sync(run: str | Path, limit: float) -> SyncResult:
     empty = len(missing) - len(due)
     if not due:
         return SyncResult(str(run), named, before=before, empty=empty)
-    ended = run_client(["-m", "wandb", "sync", *(str(file.parent) for file in due)], limit, folder=str(run))
+    # W&B's client reads settings, a server's address among them, from the folder that its logs go to.
+    with TemporaryDirectory(prefix="adaptive-sync-") as aside:
+        words = ["-m", "wandb", "sync", *(str(file.parent.resolve()) for file in due)]
+        ended = run_client(words, limit, folder=aside)
     if ended.code is None:
         return SyncResult(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
     # The client's exit code is 0 also where a run was refused; of an uploaded file it leaves a mark beside it.

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adaptive.errors import MachineError
+from adaptive.files import code_root
 
 PUBLIC = "https://api.wandb.ai"
 LOGIN = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -80,16 +81,19 @@ def check_reachable(url: str, limit: float) -> None:
 def run_client(words: list[str], limit: float, stdin: str = "", folder: str | None = None) -> ClientResult:
     """Run ``python WORDS...`` for at most ``limit`` seconds, and kill it with all processes that it started.
 
-    The client's own logs go to ``folder/wandb``, by default to the current folder's.
+    It works in ``folder``, by default the current one. No module is taken from there (``-P``): a run folder that
+    somebody else made may hold a ``wandb`` of its own.
     """
+    known = [str(code_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, "-P", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**os.environ, "WANDB_DIR": folder} if folder else None,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(known)} | ({"WANDB_DIR": folder} if folder else {}),
         start_new_session=True,
     )
     try:

@@ -14,8 +14,9 @@ from typing import get_args
 import timm
 from filelock import FileLock, Timeout
 
+from adaptive.config import saved
 from adaptive.config.checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
-from adaptive.config.loading import differences, dump_config, load_config
+from adaptive.config.loading import differences, parse_config
 from adaptive.config.sections import Config
 from adaptive.data.images.crop_flip import DrawnBy
 from adaptive.data.images.transforms import Mixer, train_transform
@@ -24,7 +25,8 @@ from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
-from adaptive.files import write_atomically
+from adaptive.files import link_out_of
+from adaptive.foreign_text import shell_words, shown_location, without_secrets
 from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
@@ -90,7 +92,7 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
             if not remote or rank == 0:
                 check_shards(index, data.path, split, settings=data, quiet=rank != 0)
     except DataError as error:
-        raise DataError(f"data.path = {data.path!r}: {error}") from None
+        raise DataError(f"data.path = {shown_location(data.path)!r}: {error}") from None
     steps_per_epoch(index.split(data.train_split).count, config.train.global_batch)
     if len(index.classes) < 2:
         raise DataError(
@@ -100,8 +102,8 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
     wanted = config.model.num_classes
     if wanted is not None and wanted != len(index.classes):
         raise ConfigError(
-            f"model.num_classes = {wanted}, but the dataset {data.path} has {len(index.classes)} classes; "
-            "remove model.num_classes to take the dataset's"
+            f"model.num_classes = {wanted}, but the dataset {shown_location(data.path)} has {len(index.classes)} "
+            "classes; remove model.num_classes to take the dataset's"
         )
     return index
 
@@ -117,6 +119,16 @@ def check_run_folder(folder: Path) -> None:
         raise MachineError(
             f"train.run_folder = {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
         ) from None
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a run folder with a link to elsewhere in it, through which the run would write there (MachineError)."""
+    link = link_out_of(folder) if folder.is_dir() else None
+    if link is not None:
+        raise MachineError(
+            f"train.run_folder = {str(folder)!r}: {link} is a link to {link.resolve()}, and a run writes nothing "
+            f"outside of its folder; remove it (rm {shell_words(link)}), or let the run folder itself be the link"
+        )
 
 
 def occupy(folder: Path, patience: float = PATIENCE) -> FileLock:
@@ -261,7 +273,7 @@ def find_resume_point(config: Config, index: DatasetIndex, store: CheckpointStor
     fingerprint = checkpoint.state()["dataset"]
     if fingerprint != index.fingerprint and not config.train.accept_new_data:
         raise CheckpointError(
-            f"data.path = {config.data.path!r} is not the dataset this run began with (fingerprint "
+            f"data.path = {shown_location(config.data.path)!r} is not the dataset this run began with (fingerprint "
             f"{index.fingerprint[:12]}, then {fingerprint[:12]}); use that dataset, another train.run_folder, or "
             "train.accept_new_data=true"
         )
@@ -287,17 +299,19 @@ def recorded_draws(checkpoint: Checkpoint | None) -> DrawnBy:
 
 
 def write_config(config: Config, folder: Path) -> None:
-    """Keep the resolved configuration with the run."""
-    write_atomically(folder / "config.yaml", dump_config(config))
+    """Keep the resolved configuration with the run, its secrets in a file that its owner alone reads."""
+    saved.write_config(config, folder / "config.yaml")
 
 
 def _check_same_run(config: Config, folder: Path) -> None:
-    saved = folder / "config.yaml"
-    if not saved.is_file():
+    file = folder / "config.yaml"
+    if not file.is_file():
         raise CheckpointError(f"{folder} has checkpoints but no config.yaml; restore it, or use another folder")
+    # Somebody else who goes on with the run has the values, but not the private file that says them.
+    begun, wanted = (parse_config(without_secrets(c.model_dump())) for c in (saved.read_saved(file), config))
     changed = {
         key: values
-        for key, values in differences(load_config(saved), config).items()
+        for key, values in differences(begun, wanted).items()
         if key not in FREE_ON_RESUME and not key.startswith(FREE_SECTIONS)
     }
     if changed:

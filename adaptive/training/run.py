@@ -81,6 +81,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
         check_memory(index, config.data)
     folder = Path(str(config.train.run_folder))
     preflight.check_run_folder(folder)
+    preflight.check_links(folder)
     goes_on = bool(CheckpointStore(folder / "checkpoints").all())
     network, source, told = first_network(config, index.classes, goes_on)
     preflight.check_exit_weights(config, len(network.exits))

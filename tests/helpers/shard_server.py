@@ -68,6 +68,12 @@ def serve(folder: Path) -> Iterator[ShardServer]:
         def do_GET(self) -> None:
             self.answer(body=True)
 
+        def do_POST(self) -> None:
+            with state.lock:
+                state.requests.append(("POST", self.path, None))
+            self.close_connection = True
+            self.refuse(404)
+
         def answer(self, body: bool) -> None:
             name = urlsplit(self.path).path.removeprefix("/data/")
             with state.lock:

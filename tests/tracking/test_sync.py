@@ -8,7 +8,9 @@ import pytest
 
 from adaptive.errors import MachineError
 from adaptive.tracking.sync import in_progress, mend, offline_starts, sync
+from adaptive.tracking.wandb_server import run_client
 from adaptive.training.preflight import occupy
+from tests.helpers.shard_server import serve
 from tests.tracking.conftest import KEY
 from tests.tracking.offline_files import records
 from tests.tracking.test_dashboard import get, open_in, stored_id, train
@@ -156,3 +158,40 @@ def test_no_login_is_refused(run_folder, monkeypatch, capsys):
     assert ended.code == 1
     assert "no W&B login for 127.0.0.1:" in ended.err
     assert KEY not in ended.err
+
+
+def test_the_client_takes_no_module_from_where_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit('theirs')")
+    monkeypatch.chdir(tmp_path)
+    for folder in (None, str(tmp_path)):
+        ended = run_client(["-c", "import wandb; print(wandb.__version__)"], 60.0, folder=folder)
+        assert (ended.code, ended.err) == (0, "")
+
+
+def test_nothing_outside_of_the_run_folder_is_uploaded(tmp_path):
+    start = tmp_path / "run" / "wandb" / "offline-run-20260101_000000-abc"
+    (start / "files").mkdir(parents=True)
+    (start / "run-abc.wandb").write_bytes(b":W&B")
+    (tmp_path / "secret").write_text("mine")
+    (start / "files" / "inside").symlink_to("../run-abc.wandb")
+    assert offline_starts(tmp_path / "run") == [start / "run-abc.wandb"]
+    (start / "files" / "output.log").symlink_to(tmp_path / "secret")
+    with pytest.raises(MachineError, match=r"output\.log is a link to .*secret"):
+        offline_starts(tmp_path / "run")
+
+
+@pytest.mark.full
+def test_a_run_folder_does_not_say_which_server_gets_the_key(run_folder, tmp_path, monkeypatch):
+    record(run_folder, (1, 2))
+    monkeypatch.chdir(run_folder)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "mine"))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    (tmp_path / "mine").mkdir()
+    with serve(tmp_path) as mine, serve(tmp_path) as theirs:
+        for folder, server in ((tmp_path / "mine", mine), (run_folder / "wandb", theirs)):
+            (folder / "settings").write_text(f"[default]\nbase_url = {server.url.removesuffix('/data')}\n")
+        assert sync(run_folder, 20.0).fault
+        assert theirs.requests == []
+        assert mine.requests

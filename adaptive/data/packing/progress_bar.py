@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adaptive.foreign_text import shown as fit
+
 _LINE_EVERY = 10.0  # seconds
 
 
@@ -18,7 +20,7 @@ def listing(source: str | Path, shown: bool) -> AbstractContextManager[object]:
     """Show on a terminal that images are being listed, which takes minutes for a million of them."""
     console = Console(stderr=True)
     return (
-        console.status(f"listing the images of {escape(str(source))}")
+        console.status(f"listing the images of {escape(fit(source))}")
         if shown and console.is_terminal
         else nullcontext()
     )

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from adaptive.data.remote.transfer import ByteCounter, RemoteFolder, StartedTransfer, in_thread
 from adaptive.errors import ConfigError
+from adaptive.foreign_text import PIPE, shown_location, without_secrets_of
 
-PIPE = "pipe:"
 _PLACEHOLDER = "{}"
 _CHUNK = 1 << 20
 _STDERR_BYTES = 2000  # the last ones of a command's error output are kept
@@ -30,15 +30,20 @@ class PipeFolder(RemoteFolder):
 
     def __post_init__(self) -> None:
         if _PLACEHOLDER not in self.location:
-            raise ConfigError(f"data.path = {self.location!r} names no file: write {{}} where the file's name belongs")
+            where = shown_location(self.location)
+            raise ConfigError(f"data.path = {where!r} names no file: write {{}} where the file's name belongs")
 
     def command(self, name: str) -> str:
         """Return the command line for one file."""
         return self.location.removeprefix(PIPE).replace(_PLACEHOLDER, shlex.quote(name))
 
     def shown(self, name: str) -> str:
-        """Return the command."""
-        return f"{PIPE}{self.command(name)}"
+        """Return the file's name, and that a command reads it; the command itself may hold a key."""
+        return f"{name} of {shown_location(self.location)}"
+
+    def reason(self, error: BaseException) -> str:
+        """Return why an attempt failed, without the command's words."""
+        return without_secrets_of(self.location, super().reason(error))
 
     def start(self, name: str, path: Path, received: ByteCounter) -> StartedTransfer[None]:
         """Start the command."""

@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import fsspec
 from fsspec.asyn import get_loop
 from fsspec.spec import AbstractFileSystem
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.remote.pipes import PIPE, PipeFolder
+from adaptive.data.remote.pipes import PipeFolder
 from adaptive.data.remote.transfer import ByteCounter, RemoteFolder, StartedTransfer, in_thread, status
 from adaptive.errors import ConfigError, DataError, MachineError
+from adaptive.foreign_text import PIPE, is_struck_out, shown_location, without_secrets_of
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CLOSE_SECONDS = 2.0
@@ -36,28 +37,58 @@ def open_remote(path: str, settings: DataConfig) -> RemoteFolder:
     """Return the folder at a URL or behind a command, without reading anything of it yet.
 
     Raises:
-        ConfigError: a command, and data.pipe does not allow it.
+        ConfigError: a command, and data.pipe does not allow it; or a location that was written without its secrets.
         DataError: an unknown kind of URL.
         MachineError: the package for this kind of URL is not installed.
     """
+    where = shown_location(path)
+    if is_struck_out(path):
+        raise ConfigError(
+            f"data.path = {where!r} was written without its secrets, which config.private.yaml beside it holds for its "
+            "owner; give the location again, with data.path=LOCATION, or --data LOCATION for a finished run"
+        )
     if path.startswith(PIPE):
         if not settings.pipe:
             raise ConfigError(
-                f"data.path = {path!r} would run a command in a shell, as you and with your rights, for every file; "
-                "if you wrote that command yourself, allow it with data.pipe=true"
+                f"data.path = {where!r} would run a command in a shell, as you and with your rights, for every file; "
+                "if you wrote that command yourself, allow it with data.pipe=true on this command line"
             )
         return PipeFolder(path, settings.attempts, settings.timeout)
-    protocol = urlsplit(path).scheme.lower()
+    protocol = _split(path).scheme.lower()
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError:
         package = _PACKAGES.get(protocol, f"what fsspec needs for {protocol}")
-        raise MachineError(f"data.path = {path!r} needs {package}; install it with: pip install {package}") from None
+        raise MachineError(f"data.path = {where!r} needs {package}; install it with: pip install {package}") from None
     except ValueError:
         raise DataError(
-            f"data.path = {path!r}: {protocol} is no kind of URL that fsspec knows; use http, s3 or gs"
+            f"data.path = {where!r}: {protocol} is no kind of URL that fsspec knows; use http, s3 or gs"
         ) from (None)
     return UrlFolder(path, settings.attempts, settings.timeout)
+
+
+def shown_file(location: str, name: str) -> str:
+    """Return a file of a dataset at a URL or behind a command, for messages: without user, password and query."""
+    if location.startswith(PIPE):
+        return f"{name} of {shown_location(location)}"
+    parts = _split(_file_url(location, name))
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+    return shown_location(bare)
+
+
+def _file_url(location: str, name: str) -> str:
+    parts = _split(location)
+    if parts.scheme.lower() in ("http", "https"):
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+    return f"{location.rstrip('/')}/{name}"
+
+
+def _split(location: str) -> SplitResult:
+    """Return the parts of a URL (raises ConfigError where it is none, such as an unclosed address in brackets)."""
+    try:
+        return urlsplit(location)
+    except ValueError as error:
+        raise ConfigError(f"data.path = {shown_location(location)!r} is no URL: {error}; mend it") from None
 
 
 @dataclass(frozen=True)
@@ -75,15 +106,11 @@ class UrlFolder(RemoteFolder):
 
     def url(self, name: str) -> str:
         """Return the URL of a file; a query, such as a signature, stays at the end."""
-        parts = urlsplit(self.location)
-        if parts.scheme.lower() in ("http", "https"):
-            return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-        return f"{self.location.rstrip('/')}/{name}"
+        return _file_url(self.location, name)
 
     def shown(self, name: str) -> str:
         """Return the URL without user, password and query."""
-        parts = urlsplit(self.url(name))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+        return shown_file(self.location, name)
 
     def reason(self, error: BaseException) -> str:
         """Return why an attempt failed, without passwords."""
@@ -91,11 +118,7 @@ class UrlFolder(RemoteFolder):
             return f"HTTP {code} {getattr(error, 'message', '')}".strip()
         if isinstance(error, TimeoutError) and not str(error):
             return f"no answer within {self.timeout:g} s"
-        words = super().reason(error)
-        parts = urlsplit(self.location)
-        for secret in (parts.netloc.rpartition("@")[0], parts.query):
-            words = words.replace(secret, "***") if secret else words
-        return words
+        return without_secrets_of(self.location, super().reason(error))
 
     def start(self, name: str, path: Path, received: ByteCounter) -> StartedTransfer[Any]:
         """Start writing a file's content to ``path``, by one request and in sequence."""

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
 from adaptive.data.remote.transfer import RemoteFolder
-from adaptive.data.remote.urls import is_remote, open_remote
+from adaptive.data.remote.urls import is_remote, open_remote, shown_file
 from adaptive.errors import DataError, nearest
 from adaptive.files import file_sha256, write_atomically
+from adaptive.foreign_text import shell_words, shown_location
 
 INDEX_NAME = "index.json"
 VERSION = 1
@@ -26,6 +27,8 @@ _MAX_COUNT = 10**12  # samples or bytes: more is no dataset, and would overflow
 _PARALLEL_REQUESTS = 16
 _LOG = logging.getLogger(__name__)
 
+# A name, never a path: results of a split are written to files that bear its name.
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -71,7 +74,7 @@ class DatasetIndex(_IndexModel):
 
     version: int
     classes: list[str]
-    splits: dict[str, SplitInfo]
+    splits: dict[SplitName, SplitInfo]
     fingerprint: Sha256
 
     def split(self, name: str) -> SplitInfo:
@@ -125,7 +128,9 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
 def _read_local(folder: Path) -> tuple[str, bytes]:
     path = folder / INDEX_NAME
     if not folder.is_dir():
-        raise DataError(f"dataset folder {folder} does not exist; create it with: adaptive pack SOURCE {folder}")
+        raise DataError(
+            f"dataset folder {folder} does not exist; create it with: adaptive pack SOURCE {shell_words(folder)}"
+        )
     if not path.is_file():
         raise DataError(f"{folder} holds no {INDEX_NAME}; pack the images with: adaptive pack SOURCE DEST")
     try:
@@ -176,7 +181,9 @@ def check_shards(
         listed = ", ".join(shard.name for shard in missing[:5])
         listed += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         messages.insert(
-            0, f"{folder} lacks {len(missing)} of {len(shards)} {split} shards: {listed}; copy them or pack again"
+            0,
+            f"{shown_location(folder)} lacks {len(missing)} of {len(shards)} {split} shards: {listed}; copy them or "
+            "pack again",
         )
     bad = sum(shard.count for shard in [*missing, *(shard for shard, _ in changed)])
     if messages and bad > (settings.max_bad if settings else 0):
@@ -201,8 +208,9 @@ def _difference(shard: ShardInfo, shown: str, size: int | None, deep: bool) -> s
 
 
 def location(folder: str | Path, shard: ShardInfo) -> str:
-    """Return a shard's path or URL, for messages."""
-    return str(folder / shard.name) if isinstance(folder, Path) else f"{folder.rstrip('/')}/{shard.name}"
+    """Return a shard's path or URL, for messages: without secrets."""
+    remote = isinstance(folder, str) and is_remote(folder)
+    return shown_file(str(folder), shard.name) if remote else str(Path(folder, shard.name))
 
 
 def _remote_sizes(remote: RemoteFolder, shards: list[ShardInfo]) -> dict[str, int | None]:

@@ -16,6 +16,7 @@ from adaptive.data.shards.index import DatasetIndex, ShardInfo, check_shards, lo
 from adaptive.data.shards.reader import LocalFiles, ShardReader
 from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, warning
 from adaptive.errors import UsageError
+from adaptive.foreign_text import shell_words, shown_location
 
 MIB = 2**20
 AT_MOST = 256 * MIB  # read of a folder's shard
@@ -42,7 +43,7 @@ def shards(settings: CheckSettings) -> Finding:
         check_shards(index, path, split, settings=config, quiet=True)
     counts = ", ".join(f"{split.count} {name}" for name, split in index.splits.items())
     number = sum(len(split.shards) for split in index.splits.values())
-    return ok(f"{path}: {counts} images of {len(index.classes)} classes in {number} shards, all there")
+    return ok(f"{shown_location(path)}: {counts} images of {len(index.classes)} classes in {number} shards, all there")
 
 
 def reading(settings: CheckSettings) -> Finding:
@@ -68,7 +69,11 @@ def reading(settings: CheckSettings) -> Finding:
     images = speed / (shard.bytes / shard.count)
     shown = f"{speed / MIB:.0f} MiB/s of {shard.name}, {images:.0f} images/s"
     if speed < SLOW_READING and images < 1000:
-        nearer = "adaptive train CONFIG data.cache=/a/fast/disk" if is_remote(path) else f"cp -r {path} /a/fast/disk"
+        nearer = (
+            "adaptive train CONFIG data.cache=/a/fast/disk"
+            if is_remote(path)
+            else f"cp -r {shell_words(path)} /a/fast/disk"
+        )
         return warning(f"only {shown}", nearer)
     return ok(shown)
 

@@ -134,7 +134,7 @@ def deepspeed(_: CheckSettings) -> Finding:
         "import deepspeed; from deepspeed.accelerator import get_accelerator as a; "
         "print(deepspeed.__version__, a()._name)"
     )
-    ended = run_program([sys.executable, "-c", script], PROBE_SECONDS)
+    ended = run_program([sys.executable, "-P", "-c", script], PROBE_SECONDS)
     if ended.code != 0:
         return error(f"deepspeed cannot be imported: {ended.reason}", "pip install 'deepspeed>=0.19.8,<0.20'")
     version, accelerator = ended.out.split()[-2:]

@@ -10,9 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from adaptive.errors import ExportError, reason_of
 from adaptive.files import sync_folder
@@ -115,7 +118,7 @@ def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path, ops
     """Write a piece's files; ``name`` is for messages."""
     entry = piece.entry(formats)
     with _one_line(name, "torch.export"):
-        program = piece.record()
+        program = _without_origin(piece.record())
         if entry.torch is not None:
             torch.export.save(program, folder / entry.torch)
     files = [] if entry.torch is None else [file_entry(folder / entry.torch, "torch")]
@@ -130,6 +133,7 @@ def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path, ops
                 output_names=entry.outputs,
             )
             assert onnx is not None
+            _strip(onnx.model)
             weights = sum(t.numel() * t.element_size() for t in piece.part.state_dict().values())
             onnx.save(folder / entry.onnx, external_data=weights > LARGEST_FILE)
         written = onnx.model.opset_imports[""]
@@ -137,6 +141,27 @@ def _write(piece: Piece, name: str, formats: Sequence[Format], folder: Path, ops
             raise ExportError(f"opset = {opset}: torch writes {name} with {written} alone; give that, or {OPSET}")
         files += [file_entry(path, "onnx") for path in sorted(folder.glob(f"{entry.onnx}*"))]
     return files
+
+
+def _without_origin(program: ExportedProgram) -> ExportedProgram:
+    """Remove where each operation was called: files of the exporter's machine, which are nobody else's business."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def _strip(model: Any) -> None:
+    """Remove the exporter's remarks (names of its files and classes) from an ONNX model and all that it is made of."""
+    for part in (model, model.graph, *model.functions.values()):
+        part.metadata_props.clear()
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in (*node.outputs, *(value for value in node.inputs if value is not None)):
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ class OnnxClassifier:
         Raises:
             DataError: images of another type, shape or size, or that hold NaN or infinite values.
             ModelError: an answer is NaN or infinite.
+            ExportError: the files are not what the manifest says they are.
         """
         check_images(images, self.manifest.channels, self.manifest.input_size)
         images = _float32(images)
@@ -111,13 +113,13 @@ class OnnxClassifier:
         probabilities = np.zeros((total, len(self.classes)), np.float32)
         left_at = np.full(total, exits, np.int64)
         inside = np.arange(total)
-        values: dict[str, Array] = {self.manifest.blocks[0].inputs[0]: images}
+        with _as_export_error(0):
+            values: dict[str, Array] = {self.manifest.blocks[0].inputs[0]: images}
         memory = None
         for i, block in enumerate(self.manifest.blocks):
             if not len(inside):
                 break
-            found = self._sessions[i].run(block.outputs, {name: values[name] for name in block.inputs})
-            values = dict(zip(block.outputs, found, strict=True))
+            values = self._block(i, values, len(inside))
             if not self._decides[i]:
                 continue
             chances = self._policy.probabilities(i, values[block.logits])
@@ -131,11 +133,22 @@ class OnnxClassifier:
             if leaves.any():
                 stays = np.flatnonzero(~leaves)
                 tensors = [*block.next_state, StateTensor(name=block.logits, batch=(0, 1))]
-                values = select(values, tensors, stays, len(inside))
+                with _as_export_error(i):
+                    values = select(values, tensors, stays, len(inside))
                 memory = None if memory is None else memory[stays]
                 inside = inside[stays]
         check_finite(checksum(images) + checksum(probabilities), lambda: images, probabilities)
         return probabilities, left_at
+
+    def _block(self, i: int, values: Mapping[str, Array], images: int) -> dict[str, Array]:
+        """Run a block on what crosses in front of it; returns its outputs by name (raises ExportError)."""
+        block = self.manifest.blocks[i]
+        with _as_export_error(i):
+            found = self._sessions[i].run(block.outputs, {name: values[name] for name in block.inputs})
+            outputs = dict(zip(block.outputs, found, strict=True))
+            if outputs[block.logits].shape != (images, len(self.classes)):
+                raise ValueError(f"logits of shape {outputs[block.logits].shape} for {len(self.classes)} classes")
+        return outputs
 
     def open_images(self, sources: Iterable[str | Path | bytes]) -> NDArray[np.float32]:
         """Paths of image files, or their bytes -> what `predict` takes, (N, 3, H, W).
@@ -146,6 +159,16 @@ class OnnxClassifier:
         opened = [self.preprocess(_open(i, source)) for i, source in enumerate(sources)]
         shape = (0, self.manifest.channels, self.manifest.input_size, self.manifest.input_size)
         return np.stack(opened) if opened else np.zeros(shape, np.float32)
+
+
+@contextmanager
+def _as_export_error(i: int) -> Iterator[None]:
+    """Say in one line that block i, from 0, is not what its manifest says; onnxruntime raises whatever it likes."""
+    try:
+        yield
+    except Exception as error:
+        reason = reason_of(f"{type(error).__name__}: {error}", 200)
+        raise ExportError(f"block {i + 1} does not fit the export's manifest ({reason}); {AGAIN}") from None
 
 
 def select(values: Mapping[str, Array], tensors: Iterable[StateTensor], kept: Array, batch: int) -> dict[str, Array]:

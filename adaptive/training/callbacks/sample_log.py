@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from adaptive.data.reading.stream import Batch
@@ -26,7 +27,7 @@ class SampleLog(Callback):
         for path in self.folder.glob("rank-*.jsonl"):
             number = int(path.stem.removeprefix("rank-"))
             if number == self.rank or (self.rank == 0 and number >= self.world):
-                kept = [line for line in _lines(path) if json.loads(line)["step"] <= trainer.progress.step]
+                kept = [line for line in _lines(path) if _step_of(line) <= trainer.progress.step]
                 write_atomically(path, "".join(kept))
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> None:
@@ -53,6 +54,15 @@ def consumed(run_folder: Path) -> dict[int, list[int]]:
     for step, _, _, ids in sorted(entries):
         steps.setdefault(step, []).extend(ids)
     return steps
+
+
+def _step_of(line: str) -> float:
+    """Return a line's step; infinity for one that nobody here wrote, which goes with those of steps to come."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _lines(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adaptive.errors import CheckpointError, MachineError
+from adaptive.errors import CheckpointError, MachineError, reason_of
 from adaptive.files import file_sha256, sync_folder, write_atomically
 from adaptive.training.checkpoints.checkpoint_manifest import FORMAT as FORMAT
 from adaptive.training.checkpoints.checkpoint_manifest import MANIFEST as MANIFEST
@@ -53,13 +53,27 @@ class Checkpoint:
         return self.phase, self.score or 0.0, self.step
 
     def state(self) -> dict[str, Any]:
-        """Return the plain values saved with the tensors."""
-        return json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        """Return the plain values saved with the tensors (raises CheckpointError where they are none)."""
+        try:
+            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.path / STATE} is no JSON object; give an intact copy of the run")
+        return found
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one file (``weights``, ``ema``, ``optimizer`` ...), on the CPU; empty without it."""
+        """Return the tensors of one file (``weights``, ``ema``, ``optimizer`` ...), on the CPU; empty without it.
+
+        Raises:
+            CheckpointError: the file holds no tensors.
+        """
         file = self.path / f"{name}.safetensors"
-        return load_file(file) if file.exists() else {}
+        try:
+            return load_file(file) if file.exists() else {}
+        except SafetensorError as error:
+            reason = reason_of(error)
+            raise CheckpointError(f"{file} holds no tensors ({reason}); give an intact copy of the run") from None
 
 
 class CheckpointStore:

@@ -16,8 +16,8 @@ from adaptive.config.loading import leaves
 from adaptive.distributed.same_start import Fact, digest_of
 from adaptive.errors import StartError
 from adaptive.files import code_digest, file_sha256, installed_version
+from adaptive.foreign_text import shown_location, without_secrets
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.tracking.redaction import without_secrets
 from adaptive.training.checkpoints.checkpoint_manifest import MANIFEST, verify
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import from_first_rank, gather_objects
@@ -45,7 +45,7 @@ def start_facts(prepared: Prepared) -> dict[str, Fact]:
     facts = dict(_configuration(prepared))
     facts["the dataset's fingerprint"] = Fact(
         prepared.index.fingerprint[:12],
-        f"data.path = {without_secrets(config.data.path)!r} must hold the same dataset on every node; copy it anew",
+        f"data.path = {shown_location(config.data.path)!r} must hold the same dataset on every node; copy it anew",
         digest_of(prepared.index.fingerprint),
     )
     facts["the kind of device"] = Fact(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
+import sysconfig
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -29,6 +32,7 @@ from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import Policy
 from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
+from tests.helpers.locations import REPOSITORY
 from tests.inference.conftest import CLASSES, FAMILIES, Exported, build, data_config
 
 Export = Callable[[str], Exported]
@@ -295,3 +299,14 @@ def test_names_never_lead_out_of_the_folder(name: str, exported: Export, tmp_pat
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ExportError, match=r"cannot be used: files\.0\.name"):
         Manifest.read(tmp_path)
+
+
+def test_files_hold_no_paths_of_this_machine(exported: Export) -> None:
+    """Where the exporter's own code and packages lie is nobody else's business."""
+    for path in exported("resnet").folder.iterdir():
+        contents = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents = [archive.read(name) for name in archive.namelist()]
+        for root in (REPOSITORY, sys.prefix, sysconfig.get_paths()["purelib"], Path.home() / ""):
+            assert not [1 for content in contents if f"{root}/".encode() in content], (path.name, root)

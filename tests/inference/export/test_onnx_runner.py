@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import DataError, ExportError, PolicyError
+from adaptive.inference.export import export_manifest as manifest_module
 from adaptive.inference.export.export_manifest import MANIFEST, StateTensor
 from adaptive.inference.export.onnx_runner import OnnxClassifier, select
 from adaptive.inference.outputs import scores, simulate
@@ -371,3 +372,36 @@ def test_images_that_do_not_fit(exported: Export, tmp_path: Path) -> None:
         classifier.open_images([str(tmp_path / "none.png")])
     with pytest.raises(DataError, match="image 0: the file is empty"):
         classifier.open_images([b""])
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("classes", ["one", "too few"]),
+        ("blocks.0.state", []),
+        ("blocks.0.logits", "nothing"),
+        ("blocks.1.state", [{"name": "nothing", "batch": [0, 1]}]),
+        ("blocks.0.next_state", [{"name": "state_1_0", "batch": [7, 3]}]),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_does_not_fit_its_files_is_one_line(
+    part: str, change: Any, exported: Export, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported("resnet").folder, folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
+    *parents, last = part.split(".")
+    node = content
+    for name in parents:
+        node = node[int(name) if name.isdigit() else name]
+    node[last] = change
+    content["digest"] = manifest_module._digest(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+    images = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    classifier = OnnxClassifier(folder)
+    first = NOBODY if part.startswith("blocks.1") else EVERYBODY
+    classifier.set_policy(Policy(thresholds=[first, first, EVERYBODY]))
+    with pytest.raises(ExportError, match=r"block \d does not fit the export's manifest"):
+        classifier.run(images)
