@@ -23,7 +23,8 @@ _SCHEME = r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|s3a?|gc?s|s?ftp|
 _USER = re.compile(_SCHEME + r"(?:[^\s/?#]*@|[^\s:/?#\[\]]*:(?!\d+(?:[/?#'\"),;]|\s|$))\S*@)")
 # Ends at a space; quotes and the like behind it belong to the sentence around.
 _QUERY = re.compile(_SCHEME + r"(?P<path>[^\s?#]*)(?P<mark>[?#])(?!\*\*\*)\S+?(?=['\"`)>\]},;:.]*(?:\s|$))")
-_COMMAND = re.compile(rf"\b{PIPE}(?!{re.escape(REDACTED)})[^\n]+")
+# "Broken pipe: ..." is what systems say of something else.
+_COMMAND = re.compile(rf"(?m)(?:(?:^|(?<=['\"=(])){PIPE}|\b{PIPE}(?=\S))(?!{re.escape(REDACTED)})[^\n]+")
 _HEADER = re.compile(
     r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)(?!\*\*\*|(?:bearer|basic|token)\s)[^\s'\"]+"
 )

@@ -37,6 +37,8 @@ from adaptive.foreign_text import (
             "data.path = 'http://***@host/s?***': no such file",
         ),
         ("see <http://host/?a=b>, and http://u:v@h.", "see <http://host/?***>, and http://***@h."),
+        ("[Errno 32] Broken pipe: 'x'", "[Errno 32] Broken pipe: 'x'"),
+        ("override 'data.path=pipe: curl K {}': no", "override 'data.path=pipe:***"),
         ("pipe:curl -H 'Authorization: Bearer K' {}", "pipe:***"),
         ("header Authorization: Bearer KEY', then", "header Authorization: Bearer ***', then"),
         ("export WANDB_API_KEY=abc; train", "export WANDB_API_KEY=***; train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ GIVEN_ANEW = (
     "data.path", "data.pipe", "data.cache", "data.cache_gib", "data.cache_ahead", "data.attempts", "data.timeout",
     "data.max_bad", "tracking.wandb", "tracking.entity", "tracking.project",
 )  # fmt: skip
+READERS = ("pipe", "cache", "cache_gib", "cache_ahead")  # of section data: permissions and places of who reads
 # Arguments of timm.create_model that load or download something; a finished run has its weights.
 FETCHING = (
     "pretrained",
@@ -64,7 +66,7 @@ def for_inference(config: Config, folder: Path, overrides: Sequence[str] = ()) -
     for override in overrides:
         if (key := override.partition("=")[0]) not in GIVEN_ANEW:
             raise ConfigError(f"{key} cannot be given for a finished run; known here: {', '.join(GIVEN_ANEW)}")
-    data = {key: DataConfig.model_fields[key].default for key in ("pipe", "cache", "cache_gib", "cache_ahead")}
+    data = {key: DataConfig.model_fields[key].default for key in READERS}
     options = {key: value for key, value in config.model.options.items() if key not in FETCHING}
     teacher: dict[str, Any] = {"teacher_weights": None, "teacher_options": {}}
     usual = TrackingConfig()
@@ -79,6 +81,13 @@ def for_inference(config: Config, folder: Path, overrides: Sequence[str] = ()) -
         }
     )
     return overridden(mine, overrides) if overrides else mine
+
+
+def granted(config: Config) -> list[str]:
+    """Return a user's own configuration of reading data as the overrides that `for_inference` takes."""
+    usual = {key: DataConfig.model_fields[key].default for key in READERS}
+    own = {key: value for key in READERS if (value := getattr(config.data, key)) != usual[key]}
+    return [f"data.{key}={json.dumps(value)}" for key, value in own.items()]
 
 
 def check_receiver(said: Config, config: Config, overrides: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from adaptive.config.saved import write_config
+from adaptive.config.saved import granted, write_config
 from adaptive.config.sections import Config
 from adaptive.errors import MachineError, UsageError, one_line
 from adaptive.files import write_atomically
@@ -119,6 +119,7 @@ def render_evaluation(config: Config, resources: Resources, job: str) -> str:
     """Return the batch script that measures the run after its training job."""
     folder = _folder(config)
     words = [_shell(str(folder))] if resources.seeds is None else [f'{_shell(f"{folder}/seed-")}"$SLURM_ARRAY_TASK_ID"']
+    words += map(_shell, granted(config))  # this is the user's own configuration; the run folder's will not count
     options = [
         *_resources(resources, 1, 1, "-evaluate"),
         ("dependency", f"{'afterok' if resources.seeds is None else 'aftercorr'}:{job}"),

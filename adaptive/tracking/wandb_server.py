@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from adaptive.errors import MachineError
 from adaptive.files import code_root
+from adaptive.foreign_text import shell_words
 
 PUBLIC = "https://api.wandb.ai"
 LOGIN = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -59,8 +60,9 @@ def find_key(url: str) -> tuple[str, str]:
 def check_login(url: str) -> None:
     """Check that a key for this server is set or stored (raises MachineError)."""
     if not find_key(url)[0]:
-        host = "" if url == PUBLIC else f" --host {url}"
-        raise MachineError(f"no W&B login for {urlsplit(url).netloc}; run: wandb login{host}, or set WANDB_API_KEY")
+        host = "" if url == PUBLIC else f" --host {shell_words(url)}"
+        name = urlsplit(url).netloc.rpartition("@")[2]
+        raise MachineError(f"no W&B login for {name}; run: wandb login{host}, or set WANDB_API_KEY")
 
 
 def check_reachable(url: str, limit: float) -> None:

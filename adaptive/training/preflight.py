@@ -26,7 +26,7 @@ from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
 from adaptive.files import link_out_of
-from adaptive.foreign_text import shell_words, shown_location, without_secrets
+from adaptive.foreign_text import shell_words, shown_location, visible, without_secrets
 from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
@@ -141,7 +141,9 @@ def occupy(folder: Path, patience: float = PATIENCE) -> FileLock:
     """
     owner = folder / ".owner"
     lock = FileLock(folder / ".lock")
-    who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+    who = "another process"
+    if owner.is_file():
+        who = visible(owner.read_text(encoding="utf-8", errors="replace"))[:200]
     try:
         try:
             lock.acquire(timeout=min(3.0, patience))

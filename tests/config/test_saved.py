@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from adaptive.config.loading import load_config, parse_config
-from adaptive.config.saved import FETCHING, check_receiver, for_inference, read_saved, split_overrides, write_config
+from adaptive.config.saved import (
+    FETCHING,
+    check_receiver,
+    for_inference,
+    granted,
+    read_saved,
+    split_overrides,
+    write_config,
+)
 from adaptive.config.sections import Config, DataConfig
 from adaptive.errors import ConfigError
 
@@ -81,6 +89,10 @@ def test_a_run_decides_nothing_that_is_its_readers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.entity=theirs tracking\.project=theirs"):
         check_receiver(said, mine, [])
     check_receiver(said, for_inference(said, tmp_path, words := ["tracking.entity=me", "tracking.project=p"]), words)
+    own = parse_config(said.model_dump() | {"data": {"path": "/x", "pipe": True, "cache": "/a b'$c", "cache_gib": 5.5}})
+    assert granted(own) == ["data.pipe=true", 'data.cache="/a b\'$c"', "data.cache_gib=5.5"]
+    assert for_inference(own, tmp_path, granted(own)).data == own.data
+    assert granted(config()) == []
     check_receiver(config(), for_inference(config(), tmp_path), [])
 
 

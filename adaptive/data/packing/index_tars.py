@@ -12,6 +12,7 @@ from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, ShardInfo, Spli
 from adaptive.data.shards.reader import LocalFiles, ShardReader, samples_of
 from adaptive.errors import DataError, MachineError
 from adaptive.files import file_sha256
+from adaptive.foreign_text import shell_words
 
 CLASSES_NAME = "classes.txt"
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -29,7 +30,9 @@ def index_tars(folder: Path, progress: bool = True) -> DatasetIndex:
         MachineError: a file cannot be read, or the index not be written.
     """
     if (folder / INDEX_NAME).exists():
-        raise DataError(f"{folder} has an {INDEX_NAME} already; check it with: adaptive pack --verify {folder}")
+        raise DataError(
+            f"{folder} has an {INDEX_NAME} already; check it with: adaptive pack --verify {shell_words(folder)}"
+        )
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} holds no .tar files; give the folder of WebDataset shards")

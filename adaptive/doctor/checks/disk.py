@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, warning
 from adaptive.errors import MachineError
 from adaptive.files import sync_folder
+from adaptive.foreign_text import shell_words
 
 MIB, GIB = 2**20, 2**30
 WRITTEN = 32 * MIB
@@ -51,11 +52,13 @@ def space(settings: CheckSettings) -> Finding:
     total, _, free = shutil.disk_usage(folder)
     files = os.statvfs(folder)
     shown = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free in {folder}"
-    remedy = f"df -h {folder}   # free some, or {ELSEWHERE}"
+    remedy = f"df -h {shell_words(folder)}   # free some, or {ELSEWHERE}"
     if free < 200 * MIB:
         return error(f"only {free / MIB:.0f} MiB free in {folder}; checkpoints do not fit", remedy)
     if files.f_files and files.f_favail < 1000:
-        return error(f"only {files.f_favail} more files fit in {folder}", f"df -i {folder}   # remove some")
+        return error(
+            f"only {files.f_favail} more files fit in {folder}", f"df -i {shell_words(folder)}   # remove some"
+        )
     return warning(shown, remedy) if free < 5 * GIB else ok(shown)
 
 
@@ -63,7 +66,9 @@ def writing(settings: CheckSettings) -> Finding:
     """Check the speed of writing with fsync, as checkpoints are written."""
     folder = existing(settings.run_folder)
     if shutil.disk_usage(folder).free < 2 * WRITTEN:
-        return error(f"no space in {folder} to write {WRITTEN // MIB} MiB", f"df -h {folder}   # or {ELSEWHERE}")
+        return error(
+            f"no space in {folder} to write {WRITTEN // MIB} MiB", f"df -h {shell_words(folder)}   # or {ELSEWHERE}"
+        )
     block = os.urandom(MIB)  # some file systems compress
     with scratch(settings) as here:
         began = time.perf_counter()

@@ -23,6 +23,7 @@ from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok, wa
 from adaptive.doctor.programs import answer, run_program, start_script
 from adaptive.doctor.torch_versions import TRIED, install_command, known_fault, tried
 from adaptive.files import code_root, installed_version
+from adaptive.foreign_text import shell_words
 from adaptive.training.engine.operators import lock_age, lock_state
 
 OWN = "adaptive-training"
@@ -181,7 +182,7 @@ def extensions(_: CheckSettings) -> Finding:
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             return error(
                 f"{folder} cannot be written; DeepSpeed compiles an operator into it",
-                f"export TORCH_EXTENSIONS_DIR={Path.home() / '.torch_extensions'}",
+                f"export TORCH_EXTENSIONS_DIR={shell_words(Path.home() / '.torch_extensions')}",
             )
         for lock in folder.glob(f"{OPERATOR}*/lock"):
             if problem := _lock_problem(lock):
@@ -196,13 +197,18 @@ def _lock_problem(lock: Path) -> Finding | None:
     """Return the warning about a lock that is held or was left by a killed process, or None."""
     state, age = lock_state(lock), lock_age(lock) or 0.0
     if state == "held":
-        return warning(f"{lock} is held: another process compiles", f"fuser -v {lock}   # who; wait for its end")
+        return warning(
+            f"{lock} is held: another process compiles", f"fuser -v {shell_words(lock)}   # who; wait for its end"
+        )
     if state == "left":
         left = f"{lock} was left {age / 3600:.1f} h ago by a compilation that was killed"
-        return warning(f"{left}; the next training removes it, other programs wait for it for ever", f"rm {lock}")
+        return warning(
+            f"{left}; the next training removes it, other programs wait for it for ever", f"rm {shell_words(lock)}"
+        )
     if state == "young":
         return warning(
-            f"{lock} is {age:.0f} s old: another process compiles, or was killed", f"rm {lock}   # if none does"
+            f"{lock} is {age:.0f} s old: another process compiles, or was killed",
+            f"rm {shell_words(lock)}   # if none does",
         )
     return None
 

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 
 from adaptive.doctor.finding import Check, CheckSettings, Finding, ok, skipped, warning
+from adaptive.foreign_text import shell_words
 from adaptive.tracking.wandb_server import find_key, server
 
 SECONDS = 8.0
@@ -25,9 +26,9 @@ def login(_: CheckSettings) -> Finding:
         return ok(f"WANDB_MODE={_mode()}: no login needed")
     key, where = find_key(server())
     if not key:
-        return warning(f"no key for {server()}; {OFFLINE}", f"wandb login --host {server()}")
+        return warning(f"no key for {server()}; {OFFLINE}", f"wandb login --host {shell_words(server())}")
     if len(key.rpartition("-")[2]) < 40:
-        return warning(f"the key in {where} is too short", f"wandb login --relogin --host {server()}")
+        return warning(f"the key in {where} is too short", f"wandb login --relogin --host {shell_words(server())}")
     return ok(f"a key for {server()} in {where}")
 
 
@@ -40,7 +41,7 @@ def answers(_: CheckSettings) -> Finding:
     if key:
         headers["Authorization"] = f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"
     query = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
-    reach = f"curl -sSI {server()}   # or {OFFLINE.removesuffix(' needs none')}"
+    reach = f"curl -sSI {shell_words(server())}   # or {OFFLINE.removesuffix(' needs none')}"
     try:
         request = urllib.request.Request(f"{server()}/graphql", data=query, headers=headers)
         with urllib.request.urlopen(request, timeout=SECONDS) as reply:
@@ -56,7 +57,9 @@ def answers(_: CheckSettings) -> Finding:
     if not key:
         return ok(f"{server()} answers")
     if not viewer:
-        return warning(f"{server()} does not know the key in {where}", f"wandb login --relogin --host {server()}")
+        return warning(
+            f"{server()} does not know the key in {where}", f"wandb login --relogin --host {shell_words(server())}"
+        )
     return ok(f"{server()} knows the key of {viewer.get('username') or 'this account'}")
 
 
