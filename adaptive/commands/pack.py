@@ -11,6 +11,8 @@ from adaptive.foreign_text import say, shell_words, shown_location
 if TYPE_CHECKING:
     from adaptive.data.packing.pack import PackReport
 
+SUSPECT_LISTED = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `adaptive pack`."""
@@ -47,6 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("val", "test"),
         help="split of SOURCE that is measured at the end: with val, class folders in val/ become split test",
     )
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="folder or file below SOURCE that is not read; may be given several times",
+    )
+    parser.add_argument(
+        "--no-splits",
+        action="store_true",
+        help="take all folders of SOURCE as classes, also those called like splits (train, valid, testing ...)",
+    )
+    parser.add_argument(
+        "--classes-as-named",
+        action="store_true",
+        help="take the classes as they are where they look mistaken: names that differ only in case, class folders "
+        "that hold folders of images alone, and with --index classes without a training image",
+    )
     parser.add_argument("--max-side", type=int, metavar="PX", help="shrink images whose longer side exceeds PX pixels")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable images (0)")
     parser.add_argument(
@@ -79,6 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=not arguments.json,
         test_split=arguments.test_split,
+        no_splits=arguments.no_splits,
+        classes_as_named=arguments.classes_as_named,
+        leave_out=tuple(arguments.leave_out),
     )
     report = pack_with_report(arguments.source, arguments.destination, options)
     if arguments.json:
@@ -105,14 +128,23 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise DataError(f"--verify {arguments.verify} stands alone; leave out {arguments.source}")
     if arguments.workers is not None and arguments.workers < 1:
         raise DataError(f"--workers {arguments.workers} is too small; give 1 or more")
-    found = verify(arguments.verify, workers=arguments.workers, progress=not arguments.json)
+    found = verify(
+        arguments.verify,
+        workers=arguments.workers,
+        progress=not arguments.json,
+        classes_as_named=arguments.classes_as_named,
+    )
     if arguments.json:
-        faults = [fault._asdict() for fault in found.faults]
+        faults, suspect = ([fault._asdict() for fault in some] for some in (found.faults, found.suspect))
         summary = {"dataset": shown_location(arguments.verify), "fingerprint": found.index.fingerprint}
-        print(json.dumps({**summary, "images": found.total, "fine": found.fine, "faults": faults}))
+        print(json.dumps({**summary, "images": found.total, "fine": found.fine, "faults": faults, "suspect": suspect}))
         return int(bool(found.faults))
     for fault in found.faults:
         say(f"{fault.kind}: {fault.message}")
+    for fault in found.suspect[:SUSPECT_LISTED]:
+        say(f"suspect, but counted as fine: {fault.message}")
+    if (more := len(found.suspect) - SUSPECT_LISTED) > 0:
+        say(f"suspect, but counted as fine: {more:,} more, which --json lists")
     where = shown_location(arguments.verify)
     say(f"{where}: {found.fine:,} of {found.total:,} images are fine, {len(found.faults)} faults")
     return int(bool(found.faults))
@@ -122,13 +154,12 @@ def _index(arguments: argparse.Namespace) -> int:
     """Write an index for tars that others made."""
     from pathlib import Path
 
-    from adaptive.data.packing.index_tars import index_tars
-    from adaptive.data.packing.pack import PackReport
+    from adaptive.data.packing.index_tars import index_with_report
     from adaptive.errors import DataError
 
     if arguments.source is not None:
         raise DataError(f"--index {arguments.index} stands alone; leave out {arguments.source}")
-    report = PackReport(index_tars(Path(arguments.index), progress=not arguments.json), 0, 0, [], [])
+    report = index_with_report(Path(arguments.index), not arguments.json, arguments.classes_as_named)
     if arguments.json:
         print(json.dumps(_as_json(arguments.index, report)))
     else:
@@ -148,6 +179,8 @@ def _as_json(destination: str, report: PackReport) -> dict[str, object]:
         "converted": report.converted,
         "ignored": report.ignored,
         "bad": [{"file": name, "reason": reason} for name, reason in report.bad],
+        "suspect": [{"file": name, "reason": reason} for name, reason in report.suspect],
+        "account": report.account.as_tree(),
         "notes": report.notes,
         "fingerprint": index.fingerprint,
     }
@@ -159,9 +192,14 @@ def _print_summary(destination: str, report: PackReport) -> None:
     for name, split in index.splits.items():
         mebibytes = split.total_bytes / 2**20
         say(f"  {name:6} {split.count:9,} images in {len(split.shards)} shards, {mebibytes:,.1f} MiB")
-    say(f"  {report.converted} images converted, {report.ignored} other files ignored, {len(report.bad)} bad")
+    for line in report.account.lines():
+        say(f"  {line}")
     for note in report.notes:
         say(f"  note: {note}")
+    for file, reason in report.suspect[:SUSPECT_LISTED]:
+        say(f"  suspect, but packed: {file}: {reason}")
+    if (more := len(report.suspect) - SUSPECT_LISTED) > 0:
+        say(f"  suspect, but packed: {more:,} more, which --json lists")
     for file, reason in report.bad:
         say(f"  bad: {file}: {reason}")
     say(f"next: adaptive train CONFIG {shell_words(f'data.path={destination}')}")

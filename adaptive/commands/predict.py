@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adaptive.data.images.image_files import ImageFile
 
 BATCH = 64
+SKIPPED_LISTED = 10  # kinds of skipped files that are told
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; 1 if an image got no answer, which does not keep the others from theirs."""
-    from adaptive.data.images.image_files import find_images
+    from adaptive.data.images.image_files import Skipped, find_images
     from adaptive.errors import AdaptiveError
     from adaptive.files import json_text
 
@@ -79,12 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
     prepare_tables(arguments)
-    images = find_images(arguments.images, sys.stdin.buffer)
+    skipped = Skipped()
+    images = find_images(arguments.images, sys.stdin.buffer, skipped)
+    for line in skipped.files.lines(SKIPPED_LISTED):
+        say(f"adaptive predict: skipped {line}", file=sys.stderr)
     is_export = (Path(arguments.model) / "manifest.json").is_file()
     model = open_export(arguments) if is_export else open_run(arguments)
     if model.notice:
         say(f"adaptive predict: {model.notice}", file=sys.stderr)
-    bad: list[str] = []
+    bad = [f"folder {folder}; the images in it have no answer" for folder in skipped.folders]
     rows = answers(model, images, arguments.batch, min(arguments.top, len(model.classes)), arguments.threads, bad)
     answered: list[dict[str, Any]] = []
     try:

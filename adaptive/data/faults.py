@@ -17,6 +17,8 @@ COUNT = "wrong sample count"
 MEMBER = "corrupt member"
 IMAGE = "undecodable image"
 LABEL = "wrong label"
+DAMAGED = "damaged image"  # it decodes, but a part of it is lost: found by verifying alone
+CLASSES = "wrong classes"  # of all of the dataset
 
 LISTED = 10  # faults that a message spells out
 _LOG = logging.getLogger(__name__)

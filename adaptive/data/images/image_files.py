@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import glob
 import io
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 from adaptive.data.images.decode import decode_image
+from adaptive.data.images.ignored import Ignored
+from adaptive.data.images.image_kinds import EXTENSIONS
+from adaptive.data.images.image_tree import ImageTree
 from adaptive.errors import DataError
 
-# torchvision's list, and GIF, of which single frames are taken.
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
-
 STDIN = "-"
+_LISTED = 5  # kinds of other files that a message lists
 MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")
 
 
@@ -39,44 +39,68 @@ class ImageFile:
             raise DataError(f"{self.name}: {error}") from None
 
 
-def find_images(names: Iterable[str], stdin: BinaryIO) -> list[ImageFile]:
+@dataclass
+class Skipped:
+    """What a search for images passed over: files by kind, and folders that could not be listed, with the reason."""
+
+    files: Ignored = field(default_factory=Ignored)
+    folders: list[str] = field(default_factory=list)
+
+
+def find_images(names: Iterable[str], stdin: BinaryIO, skipped: Skipped | None = None) -> list[ImageFile]:
     """Return the images that a command line names, in that order; those of a folder or pattern sorted by path.
 
     Args:
         names: files, folders (searched to any depth for image files), patterns (``**`` reaches any depth), and ``-``
             for the standard input: one image, or names of files, one a line.
         stdin: read if ``-`` is among the names.
+        skipped: takes what folders and patterns hold besides images.
 
     Raises:
         DataError: a name leads to no file, a folder or pattern to no image.
     """
     found: list[ImageFile] = []
+    skipped = skipped or Skipped()
     for name in names:
         if name == STDIN:
-            found += _from_stdin(stdin.read())
+            found += _from_stdin(stdin.read(), skipped)
         elif Path(name).is_dir():
-            below = [ImageFile(str(path)) for path in files_below(Path(name)) if is_image(path.name)]
-            if not below:
-                raise DataError(f"folder {name} holds no images ({', '.join(sorted(EXTENSIONS))}); check the path")
-            found += below
+            found += _from_folder(name, skipped)
         elif Path(name).exists():
             found.append(ImageFile(name))
         elif glob.has_magic(name):
-            found += _from_pattern(name)
+            found += _from_pattern(name, skipped)
         else:
             raise DataError(f"image {name} does not exist; give files, folders, patterns in quotes, or - for stdin")
     return found
 
 
-def _from_pattern(pattern: str) -> list[ImageFile]:
+def _from_folder(name: str, skipped: Skipped) -> list[ImageFile]:
+    tree = ImageTree(Path(name))
+    try:
+        below = [ImageFile(str(Path(name, image.name))) for image in tree.images()]
+    except OSError as error:
+        raise DataError(f"folder {name} cannot be listed: {error.strerror}; check its permissions") from None
+    skipped.folders += [f"{Path(name, folder)}: {reason}" for folder, reason in tree.unreadable]
+    if not below:
+        what = "; ".join([*tree.ignored.lines(_LISTED), *skipped.folders[:_LISTED]])
+        inside = f"; it holds {what}" if what else ""
+        raise DataError(f"folder {name} holds no images ({', '.join(sorted(EXTENSIONS))}){inside}; check the path")
+    skipped.files.add_all(tree.ignored, name)
+    return below
+
+
+def _from_pattern(pattern: str, skipped: Skipped) -> list[ImageFile]:
     paths = sorted(Path(path) for path in glob.iglob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    images = [ImageFile(str(path)) for path in paths if path.is_file() and is_image(path.name)]
+    tree = ImageTree(Path())
+    images = [ImageFile(str(path)) for path in paths if not path.is_dir() and tree.is_image(str(path))]
     if not images:
         raise DataError(f"pattern {pattern} matches no image ({', '.join(sorted(EXTENSIONS))}); check it")
+    skipped.files.add_all(tree.ignored)
     return images
 
 
-def _from_stdin(content: bytes) -> Iterator[ImageFile]:
+def _from_stdin(content: bytes, skipped: Skipped) -> Iterator[ImageFile]:
     if not content.strip():
         raise DataError("stdin (-) is empty; pipe an image into it, or names of files, one a line")
     if content.startswith(MAGIC_BYTES):
@@ -87,16 +111,4 @@ def _from_stdin(content: bytes) -> Iterator[ImageFile]:
     except UnicodeDecodeError:
         raise DataError("stdin (-) holds neither an image nor names of files, one a line") from None
     for line in filter(None, map(str.strip, lines)):
-        yield from find_images([line], io.BytesIO())
-
-
-def is_image(name: str) -> bool:
-    """Say whether a file's name is that of an image, to be packed or predicted."""
-    return PurePath(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth, those of a folder sorted by name, before those of its folders."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent, name) for name in sorted(names))
+        yield from find_images([line], io.BytesIO(), skipped)

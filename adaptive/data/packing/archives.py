@@ -31,10 +31,11 @@ class Member:
     size: int
 
 
-def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member], int]:
-    """Return the regular files of an uncompressed tar, or of a tar that is a member of it, and how many were ignored.
+def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member], list[str]]:
+    """Return the regular files of an uncompressed tar, or of a tar that is a member of it, and the names left out.
 
-    Of two files of one name the later one is taken, as in unpacking.
+    Of two files of one name the later one is taken, as in unpacking, and the earlier one left out. Links, devices and
+    sparse files are left out.
 
     Raises:
         DataError: the archive is compressed, cut off or damaged, or a name in it leads outside.
@@ -90,15 +91,17 @@ def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> tuple[d
     return contents, names
 
 
-def _regular(tar: tarfile.TarFile, shown: str) -> tuple[dict[str, tarfile.TarInfo], int]:
+def _regular(tar: tarfile.TarFile, shown: str) -> tuple[dict[str, tarfile.TarInfo], list[str]]:
     found: dict[str, tarfile.TarInfo] = {}
-    ignored = 0
+    ignored = []
     for member in members(tar):
         name = _safe_name(member.name, shown)
         if member.isreg() and not member.issparse():
+            if name in found:
+                ignored.append(member.name)
             found[name] = member
         elif not member.isdir():
-            ignored += 1
+            ignored.append(member.name)
     return found, ignored
 
 

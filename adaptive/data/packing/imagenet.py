@@ -12,11 +12,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from adaptive.data.images.image_files import is_image
+from adaptive.data.images.image_kinds import NOT_AN_IMAGE, is_image, left_behind
+from adaptive.data.images.image_tree import NO_FILE
 from adaptive.data.packing.archives import Member, list_members
+from adaptive.data.packing.folders.choices import FolderChoices
+from adaptive.data.packing.folders.scan import NO_LABELS, FolderScan
 from adaptive.data.packing.imagenet_labels import IMAGE, validation_labels
 from adaptive.data.packing.label_files import labelled
-from adaptive.data.packing.sources import FolderScan, Item, Source, check_filled
+from adaptive.data.packing.sources import Item, Source, check_filled
 from adaptive.errors import DataError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -25,6 +28,8 @@ HOLD_OUT = 50_000
 _HOLD_OUT_SHARE = 25
 
 _KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
+_NO_CLASS_ARCHIVE = "no archive of a class"
+_NO_VALIDATION_IMAGE = "not named as a validation image is"
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
 
 
@@ -34,7 +39,7 @@ def is_download(root: Path) -> bool:
     return base != root or any((root / name).is_file() for name in (TRAIN, VALIDATION)) or _is_flat(root / "val")
 
 
-def open_download(root: Path) -> Source:
+def open_download(root: Path, choices: FolderChoices | None = None) -> Source:
     """List the images of an ImageNet download; archives are read by offset and not unpacked.
 
     Raises:
@@ -43,7 +48,7 @@ def open_download(root: Path) -> Source:
         MachineError: the devkit has to be read and scipy is not installed.
     """
     base = _base(root)
-    scan = FolderScan(base)
+    scan = FolderScan(base, choices)
     if (base / TRAIN).is_file():
         classes, train = _archived_train(base / TRAIN, scan)
     elif (base / "train").is_dir():
@@ -67,9 +72,11 @@ def open_download(root: Path) -> Source:
         notes.append(f"there is no {VALIDATION}, so there is no split test")
     if (base / "test").is_dir():
         notes.append(f"{base / 'test'} has no labels and is left out")
+        scan.tree.ignore_folder("test", NO_LABELS)
+    scan.check_listed()
     check_filled(base, classes, splits)
     count = min(HOLD_OUT, len(train) // _HOLD_OUT_SHARE, len(train) - len(classes))
-    return Source(base, classes, splits, scan.ignored, count, notes)
+    return Source(base, classes, splits, scan.left_out, count, [*notes, *scan.notes], frozenset({"train", "val"}))
 
 
 def _base(root: Path) -> Path:
@@ -87,7 +94,9 @@ def _is_flat(folder: Path) -> bool:
 def _archived_train(archive: Path, scan: FolderScan) -> tuple[list[str], list[Item]]:
     members, ignored = list_members(archive)
     inner = {found[1]: member for member in members if (found := _CLASS_ARCHIVE.fullmatch(member.name))}
-    scan.ignored += ignored + len(members) - len(inner)
+    scan.ignore([_inside(archive, name) for name in ignored], NO_FILE)
+    others = [_inside(archive, member.name) for member in members if not _CLASS_ARCHIVE.fullmatch(member.name)]
+    scan.ignore(others, _NO_CLASS_ARCHIVE)
     if not inner:
         raise DataError(f"{archive} holds no class archives like n01440764.tar; download it again from image-net.org")
     changed = archive.stat().st_mtime_ns
@@ -95,19 +104,22 @@ def _archived_train(archive: Path, scan: FolderScan) -> tuple[list[str], list[It
     items = []
     for label, wnid in enumerate(classes):
         images, ignored = list_members(archive, inner[wnid])
-        scan.ignored += ignored
+        where = f"{archive.name}/{wnid}.tar"
+        scan.ignore([f"{where}/{name}" for name in ignored], NO_FILE)
         for member in sorted(images, key=lambda member: member.name):
             if is_image(member.name):
                 items.append(_item(f"train/{wnid}/{member.name}", label, member, archive, changed))
             else:
-                scan.ignored += 1
+                scan.ignore([f"{where}/{member.name}"], left_behind(member.name) or NOT_AN_IMAGE)
     return classes, items
 
 
 def _archived_validation(archive: Path, scan: FolderScan) -> list[Item]:
     members, ignored = list_members(archive)
     images = [member for member in members if IMAGE.fullmatch(member.name)]
-    scan.ignored += ignored + len(members) - len(images)
+    scan.ignore([_inside(archive, name) for name in ignored], NO_FILE)
+    others = [_inside(archive, member.name) for member in members if not IMAGE.fullmatch(member.name)]
+    scan.ignore(others, _NO_VALIDATION_IMAGE)
     if not images:
         raise DataError(f"{archive} holds no images like ILSVRC2012_val_00000001.JPEG; download it again")
     changed = archive.stat().st_mtime_ns
@@ -121,8 +133,12 @@ def _flat_validation(folder: Path, scan: FolderScan) -> list[Item]:
             status = path.stat()
             items.append(Item(path.name, 0, status.st_size, status.st_mtime_ns, path=f"val/{path.name}"))
         else:
-            scan.ignored += 1
+            scan.ignore([f"val/{path.name}"], _NO_VALIDATION_IMAGE)
     return items
+
+
+def _inside(archive: Path, name: str) -> str:
+    return f"{archive.name}/{name}"
 
 
 def _with_labels(root: Path, items: list[Item], classes: list[str], where: Path) -> list[Item]:

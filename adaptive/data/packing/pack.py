@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,9 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from adaptive.data.packing.account import Account, FileKind
+from adaptive.data.packing.folders.choices import FolderChoices
 from adaptive.data.packing.progress_bar import PackProgress, listing
 from adaptive.data.packing.recognise import open_source
-from adaptive.data.packing.sources import Item, Source, arrange_splits
+from adaptive.data.packing.sources import Item, Source
+from adaptive.data.packing.splitting.hold_out import arrange_splits
+from adaptive.data.packing.splitting.twins import twin_notes
 from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
 from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, SplitInfo, load_index, write_index
 from adaptive.errors import DataError, MachineError
@@ -29,7 +34,7 @@ from adaptive.files import sync_folder, write_atomically
 SHARD_BYTES = 256 << 20
 SHARD_COUNT = 10_000
 
-_FORMAT = 1  # of the shards: another number makes an interrupted packing start anew
+_FORMAT = 2  # of the shards: another number makes an interrupted packing start anew
 _SAMPLE_OVERHEAD = 4096  # bytes of tar headers, padding, label and json per sample, roughly
 _LISTED = 5  # names that a message lists
 
@@ -48,6 +53,9 @@ class PackOptions:
     overwrite: bool = False
     progress: bool = True
     test_split: str | None = None
+    no_splits: bool = False
+    classes_as_named: bool = False
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lowest = {
@@ -67,13 +75,23 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackReport:
-    """The outcome of packing: index, numbers of re-encoded images and ignored files, bad files with reasons, notes."""
+    """The outcome of packing: the index, what became of every file, bad and suspect files with reasons, and notes."""
 
     index: DatasetIndex
-    converted: int
-    ignored: int
+    account: Account
     bad: list[tuple[str, str]]
+    suspect: list[tuple[str, str]]
     notes: list[str]
+
+    @property
+    def converted(self) -> int:
+        """Number of images that were re-encoded."""
+        return self.account.total("converted")
+
+    @property
+    def ignored(self) -> int:
+        """Number of files that were left out, for another reason than that they are bad."""
+        return self.account.total("ignored")
 
 
 def pack(
@@ -90,13 +108,16 @@ def pack(
     overwrite: bool = False,
     progress: bool = True,
     test_split: str | None = None,
+    no_splits: bool = False,
+    classes_as_named: bool = False,
+    leave_out: tuple[str, ...] = (),
 ) -> DatasetIndex:
     """Pack images into ``destination`` and return the index.
 
     Args:
-        source: Folder with train/, val/ (or validation/), test/ holding class folders, or with the class folders
-            themselves, which become train; folder of an ImageNet or Tiny-ImageNet download; CIFAR's binary archive;
-            or ``builtin:digits``.
+        source: Folder with train/, val/, test/ (or other usual names of splits) holding class folders, or with the
+            class folders themselves, which become train; folder of an ImageNet or Tiny-ImageNet download; CIFAR's
+            binary archive; or ``builtin:digits``.
         destination: Folder to create; it appears, complete, at the end.
         shard_bytes: Size at which a split is divided into more shards, in bytes.
         shard_count: Most images in one shard.
@@ -109,13 +130,28 @@ def pack(
         overwrite: Replace a dataset that is at ``destination``.
         progress: Show progress on stderr.
         test_split: Split of the source that becomes test ("val", when there is no test).
+        no_splits: Take all folders of the source as classes, also those that are called like splits.
+        classes_as_named: Class folders that differ only in case, or hold folders with images alone, are meant so.
+        leave_out: Paths below the source that are not read.
 
     Raises:
         DataError: source or destination cannot be used as asked, or too many images are bad; nothing is published.
         MachineError: no space, no right to write, or a worker was killed. Calling again continues.
     """
     options = PackOptions(
-        shard_bytes, shard_count, hold_out, max_side, max_bad, seed, workers, overwrite, progress, test_split
+        shard_bytes,
+        shard_count,
+        hold_out,
+        max_side,
+        max_bad,
+        seed,
+        workers,
+        overwrite,
+        progress,
+        test_split,
+        no_splits,
+        classes_as_named,
+        leave_out,
     )
     return pack_with_report(source, destination, options).index
 
@@ -124,19 +160,40 @@ def pack_with_report(source: str | Path, destination: str | Path, options: PackO
     """Pack as `pack` does and return what was converted, ignored and left out besides the index."""
     final = Path(destination).absolute()
     _check_destination(source, final, options.overwrite)
+    choices = FolderChoices.of(Path(source), options.no_splits, options.classes_as_named, options.leave_out)
     with listing(source, options.progress):
-        found = open_source(source)
+        found = open_source(source, choices)
     arrange_splits(found, options.test_split, options.hold_out, options.seed)
     staging = final.with_name(f"{final.name}.packing")
     with _machine_errors(staging), _staging(staging):
         tasks = _plan(found, staging, options)
         _keep_or_clean(staging, tasks, options)
         records = _run(tasks, options)
-        bad = sorted(entry for record in records.values() for entry in record.bad)
-        _check_bad(bad, sum(len(items) for items in found.splits.values()), options.max_bad)
-        index = write_index(staging / "dataset", found.classes, _collect(found, records))
+        report = _report(staging / "dataset", found, tasks, records, options)
         _publish(staging, final)
-    return PackReport(index, sum(record.converted for record in records.values()), found.ignored, bad, found.notes)
+    return report
+
+
+def _report(
+    folder: Path, source: Source, tasks: Sequence[ShardTask], records: dict[str, ShardRecord], options: PackOptions
+) -> PackReport:
+    """Check what was packed as a whole, write the index, and return it with the account (raises DataError)."""
+    bad = sorted(entry for record in records.values() for entry in record.bad)
+    suspect = sorted(entry for record in records.values() for entry in record.suspect)
+    images = [item for items in source.splits.values() for item in items]
+    _check_bad(bad, len(images), options.max_bad)
+    _check_left(source, {name for name, _ in bad})
+    converted: Counter[FileKind] = Counter()
+    packed: dict[str, list[tuple[list[Item], str]]] = {}
+    for task in tasks:
+        converted.update(dict(records[task.name].converted))
+        packed.setdefault(task.prefix, []).append((task.items, records[task.name].digests))
+    notes = source.notes + twin_notes(packed, source.classes)
+    account = Account.of(
+        (item.name for item in images), converted, (name for name, _ in bad), source.left_out, source.folders
+    )
+    index = write_index(folder, source.classes, _collect(source, records))
+    return PackReport(index, account, bad, suspect, notes)
 
 
 def _check_destination(source: str | Path, final: Path, overwrite: bool) -> None:
@@ -216,6 +273,7 @@ def _plan(source: Source, staging: Path, options: PackOptions) -> list[ShardTask
                     items=shuffled[edges[shard] : edges[shard + 1]],
                     classes=source.classes,
                     max_side=options.max_side,
+                    folders=source.folders,
                 )
             )
     return tasks
@@ -272,6 +330,18 @@ def _check_bad(bad: Sequence[tuple[str, str]], total: int, allowed: int) -> None
         raise DataError(
             f"{len(bad)} of {total} images cannot be used, --max-bad allows {allowed}: {listed}{more}; "
             f"mend or remove them, or leave them out with --max-bad {len(bad)}"
+        )
+
+
+def _check_left(source: Source, bad: set[str]) -> None:
+    """Check that every class keeps a training image once the bad ones are left out (raises DataError)."""
+    if not bad:
+        return
+    left = {item.label for item in source.splits["train"] if item.name not in bad}
+    if empty := [name for label, name in enumerate(source.classes) if label not in left]:
+        raise DataError(
+            f"{len(empty)} of {len(source.classes)} classes have no readable training image left: "
+            f"{', '.join(empty[:_LISTED])}; mend their files, or leave the folders out with --leave-out"
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from adaptive.data.packing import cifar, imagenet, tiny_imagenet
-from adaptive.data.packing.sources import Source, open_builtin, open_folder
+from adaptive.data.packing.folders.choices import FolderChoices
+from adaptive.data.packing.folders.scan import open_folder
+from adaptive.data.packing.sources import Source, open_builtin
 from adaptive.errors import DataError
 
 KINDS = (
@@ -14,8 +16,12 @@ KINDS = (
 )
 
 
-def open_source(source: str | Path) -> Source:
+def open_source(source: str | Path, choices: FolderChoices | None = None) -> Source:
     """List the images of a source; downloads are recognised by the files in them.
+
+    Args:
+        source: path of a folder or archive, or ``builtin:digits``.
+        choices: how a folder is read where it can be read in several ways.
 
     Raises:
         DataError: the source is missing, cut off, damaged or of no known kind, a training class is empty, or another
@@ -24,7 +30,7 @@ def open_source(source: str | Path) -> Source:
     """
     if str(source).startswith("builtin:"):
         return open_builtin(str(source))
-    path = Path(source)
+    path, choices = Path(source), choices or FolderChoices()
     try:
         if path.is_file():
             return _open_file(path)
@@ -33,8 +39,8 @@ def open_source(source: str | Path) -> Source:
             raise DataError(f"source {path} {kind}; give {KINDS}")
         for reader in (imagenet, tiny_imagenet):
             if reader.is_download(path):
-                return reader.open_download(path)
-        return open_folder(path)
+                return reader.open_download(path, choices)
+        return open_folder(path, choices)
     except OSError as error:
         raise DataError(
             f"source {error.filename or source} cannot be read: {error.strerror or error}; check it"

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptive.data.packing.folders.choices import FolderChoices
+from adaptive.data.packing.folders.scan import NO_LABELS, FolderScan
 from adaptive.data.packing.label_files import check_same_images, labelled, read_labels
-from adaptive.data.packing.sources import FolderScan, Source, check_filled
+from adaptive.data.packing.sources import Source, check_filled
 from adaptive.errors import DataError
 
 HOLD_OUT = 10_000
@@ -25,9 +27,9 @@ def is_download(root: Path) -> bool:
     return (root / _TABLE).is_file() and [path.name for path in val.iterdir() if path.is_dir()] == ["images"]
 
 
-def open_download(root: Path) -> Source:
+def open_download(root: Path, choices: FolderChoices | None = None) -> Source:
     """List the images of the unpacked download (DataError: train is missing, or the labels are not val's)."""
-    scan = FolderScan(root)
+    scan = FolderScan(root, choices)
     if not (root / "train").is_dir():
         raise DataError(f"{root} has {_TABLE} but no folder train; unpack tiny-imagenet-200.zip again")
     classes = scan.classes(root / "train")
@@ -41,5 +43,7 @@ def open_download(root: Path) -> Source:
     notes = ["the labelled val images are split test"]
     if (root / "test").is_dir():
         notes.append(f"{root / 'test'} has no labels and is left out")
+        scan.tree.ignore_folder("test", NO_LABELS)
+    scan.check_listed()
     count = min(HOLD_OUT, len(train) // _HOLD_OUT_SHARE, len(train) - len(classes))
-    return Source(root, classes, splits, scan.ignored, count, notes)
+    return Source(root, classes, splits, scan.left_out, count, [*notes, *scan.notes], frozenset({"train", "val"}))

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 from typing import NamedTuple
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.faults import CHECKSUM, MISSING, TRUNCATED, BadDataError
-from adaptive.data.images.decode import decode_image
+from adaptive.data.faults import CHECKSUM, CLASSES, DAMAGED, MEMBER, MISSING, TRUNCATED, BadDataError
+from adaptive.data.images.damage import CheckedImage, DamagedImage, check_image
+from adaptive.data.packing.folders.questions import listed
+from adaptive.data.packing.foreign.class_names import class_fault
+from adaptive.data.packing.foreign.tar_check import examine
 from adaptive.data.packing.progress_bar import PackProgress
 from adaptive.data.packing.writer import prepare_worker
 from adaptive.data.reading.samples import decode_sample
 from adaptive.data.remote.transfer import Mismatch
 from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, location
-from adaptive.data.shards.reader import LocalFiles, ShardReader
-from adaptive.errors import MachineError
+from adaptive.data.shards.reader import IMAGE_EXTENSIONS, LocalFiles, RawSample, ShardReader
+from adaptive.errors import MachineError, one_line
 from adaptive.files import file_sha256
 
 
@@ -39,11 +44,15 @@ class DatasetFault(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of verifying a dataset: its index, how many of its samples are fine, and the faults of others."""
+    """The outcome of verifying a dataset: its index, how many of its samples are fine, and the faults of others.
+
+    ``suspect`` are samples that are fine, though a decoder made a remark on them.
+    """
 
     index: DatasetIndex
     fine: int
     faults: list[DatasetFault]
+    suspect: list[DatasetFault]
 
     @property
     def total(self) -> int:
@@ -52,9 +61,20 @@ class Verification:
 
 
 def verify(
-    folder: str, settings: DataConfig | None = None, workers: int | None = None, progress: bool = True
+    folder: str,
+    settings: DataConfig | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    classes_as_named: bool = False,
 ) -> Verification:
-    """Check a dataset in a folder or at a URL: sizes, sha256, tar structure, counts, and every image and label.
+    """Check a dataset in a folder or at a URL: sizes, sha256, tar structure, counts, and every image, label and class.
+
+    Args:
+        folder: path or URL.
+        settings: how a URL is read; by default with the defaults of the configuration.
+        workers: processes; by default one per core.
+        progress: show progress on stderr.
+        classes_as_named: classes without a training image are meant so.
 
     Raises:
         DataError: there is no index, or it is damaged.
@@ -63,7 +83,8 @@ def verify(
     settings = settings or DataConfig(path=folder)
     index = load_index(folder, settings)
     shards = [shard for split in index.splits.values() for shard in split.shards]
-    fine, faults = 0, {}
+    fine = 0
+    results: dict[str, _ShardResult] = {}
     count = min(workers or len(os.sched_getaffinity(0)), max(1, len(shards)))
     total = sum(shard.count for shard in shards)
     context = multiprocessing.get_context("spawn" if is_remote(folder) else None)  # store clients break in a fork
@@ -79,27 +100,51 @@ def verify(
         }
         try:
             for future in as_completed(futures):
-                good, found, size = future.result()
-                faults[futures[future]] = found
-                fine += good
-                shown.advance(size)
+                result = results[futures[future]] = future.result()
+                fine += result.fine
+                shown.advance(result.count)
         except BrokenProcessPool:
             raise MachineError("a verifying process was killed, usually for lack of memory; use fewer --workers") from (
                 None
             )
         finally:
             pool.shutdown(cancel_futures=True)
-    return Verification(index, fine, [fault for shard in shards for fault in faults[shard.name]])
+    faults = [fault for shard in shards for fault in results[shard.name].faults]
+    if not faults:  # a class may have its images among samples that cannot be read
+        faults += _class_faults(folder, index, results, classes_as_named)
+    return Verification(index, fine, faults, [fault for shard in shards for fault in results[shard.name].suspect])
 
 
-def _verify_shard(
-    folder: str, shard: ShardInfo, classes: int, settings: DataConfig
-) -> tuple[int, list[DatasetFault], int]:
-    """Return how many samples are fine, the faults, and the number of samples."""
-    fine, faults = 0, []
+@dataclass
+class _ShardResult:
+    """How many samples a shard has and are fine, its faults and remarks, and how many samples each label has."""
+
+    count: int
+    fine: int = 0
+    faults: list[DatasetFault] = field(default_factory=list)
+    suspect: list[DatasetFault] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
+
+
+def _class_faults(
+    folder: str, index: DatasetIndex, results: dict[str, _ShardResult], as_named: bool
+) -> Iterator[DatasetFault]:
+    if twice := [name for name, times in Counter(index.classes).items() if times > 1]:
+        message = f"{folder}: the index names {len(twice)} classes twice ({listed(twice)}); pack again"
+        yield DatasetFault(CLASSES, "", "", message)
+    labels: dict[str, Counter[int]] = {}
+    for split, info in index.splits.items():
+        labels[split] = sum((results[shard.name].labels for shard in info.shards), Counter())
+    if "train" in labels and not as_named and (fault := class_fault(labels, index.classes)):
+        message = f"{folder}: {fault}; add images, or say with --classes-as-named that it is meant so"
+        yield DatasetFault(CLASSES, "", "", message)
+
+
+def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataConfig) -> _ShardResult:
+    result = _ShardResult(shard.count)
 
     def note(error: BadDataError) -> None:
-        faults.append(DatasetFault(error.kind, shard.name, error.key, str(error)))
+        result.faults.append(DatasetFault(error.kind, shard.name, error.key, str(error)))
 
     try:
         with _local_folder(folder, shard, settings) as here:
@@ -107,12 +152,20 @@ def _verify_shard(
             if difference := _difference(here / shard.name, shown, shard):
                 note(difference)
                 if difference.kind != CHECKSUM:
-                    return 0, faults, shard.count
+                    return result
+            for key, sentence in _structure_faults(here / shard.name):
+                where = f"shard {shown}, sample {one_line(key)}:" if key else f"shard {shown}"
+                result.faults.append(DatasetFault(MEMBER, shard.name, key, f"{where} {sentence}"))
             reader = ShardReader(_NamedFiles(here, shown), [shard], capacity=1)
             for position in range(shard.count):
                 try:
-                    decode_sample(reader.read(0, position), classes, decode_image)
-                    fine += 1
+                    raw = reader.read(0, position)
+                    checked = decode_sample(raw, classes, partial(_check, raw))
+                    result.fine += 1
+                    result.labels[raw.label] += 1
+                    if checked.suspicion:
+                        message = f"shard {raw.shard}, sample {raw.key}: {checked.suspicion}"
+                        result.suspect.append(DatasetFault(DAMAGED, shard.name, raw.key, message))
                 except BadDataError as error:
                     note(error)
                     if error.whole:
@@ -120,7 +173,22 @@ def _verify_shard(
             reader.close()
     except BadDataError as error:
         note(error)
-    return fine, faults, shard.count
+    return result
+
+
+def _structure_faults(path: Path) -> list[tuple[str, str]]:
+    """Return what packing's own shards never have: what lacks image or label the reader tells by itself."""
+    contents = examine(path)
+    incomplete = {key for key, parts in contents.samples if "cls" not in parts or not IMAGE_EXTENSIONS & parts.keys()}
+    return [(key, sentence) for key, sentence in contents.faults if key not in incomplete]
+
+
+def _check(raw: RawSample, data: bytes) -> CheckedImage:
+    try:
+        return check_image(data)
+    except DamagedImage as error:
+        message = f"shard {raw.shard}, sample {raw.key}: {error}; copy the shard again or pack again"
+        raise BadDataError(message, DAMAGED, raw.key) from None
 
 
 @contextmanager

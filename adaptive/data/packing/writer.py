@@ -9,6 +9,7 @@ import signal
 import tarfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -16,8 +17,11 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from adaptive.data.images.decode import ImageError, decode
-from adaptive.data.packing.sources import Item
+from adaptive.data.images.damage import check_image
+from adaptive.data.images.decode import ImageError, decode_image
+from adaptive.data.packing.account import FileKind, kind_of_file
+from adaptive.data.packing.sources import Item, read_item
+from adaptive.data.packing.splitting.twins import DIGEST_CHARACTERS, digest
 from adaptive.data.shards.index import ShardInfo
 from adaptive.files import file_sha256, sync_folder, write_atomically
 
@@ -38,16 +42,27 @@ class ShardTask:
     items: list[Item]
     classes: list[str]
     max_side: int | None
+    folders: frozenset[str] = frozenset()
 
 
 class ShardRecord(BaseModel):
-    """The outcome of one task; it is written once its shard is complete."""
+    """The outcome of one task; it is written once its shard is complete.
+
+    Attributes:
+        info: the shard.
+        converted: how many images were re-encoded, by folder and extension.
+        bad: the images that were left out, with reasons.
+        suspect: images that decode whole, though not without a remark of the decoder.
+        digests: of the files of all images of the task, joined; zeros for the bad ones.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: ShardInfo
-    converted: int
+    converted: list[tuple[FileKind, int]]
     bad: list[tuple[str, str]]
+    suspect: list[tuple[str, str]]
+    digests: str
 
 
 class Interrupted(Exception):  # noqa: N818 - a request of the parent, not an error
@@ -72,7 +87,8 @@ def write_shard(task: ShardTask) -> ShardRecord:
     """Write a shard and its record, each by a rename once it is complete (raises OSError, Interrupted)."""
     path = task.folder / task.name
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    converted, bad, count = 0, [], 0
+    converted: Counter[FileKind] = Counter()
+    bad, suspect, digests = [], [], []
     try:
         with temporary.open("wb") as stream:
             with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -83,10 +99,14 @@ def write_shard(task: ShardTask) -> ShardRecord:
                         image = _prepare(task, item)
                     except ImageError as error:
                         bad.append((item.name, str(error)))
+                        digests.append("0" * DIGEST_CHARACTERS)
                         continue
                     _add_sample(tar, f"{task.prefix}-{number:08d}", task, item, image)
-                    converted += image.converted
-                    count += 1
+                    digests.append(image.digest)
+                    if image.converted:
+                        converted[kind_of_file(item.name, task.folders)] += 1
+                    if image.suspicion:
+                        suspect.append((item.name, image.suspicion))
             stream.flush()
             os.fsync(stream.fileno())
         size, checksum = temporary.stat().st_size, file_sha256(temporary)
@@ -94,8 +114,10 @@ def write_shard(task: ShardTask) -> ShardRecord:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(task.folder)
-    info = ShardInfo(name=task.name, count=count, bytes=size, sha256=checksum)
-    record = ShardRecord(info=info, converted=converted, bad=bad)
+    info = ShardInfo(name=task.name, count=len(task.items) - len(bad), bytes=size, sha256=checksum)
+    record = ShardRecord(
+        info=info, converted=list(converted.items()), bad=bad, suspect=suspect, digests="".join(digests)
+    )
     write_atomically(task.records / f"{task.name}.json", record.model_dump_json())
     return record
 
@@ -115,44 +137,39 @@ def finished_record(task: ShardTask) -> ShardRecord | None:
 
 @dataclass(frozen=True)
 class _EncodedImage:
-    """An image as it is stored: its file's bytes, extension and size, and whether it was re-encoded (``converted``)."""
+    """An image as it is stored, whether it was re-encoded, and its file's digest and the decoder's remark on it."""
 
     data: bytes
     extension: str
     width: int
     height: int
     converted: bool
+    digest: str
+    suspicion: str
 
 
 def _prepare(task: ShardTask, item: Item) -> _EncodedImage:
     data = _read(task, item)
-    decoded = decode(data)
-    image = decoded.image
-    jpeg = decoded.format in ("JPEG", "MPO")
-    extension = "jpg" if jpeg else "png"
-    if task.max_side is not None and max(image.size) > task.max_side:
-        scale = task.max_side / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        return _EncodedImage(_encode(image, jpeg, quality=92), extension, width, height, True)
-    if not decoded.plain:
-        data = _encode(image, jpeg, quality=95)
-    return _EncodedImage(data, extension, *image.size, not decoded.plain)
+    checked = check_image(data)
+    about = (digest(data), checked.suspicion)
+    jpeg = checked.format in ("JPEG", "MPO")
+    extension, size = "jpg" if jpeg else "png", (checked.width, checked.height)
+    if task.max_side is not None and max(size) > task.max_side:
+        scale = task.max_side / max(size)
+        width, height = (max(1, round(side * scale)) for side in size)
+        image = (checked.image or decode_image(data)).resize((width, height), Image.Resampling.LANCZOS)
+        return _EncodedImage(_encode(image, jpeg, quality=92), extension, width, height, True, *about)
+    if not checked.plain:
+        data = _encode(checked.image or decode_image(data), jpeg, quality=95)
+    return _EncodedImage(data, extension, *size, not checked.plain, *about)
 
 
 def _read(task: ShardTask, item: Item) -> bytes:
-    if item.data is not None:
-        return item.data
-    assert task.root is not None
     try:
-        with (task.root / (item.path or item.name)).open("rb") as stream:
-            if item.offset is None:
-                return stream.read()
-            stream.seek(item.offset)
-            data = stream.read(item.size)
+        data = read_item(task.root, item)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
-    if len(data) < item.size:
+    if item.offset is not None and len(data) < item.size:
         raise ImageError(f"{item.path} ends after {len(data)} of its {item.size} bytes")
     return data
 

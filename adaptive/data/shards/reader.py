@@ -8,7 +8,7 @@ import os
 import tarfile
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
 from adaptive.errors import one_line
 
 # Extensions that pack writes. Members of any other kind, pickles above all, are never read.
-_IMAGE_EXTENSIONS = {"jpg", "jpeg", "png"}
-_LABEL_BYTES = 64  # a longer text is no label
+IMAGE_EXTENSIONS = {"jpg", "jpeg", "png"}
+LABEL_BYTES = 64  # a longer text is no label
 _KEY_BYTES = 250  # of a key that are kept for messages
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25  # seconds, doubled after every failed attempt
@@ -159,8 +159,8 @@ class ShardReader:
             raise BadDataError(f"shard {shown}, sample {key}: {table.incomplete[position]}; pack again", MEMBER, key)
         image_at, image_size, label_at, label_size = (int(value) for value in table.offsets[position])
         image = self._piece(shard, descriptor, image_at, image_size)
-        text = self._piece(shard, descriptor, label_at, min(label_size, _LABEL_BYTES))
-        if len(image) != image_size or len(text) < min(label_size, _LABEL_BYTES):
+        text = self._piece(shard, descriptor, label_at, min(label_size, LABEL_BYTES))
+        if len(image) != image_size or len(text) < min(label_size, LABEL_BYTES):
             message = f"shard {shown}, sample {key}: the file ends too early; copy it again or pack again"
             raise BadDataError(message, TRUNCATED, key)
         try:
@@ -213,7 +213,7 @@ class ShardReader:
         incomplete: dict[int, str] = {}
         offsets = np.full((len(samples), 4), -1, dtype=np.int64)
         for number, (_, parts) in enumerate(samples):
-            image = next((parts[extension] for extension in parts if extension in _IMAGE_EXTENSIONS), None)
+            image = next((parts[extension] for extension in parts if extension in IMAGE_EXTENSIONS), None)
             if image is None or "cls" not in parts:
                 missing = "image (jpg or png)" if image is None else "label (cls)"
                 incomplete[number] = f"has no {missing}, only {', '.join(sorted(parts))}"
@@ -228,10 +228,15 @@ class ShardReader:
 
 def samples_of(shown: str, descriptor: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """Return the samples of a shard: key, and offset and size of each member's bytes, by extension."""
+    return group_samples(_members(shown, descriptor))
+
+
+def group_samples(members: Iterable[tuple[str, int, int]]) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+    """Return the samples that members make, given by name, offset and size; members that macOS adds belong to none."""
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    for name, offset, size in _members(shown, descriptor):
+    for name, offset, size in members:
         key, extension = split_name(name)
-        if key is None or extension is None:
+        if key is None or extension is None or is_apple_double(name):
             continue
         if not samples or samples[-1][0] != key:
             samples.append((key, {}))
@@ -279,6 +284,11 @@ def _members_of_any_tar(shown: str, descriptor: int) -> list[tuple[str, int, int
         message = f"shard {shown} is not a tar file ({error}); copy it again or pack again"
         raise BadDataError(message, MEMBER, whole=True) from None
     return found
+
+
+def is_apple_double(name: str) -> bool:
+    """Say whether a member is the second part, of attributes, that tar on macOS adds to a file: ``a/._1.jpg``."""
+    return "/._" in name or name.startswith(("._", "__MACOSX/"))
 
 
 def split_name(name: str) -> tuple[str | None, str | None]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from adaptive.data.images import image_files
 from adaptive.data.images.image_files import find_images
 from adaptive.errors import DataError
 
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("b.png", "a.jpg", "deep/er/c.webp", ".hidden.png", "notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture())
+        path.write_bytes(picture() if path.suffix != ".txt" else b"text")
     return tmp_path
 
 
@@ -78,3 +79,27 @@ def test_empty_folders_and_files_that_are_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.png").unlink()
     with pytest.raises(DataError, match=r"text.png: No such file"):
         found.open()
+
+
+def test_content_decides_in_a_folder_and_what_is_skipped_is_told(folder: Path) -> None:
+    for name in ("deep/d.jfif", "e", "f.dat", "__MACOSX/g.png", "notes (1).txt", "b copy.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(picture() if "notes" not in name else b"BM")
+    (folder / "deep" / "up").symlink_to("..")
+    (folder / "linked").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "h.png").write_bytes(picture())
+    inside = ["a.jpg", "b.png", "e", "f.dat", "deep/d.jfif", "deep/er/c.webp", "linked/h.png"]
+    assert names([str(folder)]) == [str(folder / name) for name in inside]
+    skipped = image_files.Skipped()
+    find_images([str(folder)], io.BytesIO(), skipped)
+    told = "\n".join(skipped.files.lines(10))
+    assert f"2 .txt: not an image, for example {folder}/notes (1).txt" in told
+    for part in (
+        "left by a tool (__MACOSX)",
+        "hidden",
+        "link to a folder that is read already",
+        "copy of a file beside",
+    ):
+        assert part in told
+    assert skipped.files.total == 6

@@ -34,7 +34,7 @@ def test_offsets_lead_to_the_bytes_also_two_archives_deep(tmp_path, form):
     inner = tar_of(FILES | long, form=form)
     path = stored(tmp_path, tar_of({"before": b"x" * 513, "inner.tar": inner, "after": b"y"}, form=form))
     outer, ignored = list_members(path)
-    assert ([member.name for member in outer], ignored) == (["before", "inner.tar", "after"], 0)
+    assert ([member.name for member in outer], ignored) == (["before", "inner.tar", "after"], [])
     members, _ = list_members(path, outer[1])
     content = path.read_bytes()
     read = {member.name: content[member.offset : member.offset + member.size] for member in members}
@@ -82,7 +82,7 @@ def test_links_devices_and_sparse_files_are_ignored(tmp_path):
         tar.addfile(tarfile.TarInfo("y.jpg"))
     path = stored(tmp_path, stream.getvalue())
     members, ignored = list_members(path)
-    assert ([member.name for member in members], ignored) == (["y.jpg"], 4)
+    assert ([member.name for member in members], ignored) == (["y.jpg"], ["x.jpg"] * 4)
     assert read_files(path, lambda name: True, 100)[0] == {"y.jpg": b""}
 
 

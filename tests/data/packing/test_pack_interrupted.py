@@ -16,12 +16,12 @@ SLOW_PACK = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from adaptive.data.packing import pack as module, writer
-original = writer.decode
+original = writer.check_image
 def slow(data, count=[0]):
     count[0] += 1
     time.sleep(0.04 if count[0] < int(sys.argv[3]) else 100)
     return original(data)
-writer.decode = slow
+writer.check_image = slow
 module.pack(sys.argv[1], sys.argv[2], shard_count=8, workers=2, progress=False)
 """
 

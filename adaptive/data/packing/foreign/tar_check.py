@@ -1,0 +1,137 @@
+"""The structure of a tar that somebody else wrote: what packing's own shards have by construction."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adaptive.data.images.image_kinds import is_tool_folder
+from adaptive.data.images.image_tree import NO_FILE
+from adaptive.data.shards.reader import IMAGE_EXTENSIONS, LABEL_BYTES, group_samples, is_apple_double, split_name
+from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
+
+Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and offset and size of the members by extension
+
+LEFT_BY_MACOS = "attributes that macOS adds"
+NO_SAMPLE = "member of no sample"
+_HEADER = tarfile.BLOCKSIZE
+_READ = 1 << 20  # bytes at a time
+_LABEL = re.compile(rb"\s*[+-]?[0-9]+\s*")
+
+
+@dataclass
+class TarContents:
+    """What a tar holds: its samples, the members left out by reason, and faults: key (or nothing) and sentence."""
+
+    samples: list[Sample] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+def examine(path: Path) -> TarContents:
+    """Scan a tar of samples; a fault is a sentence with its remedy, and all of them are found (raises OSError)."""
+    contents = TarContents()
+    found: list[tuple[str, int, int]] = []
+    size = path.stat().st_size
+    end = 0
+    with path.open("rb") as file:
+        try:
+            with tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:  # type: ignore[call-overload]
+                for member in members(tar):
+                    if member.isreg() and not member.issparse():
+                        found.append((member.name, member.offset_data, member.size))
+                    elif not member.isdir():
+                        contents.left_out.append((NO_FILE, member.name))
+                end = tar.offset
+        except BROKEN as error:
+            contents.faults.append(("", f"is cut off, damaged or no tar file ({error}); copy or make it again"))
+        else:
+            contents.faults += _end_faults(file.fileno(), min(end, size), size)
+    for name, _, _ in found:
+        if is_apple_double(name):
+            contents.left_out.append((LEFT_BY_MACOS, name))
+        elif split_name(name)[0] is None:
+            contents.left_out.append((NO_SAMPLE, name))
+    contents.samples = group_samples(found)
+    contents.faults += _member_faults(name for name, _, _ in found if not is_apple_double(name))
+    contents.faults += sample_faults(contents.samples)
+    return contents
+
+
+def read_label(descriptor: int, offset: int, size: int) -> int | str:
+    """Return a sample's label, or the sentence that says why it has none (raises OSError)."""
+    text = os.pread(descriptor, min(size, LABEL_BYTES), offset)
+    if not _LABEL.fullmatch(text):
+        shown = text[:20].decode("utf-8", "replace")
+        return f"label {shown!r} is no number; a member cls holds the number of the class, in digits"
+    return int(text)
+
+
+def _end_faults(descriptor: int, end: int, size: int) -> list[tuple[str, str]]:
+    """Look for the end mark, a block of zeros: without it a tar was cut off, and data behind it are never read."""
+    mark = os.pread(descriptor, _HEADER, end)
+    if not mark:
+        return [("", "has no end mark: it was cut off between two members; copy or make it again")]
+    if mark.strip(b"\0"):
+        return [("", f"is damaged at byte {end}, where a header should be; copy or make it again")]
+    for offset in range(end, size, _READ):
+        if os.pread(descriptor, _READ, offset).strip(b"\0"):
+            what = "holds data behind its end mark, as if tars had been joined, which no reader reaches; "
+            return [("", what + "join them with: tar --concatenate")]
+    return []
+
+
+def _member_faults(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Find members of one name, and keys that come back after another one: a reader would make one or two of them."""
+    faults, last = [], None
+    keys: set[str] = set()
+    parts: set[str] = set()
+    for name in names:
+        key, extension = split_name(name)
+        if key is None or extension is None:
+            continue
+        if key != last:
+            if key in keys:
+                faults.append(
+                    (key, "has members that do not lie together, others are in between; sort the members by name")
+                )
+            keys.add(key)
+            last, parts = key, set()
+        if extension.lower() in parts:
+            faults.append((key, f"has two members {extension}, one of which would be lost; give each sample a key"))
+        parts.add(extension.lower())
+    return faults
+
+
+def sample_faults(samples: Iterable[Sample]) -> list[tuple[str, str]]:
+    """Find samples that lack an image or a label, have several images, or are copies that tools made."""
+    faults = []
+    for key, parts in samples:
+        if tool := next((part for part in key.split("/")[:-1] if is_tool_folder(part) and part.strip(".")), None):
+            faults.append((key, f"is a copy that a tool made, in {tool}; remove it from the tar"))
+            continue
+        images = sorted(IMAGE_EXTENSIONS & parts.keys())
+        if len(images) > 1:
+            faults.append((key, f"has {len(images)} images ({', '.join(images)}); keep one of them"))
+        if not images or "cls" not in parts:
+            faults.append((key, _lacking(bool(images), parts)))
+    return faults
+
+
+def _lacking(has_image: bool, parts: Iterable[str]) -> str:
+    parts = sorted(parts)
+    missing = "label (cls)" if has_image else "image (jpg, jpeg or png)"
+    sentence = f"has no {missing}, only {', '.join(parts)}"
+    dotted = [part for part in parts if part.rpartition(".")[2] in {*IMAGE_EXTENSIONS, "cls"} and "." in part]
+    if dotted:
+        return f"{sentence}; a key ends at the first dot of a name: rename it, with no other dot than the extension's"
+    if has_image and "json" in parts:
+        return (
+            f"{sentence}; a class in json or txt, as img2dataset writes, is not read: add a member cls with the "
+            "class's number, or unpack the images into class folders and pack these"
+        )
+    return f"{sentence}; add it, or remove the sample"
