@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adaptive.data.packing.pack import PackReport
 
 SUSPECT_LISTED = 5
+_OF_PACKING = ("hold_out", "test_split", "leave_out", "no_splits", "max_side", "max_bad", "overwrite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Pack, print a summary, and return the exit code (raises DataError, MachineError)."""
     from adaptive.data.packing.pack import PackOptions, pack_with_report
 
+    _check_alone(arguments)
     if arguments.verify is not None:
         return _verify(arguments)
     if arguments.index is not None:
@@ -109,6 +111,18 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_summary(arguments.destination, report)
     return 0
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Refuse --verify or --index together with what says how to pack (raises DataError)."""
+    from adaptive.errors import DataError
+
+    modes = [name for name in ("verify", "index") if getattr(arguments, name) is not None]
+    if len(modes) > 1:
+        raise DataError("--verify and --index: give one of them")
+    given = [name for name in _OF_PACKING if getattr(arguments, name) not in (None, False, [], 0)]
+    if modes and given:
+        raise DataError(f"--{modes[0]} packs nothing; leave out --{given[0].replace('_', '-')}")
 
 
 def _check_words(arguments: argparse.Namespace) -> None:

@@ -224,6 +224,26 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(
     assert [json.loads(line)["image"] for line in ended.out.splitlines()] == [good]
 
 
+def test_what_a_folder_holds_besides_images_is_told(
+    calibrated: Path, image_folder: Path, commands: Forks, tmp_path: Path
+) -> None:
+    image = sorted(image_folder.iterdir())[0].read_bytes()
+    for name in ("plain", "b.jfif", ".hidden.png"):
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "notes.txt").write_text("no image")
+    ended = commands.run(["predict", str(calibrated), str(tmp_path), "--json"])
+    assert ended.code == 0
+    assert [json.loads(line)["image"] for line in ended.out.splitlines()] == [
+        str(tmp_path / "b.jfif"),
+        str(tmp_path / "plain"),
+    ]
+    told = [
+        f"1 .png: hidden, for example {tmp_path}/.hidden.png",
+        f"1 .txt: not an image, for example {tmp_path}/notes.txt",
+    ]
+    assert ended.err.splitlines() == [f"adaptive predict: skipped {line}" for line in told]
+
+
 def test_without_a_policy_everybody_goes_to_the_end(run: Path, image_folder: Path, commands: Forks) -> None:
     ended = commands.run(["predict", str(run), str(image_folder), "--json"])
     assert ended.code == 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from PIL import Image
 
 from adaptive.data.images.decode import ImageError, decode
@@ -28,47 +30,49 @@ class DamagedImage(ImageError):  # noqa: N818 - a kind of ImageError
 
 
 class CheckedImage(NamedTuple):
-    """A whole image: its size, format, and whether its file can be packed unchanged.
+    """A whole image, upright and in RGB, its file's format, and whether this can be packed unchanged.
 
-    ``image`` is what Pillow decoded, None where libjpeg-turbo did that; ``suspicion`` is what the decoder wondered at.
+    ``suspicion`` is what the decoder wondered at, mostly nothing.
     """
 
-    width: int
-    height: int
+    image: Image.Image
     format: str
     plain: bool
-    image: Image.Image | None = None
     suspicion: str = ""
 
 
 def check_image(data: bytes) -> CheckedImage:
     """Decode an image file and check that all of it is there.
 
+    libjpeg-turbo decodes upright grey and colour JPEGs, as for `adaptive.data.images.decode_window`, with the pixels
+    of Pillow in half of its time.
+
     Raises:
         DamagedImage: a part of the image is lost.
         ImageError: it cannot be decoded.
     """
-    frame = plain_jpeg(data)
-    if frame is not None and not (warning := _warning(data, "RGB")):
-        return CheckedImage(frame.width, frame.height, "JPEG", True)
+    frame, warning = plain_jpeg(data), ""
+    if frame is not None:
+        pixels, warning = _decode_jpeg(data, "RGB")
+        if pixels is not None:
+            return CheckedImage(Image.fromarray(pixels), "JPEG", True)
     decoded = decode(data)
-    if frame is None:
-        warning = _warning(data, "") if decoded.format in ("JPEG", "MPO") else ""
+    if frame is None and decoded.format in ("JPEG", "MPO"):
+        _, warning = _decode_jpeg(data, "")
     if lost := _lost(data, decoded.format, warning):
         raise DamagedImage(f"damaged, a part of the image is lost ({lost})")
     suspicion = warning if _UNUSED.search(warning) else ""
-    return CheckedImage(*decoded.image.size, decoded.format, decoded.plain, decoded.image, suspicion)
+    return CheckedImage(decoded.image, decoded.format, decoded.plain, suspicion)
 
 
-def _warning(data: bytes, colours: str) -> str:
-    """Return what libjpeg-turbo has to say of a JPEG, mostly nothing; its colour space is looked up where not given."""
+def _decode_jpeg(data: bytes, colours: str) -> tuple[NDArray[np.uint8] | None, str]:
+    """Return a JPEG's pixels, or else what libjpeg-turbo has to say of it; colours that are not given are looked up."""
     try:
         if not colours:
             colours = "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "RGB"
-        simplejpeg.decode_jpeg(data, colours)
+        return simplejpeg.decode_jpeg(data, colours), ""
     except ValueError as error:
-        return str(error) or "refused"
-    return ""
+        return None, str(error)
 
 
 def _lost(data: bytes, kind: str, warning: str) -> str:

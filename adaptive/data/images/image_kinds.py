@@ -43,7 +43,7 @@ _PORTABLE = re.compile(rb"P[1-6]\s(?:\s|#[^\n]*\n)*[0-9]+\s")
 
 _TOOL_FOLDERS = {
     *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"),
-    *("__pycache__", "recycler"),
+    *("__pycache__", "recycler", ".ipynb_checkpoints", ".git", ".svn", ".hg", ".appledouble", ".thumbnails", ".cache"),
 }
 _TOOL_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _BACKUPS = (".bak", ".orig", ".old", ".swp")
@@ -107,9 +107,11 @@ def left_behind(name: str) -> str | None:
     return UNFINISHED if lower.endswith(_UNFINISHED) else None
 
 
-def is_tool_folder(name: str) -> bool:
-    """Say whether a folder is one that tools make for themselves: hidden, or a trash, cache or index."""
-    return name.startswith(".") or name.lower() in _TOOL_FOLDERS
+def folder_left_behind(name: str) -> str | None:
+    """Return why a folder is no part of a data set: it is hidden, or a trash, cache or index of a tool; else None."""
+    if name.lower() in _TOOL_FOLDERS or name.startswith(".Trash"):
+        return f"{OF_A_TOOL} ({name})"
+    return f"in a hidden folder ({name})" if name.startswith(".") else None
 
 
 def copied_name(name: str) -> str | None:

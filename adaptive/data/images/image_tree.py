@@ -18,7 +18,7 @@ from adaptive.data.images.image_kinds import (
     OF_A_TOOL,
     copied_name,
     extension_of,
-    is_tool_folder,
+    folder_left_behind,
     kind_of,
     left_behind,
     unread_kind,
@@ -72,8 +72,8 @@ class ImageTree:
                 below = _join(here, name)
                 if below in self.leave_out:
                     self.ignore_folder(below, LEFT_OUT)
-                elif is_tool_folder(name):
-                    self.ignore_folder(below, f"{OF_A_TOOL} ({name})")
+                elif reason := folder_left_behind(name):
+                    self.ignore_folder(below, reason)
                 else:
                     pending.append(below)
             if pending:

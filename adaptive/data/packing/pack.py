@@ -163,7 +163,7 @@ def pack_with_report(source: str | Path, destination: str | Path, options: PackO
     choices = FolderChoices.of(Path(source), options.no_splits, options.classes_as_named, options.leave_out)
     with listing(source, options.progress):
         found = open_source(source, choices)
-    arrange_splits(found, options.test_split, options.hold_out, options.seed)
+        arrange_splits(found, options.test_split, options.hold_out, options.seed)
     staging = final.with_name(f"{final.name}.packing")
     with _machine_errors(staging), _staging(staging):
         tasks = _plan(found, staging, options)

@@ -75,7 +75,7 @@ def check_filled(root: Path, classes: list[str], splits: dict[str, list[Item]]) 
     if empty:
         raise DataError(
             f"{len(empty)} of {len(classes)} classes in {root} have no training image: {', '.join(empty[:5])}; "
-            "add images or remove the folders"
+            "add images, remove the folders, or leave them out with --leave-out PATH"
         )
     for split, items in splits.items():
         if not items:

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from adaptive.data.images.damage import check_image
-from adaptive.data.images.decode import ImageError, decode_image
+from adaptive.data.images.decode import ImageError
 from adaptive.data.packing.account import FileKind, kind_of_file
 from adaptive.data.packing.sources import Item, read_item
 from adaptive.data.packing.splitting.twins import DIGEST_CHARACTERS, digest
@@ -153,14 +153,14 @@ def _prepare(task: ShardTask, item: Item) -> _EncodedImage:
     checked = check_image(data)
     about = (digest(data), checked.suspicion)
     jpeg = checked.format in ("JPEG", "MPO")
-    extension, size = "jpg" if jpeg else "png", (checked.width, checked.height)
+    extension, size = "jpg" if jpeg else "png", checked.image.size
     if task.max_side is not None and max(size) > task.max_side:
         scale = task.max_side / max(size)
         width, height = (max(1, round(side * scale)) for side in size)
-        image = (checked.image or decode_image(data)).resize((width, height), Image.Resampling.LANCZOS)
+        image = checked.image.resize((width, height), Image.Resampling.LANCZOS)
         return _EncodedImage(_encode(image, jpeg, quality=92), extension, width, height, True, *about)
     if not checked.plain:
-        data = _encode(checked.image or decode_image(data), jpeg, quality=95)
+        data = _encode(checked.image, jpeg, quality=95)
     return _EncodedImage(data, extension, *size, not checked.plain, *about)
 
 

@@ -78,3 +78,10 @@ def test_a_few_bytes_that_no_pixel_used_are_told(photos, tmp_path, capsys):
     assert "extraneous bytes before marker" in printed
     assert run_command("--verify", tmp_path / "packed") == 0
     assert "suspect, but counted as fine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("--hold-out", 3), ("--leave-out", "x"), ("--no-splits",), ("--max-bad", 1)])
+def test_what_says_how_to_pack_is_not_passed_over(tmp_path, words):
+    for mode in ("--index", "--verify"):
+        with pytest.raises(DataError, match=f"{mode} packs nothing; leave out {words[0]}"):
+            run_command(mode, tmp_path, *words)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adaptive.data.images.image_kinds import OF_A_TOOL, is_tool_folder
+from adaptive.data.images.image_kinds import folder_left_behind
 from adaptive.data.images.image_tree import LEFT_OUT, LOOSE, ImageTree
 from adaptive.data.packing.folders.choices import FolderChoices
 from adaptive.data.packing.folders.questions import (
@@ -93,8 +93,8 @@ class FolderScan:
             path = f"{below}/{name}" if below else name
             if path in self.choices.leave_out:
                 self._ignore_once(path, LEFT_OUT)
-            elif is_tool_folder(name):
-                self._ignore_once(path, f"{OF_A_TOOL} ({name})")
+            elif reason := folder_left_behind(name):
+                self._ignore_once(path, reason)
             else:
                 found.append(name)
         for name in found:
@@ -196,7 +196,7 @@ class FolderScan:
     def _with_images(self, name: str) -> list[str]:
         """Return which folders of a folder hold images, "" for itself; their files are accounted for elsewhere."""
         other = ImageTree(self.root, self.choices.leave_out)
-        inside = [below for below in other.listed(name)[1] if not is_tool_folder(below)]
+        inside = [below for below in other.listed(name)[1] if not folder_left_behind(below)]
         found = [below for below in inside if any(True for _ in other.images(f"{name}/{below}"))]
         self.tree.unreadable += other.unreadable
         return found + ([""] if any(True for _ in other.images(name, deep=False)) else [])

@@ -12,7 +12,7 @@ _WORDS = {
 }
 _SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 # What people append to it: train2017, test_set, "Training images".
-_NAME = re.compile(r"(?P<word>[a-z]+?)[ _-]?(?:set|data|dataset|split|images|imgs|folder|dir)?[ _-]?(?:19|20)?\d{0,2}")
+_NAME = re.compile(r"(?P<word>[a-z]+?)[ _-]?(?:set|data|dataset|split|images|imgs|folder|dir)?[ _-]?[0-9]*")
 
 
 def split_of(name: str) -> str | None:

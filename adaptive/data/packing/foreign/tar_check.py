@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adaptive.data.images.image_kinds import is_tool_folder
+from adaptive.data.images.image_kinds import folder_left_behind
 from adaptive.data.images.image_tree import NO_FILE
 from adaptive.data.shards.reader import IMAGE_EXTENSIONS, LABEL_BYTES, group_samples, is_apple_double, split_name
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
@@ -65,7 +65,7 @@ def examine(path: Path) -> TarContents:
 def read_label(descriptor: int, offset: int, size: int) -> int | str:
     """Return a sample's label, or the sentence that says why it has none (raises OSError)."""
     text = os.pread(descriptor, min(size, LABEL_BYTES), offset)
-    if not _LABEL.fullmatch(text):
+    if size > LABEL_BYTES or not _LABEL.fullmatch(text):
         shown = text[:20].decode("utf-8", "replace")
         return f"label {shown!r} is no number; a member cls holds the number of the class, in digits"
     return int(text)
@@ -111,7 +111,7 @@ def sample_faults(samples: Iterable[Sample]) -> list[tuple[str, str]]:
     """Find samples that lack an image or a label, have several images, or are copies that tools made."""
     faults = []
     for key, parts in samples:
-        if tool := next((part for part in key.split("/")[:-1] if is_tool_folder(part) and part.strip(".")), None):
+        if tool := next((part for part in key.split("/")[:-1] if part.strip(".") and folder_left_behind(part)), None):
             faults.append((key, f"is a copy that a tool made, in {tool}; remove it from the tar"))
             continue
         images = sorted(IMAGE_EXTENSIONS & parts.keys())
