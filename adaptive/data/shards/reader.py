@@ -228,7 +228,12 @@ class ShardReader:
 
 def samples_of(shown: str, descriptor: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """Return the samples of a shard: key, and offset and size of each member's bytes, by extension."""
-    return group_samples(_members(shown, descriptor))
+    return group_samples(members_of(shown, descriptor))
+
+
+def members_of(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
+    """Return name, offset of the data and size in bytes of every regular file in a tar (raises BadDataError)."""
+    return _members(shown, descriptor)
 
 
 def group_samples(members: Iterable[tuple[str, int, int]]) -> list[tuple[str, dict[str, tuple[int, int]]]]:

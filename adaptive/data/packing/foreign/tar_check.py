@@ -8,17 +8,28 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+from adaptive.data.faults import BadDataError
 from adaptive.data.images.image_kinds import folder_left_behind
 from adaptive.data.images.image_tree import NO_FILE
-from adaptive.data.shards.reader import IMAGE_EXTENSIONS, LABEL_BYTES, group_samples, is_apple_double, split_name
+from adaptive.data.shards.reader import (
+    IMAGE_EXTENSIONS,
+    LABEL_BYTES,
+    group_samples,
+    is_apple_double,
+    members_of,
+    split_name,
+)
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
 
 Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and offset and size of the members by extension
+Member = tuple[str, int, int]  # name, and offset and size of the data
 
 LEFT_BY_MACOS = "attributes that macOS adds"
 NO_SAMPLE = "member of no sample"
 _HEADER = tarfile.BLOCKSIZE
+_CHECKSUM = slice(148, 156)  # of a header, counted as blanks in its own sum (POSIX ustar)
 _READ = 1 << 20  # bytes at a time
 _LABEL = re.compile(rb"\s*[+-]?[0-9]+\s*")
 
@@ -35,22 +46,11 @@ class TarContents:
 def examine(path: Path) -> TarContents:
     """Scan a tar of samples; a fault is a sentence with its remedy, and all of them are found (raises OSError)."""
     contents = TarContents()
-    found: list[tuple[str, int, int]] = []
-    size = path.stat().st_size
-    end = 0
     with path.open("rb") as file:
-        try:
-            with tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:  # type: ignore[call-overload]
-                for member in members(tar):
-                    if member.isreg() and not member.issparse():
-                        found.append((member.name, member.offset_data, member.size))
-                    elif not member.isdir():
-                        contents.left_out.append((NO_FILE, member.name))
-                end = tar.offset
-        except BROKEN as error:
-            contents.faults.append(("", f"is cut off, damaged or no tar file ({error}); copy or make it again"))
-        else:
-            contents.faults += _end_faults(file.fileno(), min(end, size), size)
+        found = _plain_members(file.fileno())
+    if found is None:
+        with path.open("rb") as file:  # anew: the descriptor was read on
+            found = _scan(file, contents)
     for name, _, _ in found:
         if is_apple_double(name):
             contents.left_out.append((LEFT_BY_MACOS, name))
@@ -60,6 +60,47 @@ def examine(path: Path) -> TarContents:
     contents.faults += _member_faults(name for name, _, _ in found if not is_apple_double(name))
     contents.faults += sample_faults(contents.samples)
     return contents
+
+
+def _plain_members(descriptor: int) -> list[Member] | None:
+    """Return the members of a whole tar that holds nothing but regular files, one behind the other; None of others."""
+    try:
+        found = members_of("", descriptor)
+    except BadDataError:
+        return None
+    end = 0
+    for _, offset, size in found:
+        if offset != end + _HEADER or not _is_sound(os.pread(descriptor, _HEADER, end)):
+            return None
+        end = offset + -(-size // _HEADER) * _HEADER
+    return None if _end_faults(descriptor, end, os.fstat(descriptor).st_size) else found
+
+
+def _is_sound(header: bytes) -> bool:
+    """Say whether a header's checksum is right, which a reader of plain tars does not look at."""
+    stated = header[_CHECKSUM].strip(b" \0")
+    return bool(re.fullmatch(rb"[0-7]+", stated)) and int(stated, 8) == sum(header) - sum(header[_CHECKSUM]) + 8 * ord(
+        " "
+    )
+
+
+def _scan(file: IO[bytes], contents: TarContents) -> list[Member]:
+    """Return the members of any tar; enter those that are left out, and the faults of the tar itself."""
+    found: list[Member] = []
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:  # type: ignore[call-overload]
+            for member in members(tar):
+                if member.isreg() and not member.issparse():
+                    found.append((member.name, member.offset_data, member.size))
+                elif not member.isdir():
+                    contents.left_out.append((NO_FILE, member.name))
+            end = tar.offset
+    except BROKEN as error:
+        contents.faults.append(("", f"is cut off, damaged or no tar file ({error}); copy or make it again"))
+    else:
+        contents.faults += _end_faults(file.fileno(), min(end, size), size)
+    return found
 
 
 def read_label(descriptor: int, offset: int, size: int) -> int | str:
