@@ -21,10 +21,10 @@ from adaptive.foreign_text import shown_location
 from adaptive.inference.checks import check_policy
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.inference.policy import NetworkIdentity, Policy
-from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.from_config import rebuild_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
+from adaptive.networks.weights.fingerprint import fingerprint
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse, verify
 
 

@@ -172,7 +172,7 @@ def _whole_arguments(trained: TrainedRun) -> dict[str, Any]:
 
 def _about(trained: TrainedRun) -> dict[str, Any]:
     """Return the metadata for the file's header."""
-    from adaptive.networks.trained_with import as_header
+    from adaptive.networks.weights.trained_with import as_header
 
     return {
         **as_header(trained.config.data, len(trained.classes)),

@@ -73,7 +73,9 @@ def for_inference(config: Config, folder: Path, overrides: Sequence[str] = ()) -
     mine = config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
-            "model": config.model.model_copy(update={"pretrained": False, "weights": None, "options": options}),
+            "model": config.model.model_copy(
+                update={"pretrained": False, "weights": None, "from_run": None, "options": options}
+            ),
             "distillation": config.distillation.model_copy(update=teacher),
             "train": config.train.model_copy(update={"run_folder": str(folder)}),
             "tracking": config.tracking.model_copy(update={"entity": usual.entity, "project": usual.project}),

@@ -29,9 +29,9 @@ from adaptive.inference.checks import (
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.stages import Carried, Observer, cut_into_stages
-from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
+from adaptive.networks.weights.fingerprint import fingerprint
 
 Images = Tensor | np.ndarray
 

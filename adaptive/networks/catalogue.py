@@ -15,7 +15,7 @@ from adaptive.networks.cutting.cut import survey
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
 from adaptive.networks.multiscale.registration import NETWORKS
-from adaptive.networks.trained_with import of_backbone
+from adaptive.networks.weights.trained_with import of_backbone
 
 OWN_FAMILY = NETWORKS.rpartition(".")[2]  # timm names families by modules
 WILDCARDS = "*?["

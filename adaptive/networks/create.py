@@ -21,11 +21,11 @@ from adaptive.networks.backbone import (
 )
 from adaptive.networks.cutting.cut import Cut, cut, sample_images
 from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
-from adaptive.networks.initial_weights import left_fresh, load_file, load_state
 from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.state import State
 from adaptive.networks.timm_names import TimmNames
+from adaptive.networks.weights.initial_weights import left_fresh, load_file, load_state
 
 TOLERANCE = 1e-5  # of the largest logit
 DEFAULT_EXITS = 4  # of a timm model
@@ -60,8 +60,8 @@ def create_model(
         input_size: side of the square images in pixels; by default the backbone's own.
         head_width: width of a pointwise layer in front of an early exit's pooling; 0 leaves it out.
         head_dropout: dropout in front of an early exit's classifier.
-        weights: file of weights to start the backbone from (see `adaptive.networks.weights_file.read_weights`), or a
-            plain timm model's state_dict; a classifier of another class count is left out.
+        weights: file of weights to start the backbone from (see `adaptive.networks.weights.weights_file.read_weights`),
+            or a plain timm model's state_dict; a classifier of another class count is left out.
         backbone: further arguments of timm.create_model; for ``msdnet`` and ``ranet`` all their settings.
 
     Returns:

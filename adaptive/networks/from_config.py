@@ -12,7 +12,7 @@ from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import ModelError
 from adaptive.networks.create import create_model
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.trained_with import TrainedWith, of_model
+from adaptive.networks.weights.trained_with import TrainedWith, of_model
 
 RGB = 3  # channels of a decoded image
 # Arguments of create_model and of timm's that other keys own: given twice, the two could disagree.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class ActivePhase:
         learner = build_learner(
             prepared, plan, copy.deepcopy(prepared.network), tensors.get("teacher"),
             reset_seed=None if checkpoint else config.train.seed + progress.phase,
-            links_trained=progress.phase > 0 and prepared.plans[progress.phase - 1].collaboration,
+            links_trained=_links_trained(prepared, progress.phase, state),
         )  # fmt: skip
         scheduler = build_scheduler(learner.engine.optimizer, config.schedule, plan.lr, plan.epochs, steps)
         if checkpoint:
@@ -85,3 +86,13 @@ class ActivePhase:
     def optimizer(self) -> Any:
         """The engine's optimizer; its param_groups carry the learning rates."""
         return self.learner.engine.optimizer
+
+
+def _links_trained(prepared: Prepared, phase: int, state: Mapping[str, Any]) -> bool:
+    """Whether the network was trained with its links when the phase began; ``state`` is a checkpoint's inside it."""
+    if "teacher_collaboration" in state:
+        return bool(state["teacher_collaboration"])
+    if phase > 0:
+        return prepared.plans[phase - 1].collaboration
+    links = {name for name, _ in prepared.network.named_parameters() if ".link." in name}
+    return bool(links) and not links & prepared.network.untrained

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import Mixer
@@ -54,7 +55,7 @@ class Learner:
     network: AdaptiveNetwork
     average: ExponentialAverage | None = None
     teacher: Teacher | None = None
-    frozen: nn.Module | None = None
+    frozen: AdaptiveNetwork | None = None
 
 
 def build_learner(
@@ -93,7 +94,7 @@ def build_learner(
         # Only now: DeepSpeed broadcasts weights as flat bytes. Under ZeRO weights are slices of flat buffers and have
         # to stay as they are; there the images' layout alone makes convolutions run channels-last.
         network.to(memory_format=torch.channels_last)
-    return Learner(engine, network, average, teacher, frozen.network if frozen else None)
+    return Learner(engine, network, average, teacher, cast(AdaptiveNetwork, frozen.network) if frozen else None)
 
 
 def arrange(network: AdaptiveNetwork, config: Config, device: torch.device) -> AdaptiveNetwork:

@@ -20,8 +20,8 @@ from adaptive.distributed.ranks import Ranks
 from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import installed_version
-from adaptive.networks import initial_weights
 from adaptive.networks.precision import autocast
+from adaptive.networks.weights import initial_weights
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
 from adaptive.tracking.record import Record

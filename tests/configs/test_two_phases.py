@@ -74,26 +74,35 @@ RANET = (
 )  # fmt: skip
 
 
-def teachers_and_first_phase(data: str, folder: str, recipe: str, network: tuple[str, ...]) -> dict[str, Any]:
-    """Logits of the frozen teacher in a real run and after a resume within phase 2, and of the network of phase 1."""
-    from adaptive.runs import load
+def probe() -> Tensor:
+    """Images on which networks are compared."""
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def watch_teachers() -> list[Tensor]:
+    """Collect, from now on and in this process, what every phase's teacher says of the `probe` as the phase begins."""
     from adaptive.training.active_phase import ActivePhase
-    from adaptive.training.learner import Learner
 
     seen: list[Tensor] = []
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     build = ActivePhase.start
 
     def start(*arguments: Any, **named: Any) -> ActivePhase:
         active = build(*arguments, **named)
-        learner: Learner = active.learner
-        if learner.teacher is not None:
-            answer = learner.teacher(images, [])
+        if active.learner.teacher is not None:
+            answer = active.learner.teacher(probe(), [])
             assert isinstance(answer, Tensor)
             seen.append(answer)
         return active
 
     ActivePhase.start = staticmethod(start)  # type: ignore[assignment,method-assign]
+    return seen
+
+
+def teachers_and_first_phase(data: str, folder: str, recipe: str, network: tuple[str, ...]) -> dict[str, Any]:
+    """Logits of the frozen teacher in a real run and after a resume within phase 2, and of the network of phase 1."""
+    from adaptive.runs import load
+
+    images, seen = probe(), watch_teachers()
     path = CONFIGS / "cifar10" / f"{recipe}.yaml"
     for stop in (STEPS + 2, STEPS + 4):  # the second start resumes within phase 2
         more = (f"train.max_steps={stop}", "checkpoint.every_steps=1", "evaluate.every_epochs=9", *network)
@@ -124,6 +133,35 @@ def test_the_frozen_teacher_is_the_network_of_the_first_phase(
         torch.testing.assert_close(teacher, found["first"], rtol=0, atol=1e-6)
     # The links of phase 2 begin at random here: with them it would be another network.
     assert (found["with untrained links"] - found["first"]).abs().mean() > 0.01
+
+
+def teachers_and_the_run_before(data: str, folder: str, collaboration: str) -> dict[str, Any]:
+    """Logits of the frozen teacher of a run that begins from another, also after a resume, and of that other's end."""
+    from adaptive.runs import load
+
+    source = (f"model.collaboration={collaboration}", "train.max_steps=2", "evaluate.every_epochs=9")
+    first = train_here(load_config(CONFIGS / "cifar10" / "ge.yaml", overrides(data, Path(folder) / "first", *source)))
+    changes = (f"model.from_run={first}", "phases=[{name: exits, learn: exits}]", "evaluate.every_epochs=9")
+    if collaboration == "false":
+        changes += ("model.collaboration=false",)
+    seen = watch_teachers()
+    for stop in (2, 4):
+        more = (*changes, f"train.max_steps={stop}")
+        train_here(load_config(CONFIGS / "cifar10" / "imta.yaml", overrides(data, Path(folder) / "next", *more)))
+    with torch.no_grad():
+        return {"teachers": seen, "first": load(first).network(probe())[-1]}
+
+
+@pytest.mark.ranks
+@pytest.mark.full
+@pytest.mark.parametrize("collaboration", ["true", "false"])
+def test_the_frozen_teacher_is_the_network_that_a_run_begins_from(
+    collaboration: str, digits: Path, tmp_path: Path
+) -> None:
+    found = run_ranks(teachers_and_the_run_before, 1, str(digits), str(tmp_path), collaboration)[0]
+    assert len(found["teachers"]) == 2
+    for teacher in found["teachers"]:
+        torch.testing.assert_close(teacher, found["first"], rtol=0, atol=1e-6)
 
 
 def continued_without_its_teacher(data: str, folder: str) -> str:

@@ -19,7 +19,7 @@ from adaptive.data.images.transforms import eval_transform
 from adaptive.inference.export.export import export
 from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import NetworkIdentity, Policy
-from adaptive.networks.fingerprint import fingerprint
+from adaptive.networks.weights.fingerprint import fingerprint
 
 CLASSES = [f"digit {i}" for i in range(10)]
 SIDE = 32

@@ -24,8 +24,8 @@ from adaptive.inference.export.export_manifest import BlockEntry, FileEntry, For
 from adaptive.inference.export.pieces import Piece, pieces_of, with_plain_attention
 from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import Policy
-from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.weights.fingerprint import fingerprint
 
 OPSET = 20  # by default: the first with GELU; onnxruntime reads it from 1.17 on
 LOWEST_OPSET = 18  # the first that torch's exporter writes

@@ -99,6 +99,7 @@ def capture(learner: Learner, keep: bool = True) -> tuple[dict[str, dict[str, Te
         state["ema_updates"] = learner.average.updates
     if learner.frozen is not None and keep:
         tensors["teacher"] = {name: cpu_copy(tensor) for name, tensor in learner.frozen.state_dict().items()}
+        state["teacher_collaboration"] = learner.frozen.collaboration
     if statistics:
         tensors["statistics"] = statistics
     return tensors, state

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from adaptive.config.sections import DataConfig, DistillationConfig
 from adaptive.errors import ConfigError, ModelError, reason_of
 from adaptive.networks.backbone import Backbone, build_backbone
-from adaptive.networks.initial_weights import left_fresh, load_file
-from adaptive.networks.trained_with import TrainedWith, of_backbone, of_file
+from adaptive.networks.weights.initial_weights import left_fresh, load_file
+from adaptive.networks.weights.trained_with import TrainedWith, of_backbone, of_file
 from adaptive.training.losses.distillation import NetworkTeacher
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from adaptive.config.sections import Config
 from adaptive.networks.from_config import build_network, outline_network
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.networks.weights_file import read_header
+from adaptive.networks.weights.weights_file import read_header
 from adaptive.training.starting.from_run import SourceRun, begin_from, open_run
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive.config.loading import load_config
+from adaptive.config.saved import for_inference, read_saved
 from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import CheckpointError, ConfigError, ModelError, reason_of
 from adaptive.networks.from_config import build_network, rebuild_network
@@ -31,9 +31,14 @@ FREE_OPTIONS = ("img_size", "drop_rate", "drop_path_rate", "drop_block_rate", "p
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A trained run to begin from: its configuration, and the checkpoint that `adaptive.load` would take."""
+    """A trained run to begin from: its configuration, and the checkpoint that `adaptive.load` would take.
+
+    ``said`` is the configuration as the run's folder has it; of ``config``, without what a run may not decide for
+    others, the network is built.
+    """
 
     folder: Path
+    said: Config
     config: Config
     checkpoint: Checkpoint
 
@@ -79,7 +84,9 @@ def open_run(folder: Path) -> SourceRun:
         raise ConfigError(f"{where} is no run folder: it has no config.yaml; give the folder that train wrote")
     store = CheckpointStore(folder / "checkpoints")
     try:
-        return SourceRun(folder, load_config(folder / "config.yaml"), store.best() or newest_or_refuse(store))
+        # The folder may be anybody's: what it permits or names as a place to read from does not count.
+        said = read_saved(folder / "config.yaml")
+        return SourceRun(folder, said, for_inference(said, folder), store.best() or newest_or_refuse(store))
     except CheckpointError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -153,6 +160,8 @@ def begin_from(config: Config, source: SourceRun, classes: Sequence[str]) -> tup
         )
     network.load_state_dict({**own, **taken})
     network.untrained = fresh | old.untrained
+    if not source.state["collaboration"]:  # its links, if any, are not of the network as it was trained last
+        network.untrained |= {name for name in own if ".link." in name}
     return network, _told(source, theirs, list(classes), old, network)
 
 
@@ -164,7 +173,7 @@ def _loaded(source: SourceRun, classes: list[str]) -> AdaptiveNetwork:
         old.load_state_dict(source.tensors())
     except RuntimeError as error:
         raise ModelError(f"model.from_run = {str(source.folder)!r}: {reason_of(error)}") from error
-    model = source.config.model
+    model = source.said.model
     if model.pretrained or model.weights or model.from_run:
         backbone = {name for name in old.untrained if name in old.names.plain}
         old.untrained = set() if model.from_run else old.untrained - backbone

@@ -10,7 +10,7 @@ from typing import Any
 from adaptive.config.loading import load_config
 from adaptive.config.sections import Config, DataConfig
 from adaptive.errors import ConfigError, ModelError
-from adaptive.networks.trained_with import of_model
+from adaptive.networks.weights.trained_with import of_model
 from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.starting.from_run import open_run, take_architecture
 

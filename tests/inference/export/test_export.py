@@ -30,8 +30,8 @@ from adaptive.inference.export.export_manifest import MANIFEST, Manifest
 from adaptive.inference.export.onnx_runner import OnnxClassifier
 from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import Policy
-from adaptive.networks.fingerprint import fingerprint
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.weights.fingerprint import fingerprint
 from tests.helpers.locations import REPOSITORY
 from tests.inference.conftest import CLASSES, FAMILIES, Exported, build, data_config
 

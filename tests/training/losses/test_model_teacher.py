@@ -14,7 +14,7 @@ from torchvision.transforms.functional import normalize
 
 from adaptive.config.sections import DataConfig, DistillationConfig
 from adaptive.errors import ConfigError
-from adaptive.networks.trained_with import as_header
+from adaptive.networks.weights.trained_with import as_header
 from adaptive.training.losses.model_teacher import check_teacher_classes, model_teacher
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, resolve_pretrained_cfg
 
 from adaptive.config.sections import DataConfig, ModelConfig
 from adaptive.errors import ModelError
-from adaptive.networks.weights_file import read_header
+from adaptive.networks.weights.weights_file import read_header
 
 HEADER = "data"  # entry of an export's header
 INTERPOLATIONS = ("bilinear", "bicubic")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaptive.errors import ModelError, reason_of
 from adaptive.networks.backbone import Backbone, classifier_names, configuration
-from adaptive.networks.weights_file import WeightsFile, read_weights
+from adaptive.networks.weights.weights_file import WeightsFile, read_weights
 
 log = logging.getLogger(__name__)
 MOST_NAMES = 3  # in a message
