@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from adaptive.errors import reason_of
-from adaptive.foreign_text import say, shown_location, visible
+from adaptive.foreign_text import say, shell_words, shown_location, visible
 
 WORKSPACE_SECONDS, SYNC_SECONDS = 60.0, 3600.0
 
@@ -15,7 +16,11 @@ WORKSPACE_SECONDS, SYNC_SECONDS = 60.0, 3600.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("--project", metavar="P", help="W&B project (default adaptive)")
-    parser.add_argument("--entity", metavar="E", help="W&B user or team; by default WANDB_ENTITY, or the account's own")
+    parser.add_argument(
+        "--entity",
+        metavar="E",
+        help="W&B user or team; by default WANDB_ENTITY, or the account's own; with --sync: who gets the runs",
+    )
     parser.add_argument(
         "--name", metavar="NAME", help="of the workspace; an existing one is updated (default Adaptive)"
     )
@@ -51,7 +56,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
     workspace = {
         "--project": arguments.project,
-        "--entity": arguments.entity,
         "--name": arguments.name,
         "--dry-run": arguments.dry_run,
     }
@@ -68,7 +72,6 @@ def _check(arguments: argparse.Namespace) -> None:
 def _save(arguments: argparse.Namespace) -> dict[str, Any]:
     """Create or update the workspace."""
     import importlib.util
-    import os
 
     from adaptive.errors import MachineError
     from adaptive.tracking.wandb_server import check_login, check_reachable, run_client, server
@@ -134,7 +137,8 @@ def _describe(as_json: bool) -> None:
 def _sync(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from adaptive.tracking.sync import offline_starts, sync
+    from adaptive.errors import MachineError
+    from adaptive.tracking.sync import entities, offline_starts, sync
     from adaptive.tracking.wandb_server import check_login, check_reachable, server
 
     limit = arguments.timeout or SYNC_SECONDS
@@ -142,10 +146,17 @@ def _sync(arguments: argparse.Namespace) -> int:
         offline_starts(folder)  # refused before anything is sent
     url = server()
     check_login(url)
+    entity = os.environ.get("WANDB_ENTITY")
+    for folder, named in ({} if arguments.entity else entities(arguments.sync, limit)).items():
+        if others := named - {entity}:
+            raise MachineError(
+                f"{folder} was recorded for the W&B user or team {', '.join(sorted(others))}, and a run folder may be "
+                f"anybody's; to upload it there give --entity {shell_words(min(others))}, or another one"
+            )
     check_reachable(url, limit)
     results = []
     for folder in arguments.sync:
-        results.append(sync(folder, limit))
+        results.append(sync(folder, limit, arguments.entity))
         if not arguments.json:
             say(results[-1].summary)
     if arguments.json:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
-from adaptive.errors import MachineError
+from adaptive.errors import MachineError, reason_of
 from adaptive.tracking.wandb_server import run_client
 
 # A .wandb file is a LevelDB log: a header, then blocks of chunks, each with checksum, length and kind.
 MAGIC, FILE_HEADER, BLOCK, CHUNK = b":W&B", 7, 2**15, struct.Struct("<IHB")
-FULL, LAST = 1, 4  # kinds of chunks that end a record
+FULL, FIRST, LAST = 1, 2, 4  # kinds of chunks: all of a record, its beginning, its end
+FIRSTS = 50  # records of a file, of which one says where the run belongs
+CLIENT = Path(__file__).with_name("wandb_client.py")
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,13 @@ def check_links(start: Path, run: Path) -> None:
             )
 
 
-def sync(run: str | Path, limit: float) -> SyncResult:
+def sync(run: str | Path, limit: float, entity: str | None = None) -> SyncResult:
     """Upload a run's offline starts through ``wandb sync``; those that are uploaded already are skipped.
 
     Args:
         run: run folder.
         limit: seconds for this run.
+        entity: W&B user or team that gets it, whatever the files say.
     """
     files = offline_starts(run)
     ids = list(dict.fromkeys(file.stem.removeprefix("run-") for file in files))
@@ -88,7 +95,8 @@ def sync(run: str | Path, limit: float) -> SyncResult:
         return SyncResult(str(run), named, before=before, empty=empty)
     # W&B's client reads settings, a server's address among them, from the folder that its logs go to.
     with TemporaryDirectory(prefix="adaptive-sync-") as aside:
-        words = ["-m", "wandb", "sync", *(str(file.parent.resolve()) for file in due)]
+        words = ["-m", "wandb", "sync", *(["--entity", entity] if entity else [])]
+        words += [str(file.parent.resolve()) for file in due]
         ended = run_client(words, limit, folder=aside)
     if ended.code is None:
         return SyncResult(str(run), named, fault=f"not done within {limit:g} s; give more with --timeout")
@@ -108,20 +116,45 @@ def mend(file: Path) -> bool:
     content = file.read_bytes()
     if not content.startswith(MAGIC):
         return len(content) > FILE_HEADER  # another format, which the client will refuse
-    offset, records, end = FILE_HEADER, 0, FILE_HEADER
+    ends = [FILE_HEADER, *(end for _, end in complete_records(content))]
+    if ends[-1] < len(content):
+        os.truncate(file, ends[-1])
+    return len(ends) > 2  # the first one holds only the client's version
+
+
+def complete_records(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield every complete record of a start's file, in W&B's own protocol, and where it ends."""
+    offset, begun = FILE_HEADER, b""
     while offset + CHUNK.size <= len(content):
         if BLOCK - offset % BLOCK < CHUNK.size:
             offset += BLOCK - offset % BLOCK
             continue
         _, length, kind = CHUNK.unpack_from(content, offset)
+        begun = (b"" if kind in (FULL, FIRST) else begun) + content[offset + CHUNK.size : offset + CHUNK.size + length]
         offset += CHUNK.size + length
         if not FULL <= kind <= LAST or offset > len(content):
-            break
+            return
         if kind in (FULL, LAST):
-            records, end = records + 1, offset
-    if end < len(content):
-        os.truncate(file, end)
-    return records > 1  # the first one holds only the client's version
+            yield begun, offset
+
+
+def entities(runs: Iterable[str | Path], limit: float) -> dict[str, set[str]]:
+    """Return for each run folder the W&B users or teams that its files name (raises MachineError as the client fails).
+
+    ``limit`` is in seconds. A file that names none goes to the account's own.
+    """
+    every = {str(run): offline_starts(run) for run in runs}
+    firsts = {
+        run: [base64.b64encode(r).decode() for f in files for r, _ in islice(complete_records(f.read_bytes()), FIRSTS)]
+        for run, files in every.items()
+    }
+    with TemporaryDirectory(prefix="adaptive-sync-") as aside:
+        ended = run_client([str(CLIENT), "entities"], limit, json.dumps(firsts), aside)
+    try:
+        return {run: set(found) for run, found in json.loads(ended.out).items()}
+    except ValueError:
+        reason = (ended.err.strip().splitlines() or [f"not done within {limit:g} s"])[-1]
+        raise MachineError(f"the W&B client cannot read what was recorded offline: {reason_of(reason)}") from None
 
 
 def in_progress(run: str | Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptive.errors import MachineError
-from adaptive.tracking.sync import in_progress, mend, offline_starts, sync
+from adaptive.tracking.sync import entities, in_progress, mend, offline_starts, sync
 from adaptive.tracking.wandb_server import run_client
 from adaptive.training.preflight import occupy
 from tests.helpers.shard_server import serve
@@ -195,3 +195,15 @@ def test_a_run_folder_does_not_say_which_server_gets_the_key(run_folder, tmp_pat
         assert sync(run_folder, 20.0).fault
         assert theirs.requests == []
         assert mine.requests
+
+
+def test_a_run_folder_does_not_say_which_team_gets_it(run_folder, monkeypatch, capsys):
+    dashboard = open_in(run_folder, "offline", project="exits", entity="theirs")
+    train(dashboard, 1, 2)
+    dashboard.finish(0)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    assert entities([run_folder], 60.0) == {str(run_folder): {"theirs"}}
+    assert "--entity theirs" in call(capsys, "--sync", str(run_folder)).err
+    for words in (["--entity", "mine"], ["--entity", "theirs"]):
+        assert "does not answer" in call(capsys, "--sync", str(run_folder), *words, "--timeout", "5").err
