@@ -124,3 +124,10 @@ def test_more_images_take_more() -> None:
     assert totals == sorted(totals)
     kept = phase.activations.kept(64) - phase.activations.kept(16)
     assert totals[-1] - totals[-2] == pytest.approx(kept + 48 * (4 * 3 * 32 * 32 + 8), rel=0.05)
+
+
+@pytest.mark.parametrize("prefix", ["", "stage3_"])
+def test_a_size_counts_by_either_of_its_names(prefix: str) -> None:
+    sizes = {f"{prefix}prefetch_bucket_size": 1234, f"{prefix}param_persistence_threshold": 56}
+    settings = ZeroSettings.of(chain_config({"zero_stage": 3}, deepspeed={"zero_optimization": sizes}), 2, 1)
+    assert (settings.prefetch_bucket, settings.persistence) == (1234, 56)
