@@ -19,6 +19,8 @@ from adaptive.config.sections import Config
 from adaptive.errors import ConfigError, nearest, reason_of
 from adaptive.foreign_text import without_secrets
 
+LONGEST_VALUE = 300  # characters of a wrong value in a message
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply ``section.key=value`` overrides.
@@ -234,7 +236,9 @@ def _explain(key: str, faults: list[ErrorDetails]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; add it to the file or give {key}=..."
     messages = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for fault in faults)
-    return f"{key} = {first['input']!r} is not allowed: {', or '.join(messages)}"
+    value = repr(first["input"])
+    value = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+    return f"{key} = {value} is not allowed: {', or '.join(messages)}"
 
 
 def _keys_at(location: list[str]) -> set[str]:

@@ -7,6 +7,7 @@ The comparison goes through the store by which the ranks meet, before any backen
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from adaptive.errors import StartError
 
 MOST_SHOWN = 3  # differences of one rank
+LONGEST = 80  # of a value in the message
 WORLD = "WORLD_SIZE"
 
 
@@ -77,7 +79,7 @@ def check_same_start(store: Store, rank: int, world: int, node: str, facts: Mapp
         store.set("first", json.dumps({"node": node, "world": world, "facts": encoded}))
     first = json.loads(store.get("first"))
     found = [
-        {"key": name, "first": first["facts"][name][0], "own": fact.shown, "remedy": fact.remedy}
+        {"key": name, **_where_they_differ(first["facts"][name][0], fact.shown), "remedy": fact.remedy}
         for name, fact in facts.items()
         if name in first["facts"] and not _equal(first["facts"][name], fact.encoded())
     ]
@@ -97,6 +99,20 @@ def _equal(first: Sequence[Any], own: Sequence[Any]) -> bool:
     if first[2] is not None and own[2] is not None:
         return math.isclose(first[2], own[2], rel_tol=1e-6)
     return bool(first[1] == own[1])
+
+
+def _where_they_differ(first: str, own: str) -> dict[str, str]:
+    """Return both values for the message; of long ones what lies around the first place in which they differ."""
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, own, strict=False)))
+    begin = max(0, same - LONGEST // 4)
+    if max(len(first), len(own)) <= LONGEST:
+        begin = 0
+
+    def part(value: str) -> str:
+        cut = value[begin : begin + LONGEST]
+        return ("..." if begin else "") + cut + ("..." if begin + LONGEST < len(value) else "")
+
+    return {"first": part(first), "own": part(own)}
 
 
 def _verdict(first_node: str, differing: list[dict[str, Any]]) -> str:

@@ -109,15 +109,17 @@ def test_evaluate_counts_what_is_broken(broken: Path, forks: Forks, tmp_path: Pa
 def test_images_that_leave_before_the_broken_exit_are_answered(
     broken: Path, trained: TrainedRun, forks: Forks, tmp_path: Path
 ) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for i, colour in enumerate([(255, 255, 255), (0, 0, 0), (90, 200, 10), (10, 20, 250)]):
-        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{i}.png")
-    files = sorted(tmp_path.glob("*.png"))
+        Image.new("RGB", (32, 32), colour).save(images / f"{i}.png")
+    files = sorted(images.glob("*.png"))
     with torch.no_grad():
         batch = torch.stack([trained.transform(Image.open(file)) for file in files])
         sure = trained.network(batch)[0].softmax(1).amax(1)
     middle = float(sure.sort().values[1:3].mean())
     Policy(thresholds=[middle, NOBODY, EVERYBODY]).save(tmp_path / "policy.json")
-    ended = forks.run(["predict", str(broken), str(tmp_path), "--policy", str(tmp_path / "policy.json"), "--json"])
+    ended = forks.run(["predict", str(broken), str(images), "--policy", str(tmp_path / "policy.json"), "--json"])
     assert ended.code == 1
     rows = [strict(line) for line in ended.out.splitlines()]
     assert [row["image"] for row in rows] == [str(f) for f, s in zip(files, sure, strict=True) if s >= middle]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,6 +49,12 @@ def test_a_long_list_is_cut() -> None:
     theirs = {f"key{i}": Fact("2", "r") for i in range(9)}
     (line, _) = meet([ours, theirs])
     assert line.endswith("also key1 = 1 and 2, key2 = 1 and 2 and 6 more; r")
+
+
+def test_long_values_are_shown_where_they_differ() -> None:
+    ours, theirs = ({"data.path": Fact("/a" * 60 + f"/{end}/set", "r")} for end in ("one", "other"))
+    (line, _) = meet([ours, theirs])
+    assert re.search(r"data\.path = \.\.\.[/a]{19}one/set on .*, \.\.\.[/a]{19}other/set on ", line), line
 
 
 def test_a_fact_that_one_rank_lacks_is_not_compared() -> None:

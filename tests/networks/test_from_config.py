@@ -79,6 +79,14 @@ def test_a_backbone_that_notes_other_channels_is_refused() -> None:
     assert build_network(config("unused", model={"options": {**overlay, "in_chans": 3}}), 10).channels == 3
 
 
+@pytest.mark.parametrize("build", [build_network, outline_network])
+def test_pretrained_weights_that_timm_lacks_are_refused(build: Any) -> None:
+    """timm itself begins with random ones, and a line in its log."""
+    tree = config("unused", model={"backbone": "coatnet_0_224", "exits": 2, "pretrained": True})
+    with pytest.raises(ModelError, match=r"model\.pretrained = true: there are no pretrained weights of coatnet_0_224"):
+        build(tree, 10)
+
+
 def test_planning_refuses_pretrained_weights_that_do_not_exist() -> None:
     tree = config("unused", model={"backbone": "resnet10t", "exits": 2, "pretrained": True})
     assert "blocks.0.0.weight" not in outline_network(tree, 1000).untrained

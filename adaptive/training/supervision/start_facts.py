@@ -31,7 +31,7 @@ LIBRARIES = {
 }  # fmt: skip
 SAME_FILE = "start every rank with the same configuration file and overrides"
 SAME_SOFTWARE = "give all nodes one environment, or install the same version on each (adaptive doctor compares them)"
-LONGEST = 80  # of a value in a message
+LONGEST = 4096  # of a value that travels to the other ranks
 SAMPLE = 4096  # weights of a tensor
 VISIBLE_WITHIN = 10.0  # seconds; network file systems keep what they know of a folder for some
 
@@ -97,8 +97,7 @@ def _configuration(prepared: Prepared) -> Iterator[tuple[str, Fact]]:
     tree = prepared.config.model_dump()
     for (key, value), (_, shown) in zip(leaves(tree), leaves(without_secrets(tree)), strict=True):
         text = json.dumps(shown, ensure_ascii=False, default=str)
-        short = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-        yield key, Fact(short, SAME_FILE, digest_of(json.dumps(value, default=str)))
+        yield key, Fact(text[:LONGEST], SAME_FILE, digest_of(json.dumps(value, default=str)))
 
 
 def _version(module: str, package: str) -> str:

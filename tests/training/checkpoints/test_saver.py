@@ -239,10 +239,7 @@ def _with_and_without_background(data: str, folder: str, stage: int) -> list[str
     """The same run saved while the loop waits, and by a slow writer beside it; returns the files that differ."""
     from adaptive.training.checkpoints.store import CheckpointStore as Store
 
-    weights = Path(folder) / f"weights-{os.environ['RANK']}.pth"  # a frozen teacher must have learned before
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), weights)
+    weights = Path(folder) / "weights.pth"  # a frozen teacher must have learned before
     original = Store.save
     for name in ("waits", "beside"):
         if name == "beside":
@@ -269,6 +266,9 @@ def _with_and_without_background(data: str, folder: str, stage: int) -> list[str
 def test_a_snapshot_is_of_its_moment_while_training_goes_on(digits: Path, tmp_path: Path) -> None:
     for world, stage in ((1, 0), (2, 2)):
         folder = tmp_path / f"{world}-{stage}"
+        folder.mkdir()
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), folder / "weights.pth")
         assert run_ranks(_with_and_without_background, world, str(digits), str(folder), stage)[0] == []
 
 

@@ -30,9 +30,6 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"phases": [{"learn": "early_exits", "epochs": 1, "reset_classifiers": True}]},
         ["phases.0.reset_classifiers = True", "learn: exits"],
     ),
-    "weights_that_timm_lacks": (
-        {"model": {"backbone": "coatnet_0_224", "pretrained": True}}, ["model.pretrained = True", "coatnet_0_224"],
-    ),
     "width_of_no_head": ({"model": {**ONE, "head_width": 8}}, ["model.head_width = 8", "model.head_width=0"]),
     "dropout_of_no_head": ({"model": {**ONE, "head_dropout": 0.1}}, ["model.head_dropout = 0.1"]),
 }  # fmt: skip
