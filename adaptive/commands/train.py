@@ -21,6 +21,8 @@ from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
 from adaptive.requirements import missing_package
 
+REFUSAL_WITHIN = 20.0  # seconds that a rank which cannot start takes to tell the others
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
@@ -39,9 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_frozen_code()
         code = _train(_configuration(arguments))
     except AdaptiveError as error:
-        if line := error.told("train", int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))):
-            say(line, file=sys.stderr)
         code = error.exit_code
+        leave_exit_code(code)
+        _say_error(error)
     except Exception as error:
         known = missing_package(error) if isinstance(error, ImportError) else None
         # A fault of ours is told whole; leave as below all the same.
@@ -95,8 +97,6 @@ def _train(config: Config) -> int:
     except AdaptiveError as error:
         stopped = isinstance(error, StoppedError)
         supervisor.end(failed=not stopped, words="" if stopped else str(error))
-        if ranks.rank and not stopped:
-            time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
         raise
     except Exception as error:
         supervisor.end(failed=True, words=shown(repr(error)))
@@ -106,6 +106,37 @@ def _train(config: Config) -> int:
     if ranks.rank == 0:
         say(f"trained: {folder}", f"next: adaptive evaluate {shell_words(folder)}")
     return 0
+
+
+def _say_error(error: AdaptiveError) -> None:
+    """Print an error, and tell the ranks that wait for this one."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    line = error.told("train", rank)
+    if rank == 0 and line:
+        say(line, file=sys.stderr)
+    if not isinstance(error, StoppedError):
+        _tell_waiting_ranks(str(error))
+        if rank:
+            time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
+    if rank and line:
+        say(line, file=sys.stderr)
+
+
+def _tell_waiting_ranks(words: str) -> None:
+    """Tell ranks that this one does not come to their meeting; it is over within REFUSAL_WITHIN, told or not."""
+    from adaptive.distributed.ranks import find_ranks, one_of_several
+
+    if not one_of_several(os.environ):
+        return
+    try:
+        ranks = find_ranks()
+    except AdaptiveError:
+        return  # the launcher's own variables are wrong: nobody can be met
+    from adaptive.distributed.same_start import refuse_start
+    from adaptive.training.engine.group import refuse_group
+    from adaptive.training.supervision.peers import host_name
+
+    refuse_group(lambda store: refuse_start(store, ranks.rank, ranks.world, host_name(), words), REFUSAL_WITHIN)
 
 
 def sweep_overrides(environment: Mapping[str, str]) -> list[str]:

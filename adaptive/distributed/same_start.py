@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from adaptive.errors import StartError
 
 MOST_SHOWN = 3  # differences of one rank
 LONGEST = 80  # of a value in the message
+READ_WITHIN = 10.0  # seconds
 WORLD = "WORLD_SIZE"
 
 
@@ -84,15 +86,43 @@ def check_same_start(store: Store, rank: int, world: int, node: str, facts: Mapp
         if name in first["facts"] and not _equal(first["facts"][name], fact.encoded())
     ]
     if found:
-        told = {"rank": rank, "node": node, "count": len(found), "found": found[:MOST_SHOWN]}
-        store.set(f"differing/{store.add('differing', 1)}", json.dumps(told))
-    if store.add("compared", 1) == first["world"]:  # the last one
-        count = store.add("differing", 0)
-        differing = [json.loads(store.get(f"differing/{i}")) for i in range(1, count + 1)]
-        store.set("verdict", json.dumps(_verdict(first["node"], differing)))
-    verdict = json.loads(store.get("verdict"))
-    if verdict:
+        _tell(store, {"rank": rank, "node": node, "count": len(found), "found": found[:MOST_SHOWN]})
+    if verdict := _conclude(store, rank, first["world"]):
         raise StartError(verdict)
+
+
+def refuse_start(store: Store, rank: int, world: int, node: str, words: str) -> None:
+    """Take this rank's part in the comparison although it cannot start: the others hear why, and need not wait for it.
+
+    Args:
+        store: the ranks' own, as `check_same_start` takes it on those that can start.
+        rank: of this process.
+        world: how many ranks there are.
+        node: this machine's name.
+        words: why it cannot start.
+    """
+    if rank == 0:
+        store.set("first", json.dumps({"node": node, "world": world, "facts": {}}))
+    _tell(store, {"rank": rank, "node": node, "refusal": words})
+    _conclude(store, rank, world)
+
+
+def _tell(store: Store, told: Mapping[str, Any]) -> None:
+    store.set(f"told/{store.add('told', 1)}", json.dumps(told))
+
+
+def _conclude(store: Store, rank: int, world: int) -> str:
+    """Return the verdict on all ranks' facts, which the last of them to come here finds; empty where all are alike."""
+    if store.add("compared", 1) == world:
+        told = [json.loads(store.get(f"told/{i}")) for i in range(1, store.add("told", 0) + 1)]
+        store.set("verdict", json.dumps(_verdict(json.loads(store.get("first"))["node"], told)))
+    verdict = str(json.loads(store.get("verdict")))
+    if verdict:
+        read, limit = store.add("read", 1), time.monotonic() + READ_WITHIN
+        while rank == 0 and read < world and time.monotonic() < limit:  # the store ends with this process
+            time.sleep(0.02)
+            read = store.add("read", 0)
+    return verdict
 
 
 def _equal(first: Sequence[Any], own: Sequence[Any]) -> bool:
@@ -115,11 +145,17 @@ def _where_they_differ(first: str, own: str) -> dict[str, str]:
     return {"first": part(first), "own": part(own)}
 
 
-def _verdict(first_node: str, differing: list[dict[str, Any]]) -> str:
-    """Return one line on the lowest of the ranks that differ, and how many more there are; empty where none does."""
-    if not differing:
-        return ""
-    differing.sort(key=lambda told: told["rank"])
+def _verdict(first_node: str, told: list[dict[str, Any]]) -> str:
+    """Return one line on the lowest rank that cannot start, or else that differs, and how many more there are."""
+    refusals = sorted((one for one in told if "refusal" in one), key=lambda one: one["rank"])
+    if refusals:
+        first, more = refusals[0], len(refusals) - 1
+        others = f" (and {more} more of the ranks)" if more else ""
+        return f"rank {first['rank']} on {first['node']} cannot start{others}: {first['refusal']}"
+    return _on_differences(first_node, sorted(told, key=lambda one: one["rank"])) if told else ""
+
+
+def _on_differences(first_node: str, differing: list[dict[str, Any]]) -> str:
     told, others = differing[0], differing[1:]
     most, *further = told["found"]
     text = (

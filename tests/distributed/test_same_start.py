@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from adaptive.distributed.same_start import Fact, check_same_start, digest_of
+from adaptive.distributed.same_start import Fact, check_same_start, digest_of, refuse_start
 from adaptive.errors import StartError
 
 SAME = {"optimizer.lr": Fact("0.1", "same file"), "the kind of device": Fact("cuda", "all on GPUs")}
@@ -79,3 +79,22 @@ def test_sums_may_be_rounded_differently_but_not_be_others() -> None:
 def test_another_number_of_ranks(worlds: list[int]) -> None:
     told = meet([SAME, SAME], worlds)
     assert all(f"WORLD_SIZE = 2 on node0 (rank 0), {worlds[1]} on node0 (rank 1)" in line for line in told)
+
+
+@pytest.mark.parametrize("refusing", [[0], [2], [0, 1, 2]])
+def test_a_rank_that_cannot_start_is_heard_by_all(refusing: list[int]) -> None:
+    store = HashStore()
+
+    def one(rank: int) -> str:
+        if rank in refusing:
+            refuse_start(store, rank, 3, f"node{rank}", "data.path = 'x' does not exist")
+            return ""
+        with pytest.raises(StartError) as caught:
+            check_same_start(store, rank, 3, f"node{rank}", SAME)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(one, range(3)))
+    others = f" (and {len(refusing) - 1} more of the ranks)" if len(refusing) > 1 else ""
+    line = f"rank {refusing[0]} on node{refusing[0]} cannot start{others}: data.path = 'x' does not exist"
+    assert told == ["" if rank in refusing else line for rank in range(3)]

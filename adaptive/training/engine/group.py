@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from adaptive.training.engine.operators import free_operators
 
 LOGGER = logging.getLogger(__name__)
 
-_meetings = itertools.count()  # of this process: a server that lives on keeps the keys of the one before
+_meetings: list[str] = []  # prefixes of this process's: a server that lives on keeps the keys of the one before
 
 
 def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
@@ -73,13 +72,31 @@ def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store
         _listen_alone(timedelta(seconds=timeout_seconds))
     store = None
     if meet is not None and os.environ["WORLD_SIZE"] != "1":
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
-        meet(dist.PrefixStore(f"adaptive/{next(_meetings)}", store))
+        store = _meeting(timeout_seconds)
+        meet(store)
     with _without_good_news():
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False, auto_mpi_discovery=False)
     barrier()
     del store  # the first rank's is the server, and had to live until the group had a connection of its own
     _forget_shared_memory()
+
+
+def _meeting(timeout_seconds: float) -> dist.Store:
+    """Return the store by which the ranks meet, as this process's next meeting sees it."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
+    _meetings.append(f"adaptive/{len(_meetings)}")
+    return dist.PrefixStore(_meetings[-1], store)
+
+
+def refuse_group(refuse: Callable[[dist.Store], None], timeout_seconds: float) -> None:
+    """Meet the other ranks only to tell them that this one does not join; nothing where they have met already.
+
+    It is no error if they cannot be reached: whoever calls has one to tell of.
+    """
+    if dist.is_initialized() or _meetings:
+        return
+    with suppress(RuntimeError):  # what torch raises where a store cannot be reached, or does not answer
+        refuse(_meeting(timeout_seconds))
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 
 import adaptive.files
 from adaptive.data.shards.index import load_index, write_index
+from adaptive.doctor.checks.network import free_port
 from adaptive.training.supervision.peers import host_name
+from tests.helpers.commands import Forks
 from tests.helpers.locations import REPOSITORY
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import rank_environment, run_ranks
 from tests.training.setups import config, train_here
 
 SECONDS = 30.0  # in which all ranks have to end; the collective operations' own time-out is half an hour
@@ -144,3 +146,35 @@ def test_another_run_folder_on_resume(nodes: Path) -> None:
 def test_equal_ranks_train_and_go_on(nodes: Path) -> None:
     for steps in (1, 2):
         assert [said for said, _ in run_ranks(on_its_own_node, 2, str(nodes), "nothing", steps)] == ["trained"] * 2
+
+
+@pytest.mark.parametrize(
+    ("refusing", "override", "words"),
+    [
+        (1, "train.epoch=3", "unknown key train.epoch"),
+        pytest.param(0, "data.path=nowhere", "dataset folder nowhere does not exist", marks=pytest.mark.full),
+        pytest.param(1, "data.path=nowhere", "dataset folder nowhere does not exist", marks=pytest.mark.full),
+    ],
+)
+def test_a_rank_that_cannot_start_keeps_nobody_waiting(
+    refusing: int, override: str, words: str, config_file: Path, tmp_path: Path, forks: Forks
+) -> None:
+    port = free_port()
+    began = time.monotonic()
+    ranks = [
+        forks.start(
+            [
+                "train",
+                str(config_file),
+                f"train.run_folder={tmp_path / 'run'}",
+                *([override] if rank == refusing else []),
+            ],
+            environment=rank_environment(rank, 2, port),
+        )
+        for rank in range(2)
+    ]
+    ended = [rank.wait(SECONDS) for rank in ranks]
+    assert time.monotonic() - began < SECONDS
+    assert [one.code for one in ended] == [1, 1]
+    assert all(words in one.err for one in ended), ended
+    assert f"rank {refusing} on {host_name()} cannot start: " in ended[1 - refusing].err
