@@ -197,7 +197,7 @@ def expect_all_metrics(records: list[dict[str, Any]]) -> None:
     assert set(costs) == position | {f"model/exit_{i}/{name}" for i in (1, 2, 3) for name in ("macs", "parameters")}
     speed = {"lr", "images_per_second", "data_wait_share", "memory_gib", "skipped_steps"}
     norms = {f"gradient_norm/{part}_{i}" for part in ("block", "exit") for i in (1, 2, 3)}
-    of_training = {"loss", *speed, *norms, *of_exits, *(f"exit_{i}/divergence" for i in (1, 2, 3))}
+    of_training = {"loss", "cross_entropy", *speed, *norms, *of_exits, *(f"exit_{i}/divergence" for i in (1, 2, 3))}
     assert set(trained) == position | {f"train/{name}" for name in of_training}
     of_validation = {f"{kind}/{name}" for kind in ("val", "val_ema") for name in ("loss", "images", *of_exits)}
     assert set(validated) == position | of_validation
