@@ -189,6 +189,7 @@ class TestAnswersAreKept:
         assert "the device is gone" in told.err
 
 
+@pytest.mark.full  # a run of its own; tests/reporting draws such runs
 class TestOneExit:
     """A plain network has nothing to calibrate, and no command says that it should be."""
 

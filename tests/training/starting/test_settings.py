@@ -101,6 +101,7 @@ def test_an_export_brings_its_own(existing_run: Path, tmp_path: Path, forks: For
     assert complete(tree({"backbone": "test_resnet", "weights": str(earlier)})).data.mean == IMAGENET
 
 
+@pytest.mark.full  # a run of its own
 def test_what_is_used_is_what_the_run_keeps(config_file: Path, tmp_path: Path, forks: Forks) -> None:
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), file)

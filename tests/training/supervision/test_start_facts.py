@@ -86,6 +86,7 @@ def test_another_configuration(nodes: Path) -> None:
     assert not list(nodes.rglob("metrics.jsonl"))
 
 
+@pytest.mark.full  # the configuration goes the same way
 def test_another_dataset(nodes: Path, digits: Path) -> None:
     other = nodes / "node1" / "dataset"
     other.unlink()
