@@ -285,6 +285,15 @@ def walk(place: Place, images: list[Path]) -> dict[str, list[list[str | Path]]]:
 CORE = ("predict", "checkpoint", "dashboard")  # the walk's quick ones, whose ways of printing the others share
 
 
+def accept_jobs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an sbatch first on the PATH that takes any job."""
+    bin_folder = place.root / "bin"
+    bin_folder.mkdir(exist_ok=True)
+    (bin_folder / "sbatch").write_text("#!/bin/sh\necho 42\n")
+    (bin_folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+
+
 @pytest.mark.parametrize(
     "command", [name if name in CORE else pytest.param(name, marks=pytest.mark.full) for name in COMMANDS]
 )
@@ -292,11 +301,7 @@ def test_every_command(
     command: str, place: Place, images: list[Path], monkeypatch: pytest.MonkeyPatch, forks: Forks
 ) -> None:
     """Nothing that it prints or writes holds a secret or does anything; it works, or ends in one line."""
-    bin_folder = place.root / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    (bin_folder / "sbatch").write_text("#!/bin/sh\necho 42\n")
-    (bin_folder / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    accept_jobs(place, monkeypatch)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(place.root / "no-netrc"))
     for words in walk(place, images)[command]:
@@ -330,11 +335,7 @@ def test_the_configuration_of_a_job_is_its_owners_alone(
     """What is submitted keeps the secret, which the job needs; nobody else reads it."""
     from adaptive.config.loading import load_config
 
-    bin_folder = place.root / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    (bin_folder / "sbatch").write_text("#!/bin/sh\necho 42\n")
-    (bin_folder / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    accept_jobs(place, monkeypatch)
     folder = place.root / "job"
     words = [f"data.path={place.url}", f"train.run_folder={folder}", "--cpu", "--seeds", "0-1"]
     ended = place.call("submit", place.config, *words)

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adaptive.config.loading import load_config
+from adaptive.config.saved import read_saved
 from adaptive.config.sections import Config, DataConfig
 from adaptive.errors import ConfigError, ModelError
 from adaptive.networks.weights.trained_with import of_model
@@ -34,7 +34,7 @@ def complete(config: Config) -> Config:
         return config
     folder = Path(str(config.train.run_folder))
     if CheckpointStore(folder / "checkpoints").all() and (folder / "config.yaml").is_file():
-        return _as_begun(config, load_config(folder / "config.yaml"))
+        return _as_begun(config, read_saved(folder / "config.yaml"))
     if model.from_run:
         source = open_run(Path(model.from_run))
         trained = {key: getattr(source.config.data, key) for key in IMAGES}
