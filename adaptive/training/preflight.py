@@ -96,8 +96,8 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
     steps_per_epoch(index.split(data.train_split).count, config.train.global_batch)
     if len(index.classes) < 2:
         raise DataError(
-            f"data.path = {data.path!r} has {len(index.classes)} class, of which every answer is right; pack images of "
-            "two classes or more"
+            f"data.path = {shown_location(data.path)!r} has {len(index.classes)} class, of which every answer is "
+            "right; pack images of two classes or more"
         )
     wanted = config.model.num_classes
     if wanted is not None and wanted != len(index.classes):
@@ -322,5 +322,5 @@ def _check_same_run(config: Config, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds a run with {key} = {then!r}, now it is {now!r}{more}; "
             "keep the value to continue that run, or choose another train.run_folder, which can begin from that run's "
-            f"network with model.from_run={folder}"
+            f"network with {shell_words(f'model.from_run={folder}')}"
         )
