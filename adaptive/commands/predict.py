@@ -120,6 +120,8 @@ def answers(
             return model.prepare(image)
         except DataError as error:
             return error
+        except MemoryError:
+            return DataError(f"{image.name}: there is not enough memory to prepare it; use fewer --threads")
 
     chunks = [images[start : start + batch] for start in range(0, len(images), batch)]
     with ThreadPoolExecutor(threads) as pool:

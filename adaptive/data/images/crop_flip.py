@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from adaptive.data.images.resizing import ResizedView
 from adaptive.data.seeding import CROP
 
 Draws = NDArray[np.float64]
@@ -45,7 +46,9 @@ class CropFlipDraws:
         return self._table[ids]
 
 
-def crop_flip_image(image: Image.Image, draws: Draws, size: int, padding: int, flip: float) -> Image.Image:
+def crop_flip_image(
+    image: Image.Image | ResizedView, draws: Draws, size: int, padding: int, flip: float
+) -> Image.Image:
     """Return a window of size x size pixels of an RGB image with a black border, flipped or not.
 
     Args:
@@ -58,7 +61,7 @@ def crop_flip_image(image: Image.Image, draws: Draws, size: int, padding: int, f
     width, height = image.size
     top = int(draws[0] * (height + 2 * padding - size + 1)) - padding
     left = int(draws[1] * (width + 2 * padding - size + 1)) - padding
-    if (left, top, width, height) != (0, 0, size, size):
+    if isinstance(image, ResizedView) or (left, top, width, height) != (0, 0, size, size):
         image = image.crop((left, top, left + size, top + size))  # black beyond the image
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws[2] < flip else image
 

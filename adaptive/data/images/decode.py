@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
+from adaptive.data.images.metadata import without_metadata
 from adaptive.errors import DataError, reason_of
 
 # Only raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
@@ -18,6 +18,17 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # Modes whose files are packed unchanged: any decoder makes the same pixels of them.
 _PLAIN_MODES = {"JPEG": {"RGB", "L"}, "MPO": {"RGB", "L"}, "PNG": {"RGB", "L", "P"}}
 ORIENTATION = 0x0112  # the EXIF tag
+# What turns an image upright, by its orientation (Exif 2.3); 1 is upright, other numbers mean nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BAND = 1 << 20  # pixels of 16 bits that are scaled at a time
 
 
 class ImageError(DataError):
@@ -43,47 +54,70 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def decode(data: bytes) -> DecodedImage:
-    """Decode as `decode_image` does, and return format and plainness of the file as well (raises ImageError)."""
+    """Decode as `decode_image` does, and return format and plainness of the file as well (raises ImageError).
+
+    Metadata are no reason to refuse an image: a file that is refused is tried without them.
+    """
     if not data:
         raise ImageError("the file is empty")
+    try:
+        return _decode(data)
+    except ImageError:
+        bare = without_metadata(data)
+        if bare is None:
+            raise
+    found = _decode(bare)
+    # Other readers of a shard may refuse such a PNG as well; a JPEG would lose by being encoded again.
+    return replace(found, plain=found.plain and found.format != "PNG")
+
+
+def _decode(data: bytes) -> DecodedImage:
     with warnings.catch_warnings():
         # Broken metadata is no concern of ours; an image beyond Pillow's size limit is.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return _decode(data)
+            return _decode_unguarded(data)
         except ImageError:
             raise
         except UnidentifiedImageError:
             raise ImageError("not an image, or of a kind that is not read") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise ImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels: possibly a decompression bomb") from None
+        except MemoryError:
+            raise ImageError("there is not enough memory for its pixels") from None
         except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
             raise ImageError(reason_of(error)) from None
 
 
-def _decode(data: bytes) -> DecodedImage:
+def _decode_unguarded(data: bytes) -> DecodedImage:
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     kind = image.format or ""
     # An MPO file is a photograph with a second view behind it; the others are animations or several pages.
-    if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{kind} with {getattr(image, 'n_frames', 1)} frames; only single images are taken")
+    if kind != "MPO" and _has_frames(image):
+        raise ImageError(f"{kind} with several frames; only single images are taken")
     image.load()
-    turned = orientation(image) not in (None, 1)
+    turn = turn_of(image)
     # Pillow reads 16-bit colour PNGs as 8-bit RGB; the file itself still holds 16 (byte 24 is IHDR's bit depth).
     deep = image.mode.startswith(("I", "F")) or (kind == "PNG" and data[24] == 16)
-    plain = image.mode in _PLAIN_MODES.get(kind, ()) and not turned and not deep
-    if turned:
-        image = ImageOps.exif_transpose(image)
-    return DecodedImage(_to_rgb(image, kind), kind, plain)
+    plain = image.mode in _PLAIN_MODES.get(kind, ()) and turn is None and not deep
+    # Not by ImageOps.exif_transpose, which writes the rest of the EXIF anew, and fails where that is garbage.
+    upright = image if turn is None else image.transpose(turn)
+    return DecodedImage(_to_rgb(upright, kind), kind, plain)
 
 
-def orientation(image: Image.Image) -> int | None:
-    """Return the orientation in the image's EXIF, 1 for upright; None where there is none or it cannot be read."""
+def _has_frames(image: Image.Image) -> bool:
+    # Counting them all takes quadratic time in a TIFF.
+    several: bool = getattr(image, "is_animated", None) or getattr(image, "n_frames", 1) > 1
+    return several
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns an image upright by its EXIF; None where it is, or its EXIF says nothing that can be read."""
     try:
-        return image.getexif().get(ORIENTATION)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
-        return None  # unreadable EXIF: the pixels are still good
+        return _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # on garbage Pillow's parser raises nearly anything, and the pixels are still good
+        return None
 
 
 def _to_rgb(image: Image.Image, kind: str) -> Image.Image:
@@ -104,5 +138,9 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"32-bit pixels ({low}..{high}) have no defined range")
-    # 65535 / 255 = 257: white stays white, where Pillow's own conversion clips at 255.
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND // values.shape[1])
+    for start in range(0, len(values), rows):  # in bands: all at once would take ten times the memory
+        # 65535 / 255 = 257: white stays white, where Pillow's own conversion clips at 255.
+        scaled[start : start + rows] = (values[start : start + rows].astype(np.uint32) + 128) // 257
+    return Image.fromarray(scaled)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from adaptive.config.sections import DataConfig
+from adaptive.data.images.resizing import FILTERS, resized_for, resized_size
 
 
 class EvalCrop(NamedTuple):
@@ -41,14 +42,8 @@ class EvalCrop(NamedTuple):
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Resize, and keep the middle."""
-        method = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-        resized = image.resize(self._resized(*image.size), method)
+        size = resized_size(image.size, self.size, self.resize == "squash")
+        resized = resized_for(image, size, FILTERS[self.interpolation], self.crop)
         # Python's round, half to even, is torchvision's choice of the middle.
         left, top = (round((side - self.crop) / 2) for side in resized.size)
         return resized.crop((left, top, left + self.crop, top + self.crop))
-
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        if self.resize == "squash":
-            return self.size, self.size
-        longer = int(self.size * max(width, height) / min(width, height))
-        return (self.size, longer) if width <= height else (longer, self.size)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from adaptive.data.images.decode import ORIENTATION, orientation
+from adaptive.data.images.decode import ORIENTATION, turn_of
 
 # Markers of ITU-T T.81, annex B: start of a file, frame headers, application data 1 and 2, start of a scan.
 _START = b"\xff\xd8"
@@ -115,6 +115,6 @@ def _is_plain_for_pillow(data: bytes) -> bool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(data), formats=("JPEG",))
-            return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) in (None, 1)
+            return image.format == "JPEG" and image.mode in ("RGB", "L") and turn_of(image) is None
         except Exception:  # decode_image will say what is wrong
             return False

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.mixup import mixup_target
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms  # type: ignore[import-untyped]
 
@@ -19,6 +19,7 @@ from adaptive.data.images.crop_flip import Draws, crop_flip_image
 from adaptive.data.images.decode import decode_image
 from adaptive.data.images.decode_window import Window, cut, decode_window, resized, to_pixels
 from adaptive.data.images.eval_crop import EvalCrop
+from adaptive.data.images.resizing import FILTERS, ResizedView, resized_for, resized_size
 from adaptive.data.seeding import MIX, seeded
 from adaptive.errors import ConfigError
 
@@ -195,12 +196,29 @@ def _to_float(pixels: Tensor) -> Tensor:
     return pixels.contiguous().to(torch.float32).div_(255)
 
 
-def _own_scale(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
-    target = data.image_size if data.crop == "pad" else (data.image_size, data.image_size)
-    names = ["bilinear", "bicubic"] if data.interpolation == "random" else [data.interpolation]
-    resizes = [transforms.Resize(target, interpolation=str_to_interp_mode(name)) for name in names]
+def _own_scale(data: DataConfig) -> list[Callable[[Image.Image], Image.Image | ResizedView]]:
+    names = list(FILTERS) if data.interpolation == "random" else [data.interpolation]
+    resizes = [_resize(data, FILTERS[name]) for name in names]
     return [resizes[0] if len(resizes) == 1 else transforms.RandomChoice(resizes)]
 
 
-def _pad_crop(data: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
-    return [transforms.RandomCrop(data.image_size, padding=data.crop_padding)] if data.crop == "pad" else []
+def _resize(data: DataConfig, method: Image.Resampling) -> Callable[[Image.Image], Image.Image | ResizedView]:
+    def resize(image: Image.Image) -> Image.Image | ResizedView:
+        size = resized_size(image.size, data.image_size, squash=data.crop == "none")
+        return resized_for(image, size, method, data.image_size)
+
+    return resize
+
+
+def _pad_crop(data: DataConfig) -> list[Callable[[Image.Image | ResizedView], Image.Image]]:
+    """Return torchvision's RandomCrop with padding, the same draws included, which also takes a view."""
+    side, padding = data.image_size, data.crop_padding
+
+    def cropped(image: Image.Image | ResizedView) -> Image.Image:
+        width, height = (length + 2 * padding for length in image.size)
+        shape = torch.empty(3, height, width, device="meta")
+        top, left, _, _ = transforms.RandomCrop.get_params(shape, (side, side))
+        left, top = left - padding, top - padding
+        return image.crop((left, top, left + side, top + side))  # black beyond the image
+
+    return [cropped] if data.crop == "pad" else []
