@@ -16,7 +16,7 @@ from adaptive.commands.run_options import (
     prepare_tables,
     split_outputs,
 )
-from adaptive.foreign_text import say
+from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +108,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
         for i, cost in enumerate(trained.network.costs())
     ]
     return {
-        "run": str(trained.folder),
+        "run": visible(str(trained.folder)),
         "backbone": trained.config.model.backbone,
         "checkpoint": trained.checkpoint.path.name,
         "weights": "ema" if trained.averaged else "plain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -33,6 +34,7 @@ COMMANDS = {
 
 
 INTERMIXED = ("train", "submit", "plan", "evaluate", "calibrate", "report", "bench")  # commands that take overrides
+_SHOWN = 100  # characters of a name that is too long
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,12 +77,19 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        known = missing_package(error) if isinstance(error, ImportError) else None
+        known = missing_package(error) if isinstance(error, ImportError) else _name_too_long(error)
         # A fault of ours is told whole, but for the secrets that a library's words may hold.
         say(*([known.told(str(called))] if known else traceback.format_exc().splitlines()), file=sys.stderr)
         code = known.exit_code if known else 1
     if code is not None:
         sys.exit(code)
+
+
+def _name_too_long(error: Exception) -> AdaptiveError | None:
+    """Return what a name means that the file system does not take; any of the words of a command may be one."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return AdaptiveError(f"{str(error.filename or '')[:_SHOWN]}...: {error.strerror}; check the path")
 
 
 def _run(words: list[str], called: str | None) -> int | None:

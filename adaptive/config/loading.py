@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from adaptive.config.checks import check_consistency
 from adaptive.config.keys import documented_keys, is_section, types_in
@@ -20,6 +22,9 @@ from adaptive.errors import ConfigError, nearest, reason_of
 from adaptive.foreign_text import without_secrets
 
 LONGEST_VALUE = 300  # characters of a wrong value in a message
+LARGEST_FILE = 1 << 20  # bytes; the longest configuration of this project has some thousand
+MOST_VALUES = 100_000  # of a configuration, each alias counted with all that it stands for
+MOST_FILES = 100  # that a configuration extends, directly or by way of others
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -61,7 +66,7 @@ def parse_config(tree: dict[str, Any], source: str = "configuration") -> Config:
 
 def load_tree(path: Path, may_extend: bool = True) -> dict[str, Any]:
     """Read a file, and those that it extends, as a plain tree (raises ConfigError; also where it may not extend)."""
-    return _read_tree(path, (), may_extend)
+    return _read_tree(path, (), {}, may_extend)
 
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
@@ -104,6 +109,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
+        _check_size(YAML(typ="safe", pure=True).compose(text), source)
         return YAML(typ="safe", pure=True).load(text)
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be a configuration; mend the brackets") from None
@@ -114,6 +120,19 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML{where}: {reason}") from None
 
 
+def _check_size(node: Node | None, source: str) -> None:
+    """Refuse aliases of aliases, with which a few lines stand for billions of values (raises ConfigError)."""
+    pending, count = [node], 0
+    while pending:
+        found = pending.pop()
+        if isinstance(found, CollectionNode):
+            parts = found.value
+            pending += chain.from_iterable(parts) if isinstance(found, MappingNode) else parts
+        count += 1
+        if count + len(pending) > MOST_VALUES:
+            raise ConfigError(f"{source}: more than {MOST_VALUES} values, aliases (*name) written out; use fewer")
+
+
 def _run_name(path: Path) -> Path:
     """configs/cifar10/ge.yaml -> cifar10/ge; a file outside of a folder of that name -> its name."""
     parts = path.with_suffix("").parts
@@ -121,21 +140,29 @@ def _run_name(path: Path) -> Path:
     return Path(*below)
 
 
-def _read_tree(path: Path, extending: tuple[Path, ...], may_extend: bool = True) -> dict[str, Any]:
-    """Read a file and what it extends; ``extending`` are the files that extend this one, the outermost first."""
+def _read_tree(
+    path: Path, extending: tuple[Path, ...], known: dict[Path, dict[str, Any]], may_extend: bool = True
+) -> dict[str, Any]:
+    """Read a file and what it extends, each file once.
+
+    Args:
+        path: of the file.
+        extending: the files that extend this one, the outermost first.
+        known: the trees of files that were read, by their resolved paths; this one is added.
+        may_extend: whether the file may extend others.
+    """
     by = f" (extended by {extending[-1]})" if extending else ""
     if not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist{by}{_nearest_file(path)}")
-    if path.resolve() in {other.resolve() for other in extending}:
+    here = path.resolve()
+    if here in {other.resolve() for other in extending}:
         raise ConfigError(f"{path} extends itself by way of {', '.join(map(str, extending))}; break the circle")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    if here in known:
+        return known[here]
+    if len(known) + len(extending) >= MOST_FILES:
+        first = extending[0] if extending else path
+        raise ConfigError(f"{first} extends more than {MOST_FILES} files, with those that they extend; merge some")
+    tree = _parse_file(path)
     if "extends" in tree and not may_extend:
         raise ConfigError(
             f"{path}: extends = {tree['extends']!r}: a run's configuration is complete and names no other file; "
@@ -148,8 +175,25 @@ def _read_tree(path: Path, extending: tuple[Path, ...], may_extend: bool = True)
         raise ConfigError(f"{path}: extends = {bases!r}: give a configuration file, or a list, relative to this one")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read_tree(path.parent / base, (*extending, path)))
-    return merge(merged, tree)
+        merged = merge(merged, _read_tree(path.parent / base, (*extending, path), known))
+    known[here] = merge(merged, tree)
+    return known[here]
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path} has more than {LARGEST_FILE} bytes, no configuration has; give a YAML file")
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as model: and data:, found {type(tree).__name__}")
+    return tree
 
 
 def _fill_in(tree: dict[str, Any], private: Path) -> None:

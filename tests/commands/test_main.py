@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.commands.main import COMMANDS
+from adaptive.commands.main import COMMANDS, main
 from tests.helpers.commands import Forks, start_command
 
 # One interpreter for all, which has imported nothing of ours before it forks.
@@ -104,3 +104,16 @@ def test_the_installed_command_starts() -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("adaptive-training ")
     assert start_command(["nonsense"]).code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "LONG"], ["report", "LONG"], ["plan", "LONG"], ["pack", "--verify", "LONG"]]
+)
+def test_a_name_that_is_too_long_is_one_short_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["x" * 5000 if word == "LONG" else word for word in words])
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert line.startswith(f"adaptive {words[0]}: error: x")
+    assert line.endswith("File name too long; check the path")
+    assert len(line) < 250

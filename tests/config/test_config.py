@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive.config import loading
 from adaptive.config.loading import differences, dump_config, load_config, parse_config
 from adaptive.config.sections import Config
 from adaptive.errors import ConfigError
@@ -151,6 +152,60 @@ def test_a_file_extends_others(tmp_path: Path) -> None:
     again = tmp_path / "dumped.yaml"
     again.write_text(dump_config(config))
     assert load_config(again) == config
+
+
+def test_each_file_is_read_once_however_often_it_is_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2^30 ways down to the first file each is one reading, and the later of two bases wins on every level."""
+    (tmp_path / "0-a.yaml").write_text("data: {path: somewhere, image_size: 64}\nmodel: {backbone: resnet18}\n")
+    (tmp_path / "0-b.yaml").write_text("data: {image_size: 32}\n")
+    for level in range(1, 31):
+        for name in "ab":
+            (tmp_path / f"{level}-{name}.yaml").write_text(f"extends: [{level - 1}-a.yaml, {level - 1}-b.yaml]\n")
+    counted, parse = [], loading._parse_yaml
+    monkeypatch.setattr(loading, "_parse_yaml", lambda text, source: counted.append(source) or parse(text, source))
+    config = load_config(write(tmp_path, "extends: [30-b.yaml, 30-a.yaml]\n"), ["data.image_size=48"])
+    assert (config.data.image_size, config.data.path) == (48, "somewhere")
+    assert len(counted) == 64  # 62 files, the first one, and the override
+    assert load_config(write(tmp_path, "extends: [30-b.yaml, 0-a.yaml]\n")).data.image_size == 64
+
+
+def test_files_that_extend_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "0.yaml").write_text("model: {}\n")
+    for level in range(1, 150):
+        (tmp_path / f"{level}.yaml").write_text(f"extends: {level - 1}.yaml\n")
+    with pytest.raises(ConfigError, match=r"149.yaml extends more than 100 files"):
+        load_config(tmp_path / "149.yaml")
+    bases = ", ".join(f"wide-{number}.yaml" for number in range(150))
+    for number in range(150):
+        (tmp_path / f"wide-{number}.yaml").write_text("model: {}\n")
+    with pytest.raises(ConfigError, match=r"run.yaml extends more than 100 files"):
+        load_config(write(tmp_path, f"extends: [{bases}]\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(
+            ["a: &v0 [x, x]", *(f"k{n}: &v{n} [*v{n - 1}, *v{n - 1}]" for n in range(1, 40)), "data: {mean: *v39}"]
+        ),
+        "\n".join(["a: &v0 {x: 1}", *(f"k{n}: &v{n} {{p: *v{n - 1}, q: *v{n - 1}}}" for n in range(1, 40))]),
+        "\n".join(["a: &v0 {x: 1}", *(f"k{n}: &v{n} {{<<: [*v{n - 1}, *v{n - 1}]}}" for n in range(1, 40))]),
+        "data: &d {path: *d}",
+        "model: {options: &o [*o, *o]}",
+    ],
+    ids=["lists", "sections", "merged", "circle", "circles"],
+)
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"run.yaml: more than 100000 values, aliases"):
+        load_config(write(tmp_path, text))
+
+
+def test_aliases_are_taken_and_a_huge_file_is_not(tmp_path: Path) -> None:
+    text = "x: &m [0.5, 0.5, 0.5]\n"
+    with pytest.raises(ConfigError, match="unknown key x"):
+        load_config(write(tmp_path, text + "model: {backbone: r}\ndata: {path: s, mean: *m, std: *m}\n"))
+    with pytest.raises(ConfigError, match=r"run.yaml has more than 1048576 bytes"):
+        load_config(write(tmp_path, "# a long comment\n" * 100_000))
 
 
 def test_wrong_extensions(tmp_path: Path) -> None:

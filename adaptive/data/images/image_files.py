@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +15,15 @@ from PIL import Image
 
 from adaptive.data.images.decode import decode_image
 from adaptive.data.images.ignored import Ignored
-from adaptive.data.images.image_kinds import EXTENSIONS
+from adaptive.data.images.image_kinds import EXTENSIONS, HEAD_BYTES, kind_of, unread_kind
 from adaptive.data.images.image_tree import ImageTree
 from adaptive.errors import DataError
 
 STDIN = "-"
 _LISTED = 5  # kinds of other files that a message lists
-MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")
+_SHOWN = 200  # characters of a name that leads nowhere
+LARGEST_IMAGE = 1 << 30  # bytes of an image from stdin: more than the largest that is decoded has, uncompressed
+LONGEST_LIST = 1 << 26  # bytes of a list from stdin: half a million names of usual length
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,17 @@ def find_images(names: Iterable[str], stdin: BinaryIO, skipped: Skipped | None =
     skipped = skipped or Skipped()
     for name in names:
         if name == STDIN:
-            found += _from_stdin(stdin.read(), skipped)
-        elif Path(name).is_dir():
+            found += _from_stdin(stdin, skipped)
+        # Not by Path, which raises an error where a name is too long for the file system.
+        elif os.path.isdir(name):  # noqa: PTH112
             found += _from_folder(name, skipped)
-        elif Path(name).exists():
+        elif os.path.exists(name):  # noqa: PTH110
             found.append(ImageFile(name))
         elif glob.has_magic(name):
             found += _from_pattern(name, skipped)
         else:
-            raise DataError(f"image {name} does not exist; give files, folders, patterns in quotes, or - for stdin")
+            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name)} characters)"
+            raise DataError(f"image {shown} does not exist; give files, folders, patterns in quotes, or - for stdin")
     return found
 
 
@@ -100,15 +106,33 @@ def _from_pattern(pattern: str, skipped: Skipped) -> list[ImageFile]:
     return images
 
 
-def _from_stdin(content: bytes, skipped: Skipped) -> Iterator[ImageFile]:
+def _from_stdin(stdin: BinaryIO, skipped: Skipped) -> Iterator[ImageFile]:
+    content = stdin.read(LONGEST_LIST + 1)
     if not content.strip():
         raise DataError("stdin (-) is empty; pipe an image into it, or names of files, one a line")
-    if content.startswith(MAGIC_BYTES):
+    head = content[:HEAD_BYTES]
+    lines = content.splitlines() if b"\0" not in content else []
+    kind = kind_of(head) or unread_kind("", head)
+    # A name may begin as a file of some format does (GIF89a.png); of these only a PPM can be text.
+    named = bool(lines) and os.path.exists(lines[0].strip())  # noqa: PTH110
+    if kind and not named and (kind == "PPM" or not _is_text(content)):
+        content += stdin.read(LARGEST_IMAGE + 1 - len(content))
+        if len(content) > LARGEST_IMAGE:
+            raise DataError(f"stdin (-) holds an image of more than {LARGEST_IMAGE} bytes; give it as a file")
         yield ImageFile("stdin", content)
         return
+    if not named and not _is_text(content):
+        raise DataError("stdin (-) holds neither an image nor names of files, one a line")
+    if len(content) > LONGEST_LIST:
+        raise DataError(f"stdin (-) holds more than {LONGEST_LIST} bytes of names; give it in parts, or give a folder")
+    for line in filter(None, map(bytes.strip, lines)):
+        yield from find_images([os.fsdecode(line)], io.BytesIO(), skipped)
+
+
+def _is_text(content: bytes) -> bool:
+    """Say whether bytes are UTF-8, but for a character that is cut off at their end, and hold no NUL."""
     try:
-        lines = io.StringIO(content.decode("utf-8")).read().splitlines()
+        codecs.getincrementaldecoder("utf-8")().decode(content)
     except UnicodeDecodeError:
-        raise DataError("stdin (-) holds neither an image nor names of files, one a line") from None
-    for line in filter(None, map(str.strip, lines)):
-        yield from find_images([line], io.BytesIO(), skipped)
+        return False
+    return b"\0" not in content

@@ -118,7 +118,8 @@ def write_shard(task: ShardTask) -> ShardRecord:
     record = ShardRecord(
         info=info, converted=list(converted.items()), bad=bad, suspect=suspect, digests="".join(digests)
     )
-    write_atomically(task.records / f"{task.name}.json", record.model_dump_json())
+    # Not by pydantic's JSON, which has no way to write a name that is not UTF-8.
+    write_atomically(task.records / f"{task.name}.json", json.dumps(record.model_dump()))
     return record
 
 
@@ -128,7 +129,7 @@ def finished_record(task: ShardTask) -> ShardRecord | None:
     A shard that lacks bad images is written anew: a file may have been unreadable for the moment only.
     """
     try:
-        record = ShardRecord.model_validate_json((task.records / f"{task.name}.json").read_bytes())
+        record = ShardRecord.model_validate(json.loads((task.records / f"{task.name}.json").read_bytes()))
         size = (task.folder / task.name).stat().st_size
     except (OSError, ValueError):
         return None

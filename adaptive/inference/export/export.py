@@ -272,6 +272,10 @@ def _check(
         check_opset(opset)
     if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not empty; give another folder, or remove it first")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # torch and onnxruntime open no such file
+        raise ExportError(f"{folder} is not UTF-8; give a folder whose name is") from None
     if len(classes) != network.num_classes:
         raise ExportError(f"{len(classes)} classes were given, the network has {network.num_classes}; give its own")
     if preprocess.crop != network.input_size:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from adaptive.errors import CheckpointError, MachineError, reason_of
@@ -70,10 +70,18 @@ class Checkpoint:
         """
         file = self.path / f"{name}.safetensors"
         try:
-            return load_file(file) if file.exists() else {}
+            return _load(file) if file.exists() else {}
         except SafetensorError as error:
             reason = reason_of(error)
             raise CheckpointError(f"{file} holds no tensors ({reason}); give an intact copy of the run") from None
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # safetensors opens no file whose name is not UTF-8
+        return load(file.read_bytes())
+    return load_file(file)
 
 
 class CheckpointStore:

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,52 @@ def test_stdin_holds_an_image(kind: str) -> None:
 def test_stdin_holds_names(folder: Path) -> None:
     lines = f"{folder / 'b.png'}\r\n\n  {folder / 'a.jpg'}\n".encode()
     assert names(["-"], lines) == [str(folder / "b.png"), str(folder / "a.jpg")]
+
+
+@pytest.mark.parametrize("name", ["BMW_1.png", "RIFF 2.png", "GIF89a.png", "P5 12 34.png", "II*.png", "bad\udce9.png"])
+def test_a_list_is_one_however_its_first_name_begins(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path(name).write_bytes(picture())
+    assert names(["-"], os.fsencode(f"{name}\na.jpg\n")) == [name, "a.jpg"]
+    if "P5" not in name:  # which may also be an image as text
+        Path(name).unlink()
+        with pytest.raises(DataError, match=r"does not exist|matches no image|neither an image nor names"):
+            names(["-"], os.fsencode(f"{name}\na.jpg\n"))
+
+
+@pytest.mark.parametrize("line", ["x" * 300, "deep/" * 2000, "x" * 10_000_000, "x\x85y", "*" * 300])
+def test_a_line_that_no_file_can_be_called_is_one_short_message(line: str) -> None:
+    for words, stdin in ([["-"], f"{line}\n".encode()], [[line], b""]):
+        with pytest.raises(DataError, match=r"does not exist|matches no image") as caught:
+            find_images(words, io.BytesIO(stdin))
+        assert len(str(caught.value)) < 800
+
+
+class Endless(io.RawIOBase):
+    """Standard input that goes on for ever; it counts what was read."""
+
+    def __init__(self, line: bytes) -> None:
+        self.line, self.count = line, 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert 0 <= size < 2 << 30, "all of it"
+        self.count += size
+        return (self.line * (size // len(self.line) + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    ("start", "message"), [(b"a.jpg\n", "bytes of names"), (picture("bmp"), "an image of more than")]
+)
+def test_an_endless_stdin_is_not_read_to_its_end(
+    start: bytes, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(image_files, "LONGEST_LIST", 1 << 20)
+    monkeypatch.setattr(image_files, "LARGEST_IMAGE", 1 << 22)
+    endless = Endless(start)
+    with pytest.raises(DataError, match=message):
+        find_images(["-"], endless)  # type: ignore[arg-type]
+    assert endless.count <= (1 << 22) + 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -8,9 +10,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from adaptive.commands.main import main
 from adaptive.data.images.image_files import EXTENSIONS
 from adaptive.data.packing import writer
 from adaptive.data.packing.pack import PackOptions, pack
+from adaptive.data.packing.sources import Item
+from adaptive.data.packing.verify import verify
+from adaptive.data.packing.writer import ShardTask, finished_record, write_shard
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import DataError, MachineError
 from tests.data.conftest import colour_field, content, make_photos, report, total
@@ -223,3 +229,36 @@ def test_a_full_disk_is_reported_and_finished_shards_are_kept(photos, tmp_path, 
     monkeypatch.undo()
     assert not (tmp_path / "packed").exists()
     assert total(report(photos, tmp_path / "packed").index) == 12
+
+
+def test_a_bad_image_whose_name_is_not_utf8_is_named(tmp_path, capsysbinary):
+    """In the error, the summary, the JSON, the list of suspects and of what is left out, and when packing goes on."""
+    source = make_photos(tmp_path / "photos", classes=2, each=3)
+    bad = os.fsencode(source / "class0") + b"/bad\xe9.png"
+    Path(os.fsdecode(bad)).touch()
+    shutil.copy(source / "class1" / "0.png", os.fsencode(source / "class1") + b"/good\xe9.pn\xe9")
+    Path(os.fsdecode(os.fsencode(source / "class1") + b"/notes\xe9.txt")).write_text("no image")
+    with pytest.raises(DataError, match=r"class0/bad\\udce9.png: the file is empty"):
+        report(source, tmp_path / "packed")
+    found = report(source, tmp_path / "packed", max_bad=1)
+    assert found.bad == [("class0/bad\udce9.png", "the file is empty")]
+    assert (found.account.total("packed"), found.ignored) == (7, 1)
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["pack", str(source), str(tmp_path / f"again{len(more)}"), "--max-bad", "1", "--workers", "1", *more])
+        out, err = capsysbinary.readouterr()
+        assert (ended.value.code, err) == (0, b"")
+        assert rb"bad\udce9.png" in out
+        assert rb"notes\udce9.txt" in out
+    assert verify(str(tmp_path / "packed"), workers=1, progress=False).faults == []
+
+
+def test_a_record_with_such_a_name_is_read_again(tmp_path):
+    """A shard that holds re-encoded images of such an extension is not written anew."""
+    (tmp_path / "records").mkdir()
+    name = "image.\udce9"
+    Image.new("RGB", (8, 8)).save(tmp_path / name, "tiff")
+    task = ShardTask("a-0.tar", tmp_path, tmp_path / "records", tmp_path, "a", 0, [Item(name, 0, 1)], ["class0"], None)
+    written = write_shard(task)
+    assert written.converted == [((".", ".\udce9"), 1)]
+    assert finished_record(task) == written

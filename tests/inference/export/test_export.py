@@ -228,6 +228,11 @@ class TestRefusals:
             export(network, tmp_path / "out", **arguments(opset=opset))
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_folder_whose_name_is_not_utf8(self, network: Any, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match=r"out\\udce9 is not UTF-8; give a folder whose name is"):
+            export(network, tmp_path / "out\udce9", **arguments())
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_taken_folder(self, network: Any, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("x")
         with pytest.raises(ExportError, match="exists and is not empty; give another folder, or remove it"):

@@ -35,6 +35,16 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert checkpoint.tensors("ema") == {}
 
 
+def test_a_folder_whose_name_is_not_utf8_is_read(tmp_path: Path) -> None:
+    """safetensors writes files below such a folder, and opens none of them."""
+    store = CheckpointStore(tmp_path / "run\udce9")
+    write(store, 1)
+    assert newest_or_refuse(store).tensors("weights")["a"].tolist() == [1, 1, 1]
+    (tmp_path / "run\udce9" / "step-00000001" / "weights.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"run\\udce9.* holds no tensors"):
+        store.all()[0].tensors("weights")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
