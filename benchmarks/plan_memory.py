@@ -69,7 +69,7 @@ def build(config: Config, world: int) -> Any:
     from adaptive.training.prepared_run import Setup
 
     device = resolve_device(config.train.device, int(os.environ["LOCAL_RANK"]))
-    batch = batch_sizes(config.train, world)
+    batch = batch_sizes(config, world)
     torch.manual_seed(0)
     template = create_model(
         config.model.backbone,

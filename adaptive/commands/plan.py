@@ -164,8 +164,9 @@ def _refuse_too_much(plan: Plan, limit: int | None) -> None:
 
     remedies = plan.remedies(limit)
     raise MachineError(
-        f"{needed / GIB:.2f} GiB per rank do not fit into {limit / GIB:.2f} GiB (train.micro_batch = "
-        f"{plan.checked.batch.micro_batch}, train.zero_stage = {plan.settings.stage}); try {'; or '.join(remedies)}"
+        f"{needed / GIB:.2f} GiB per rank do not fit into {limit / GIB:.2f} GiB "
+        f"({plan.checked.batch.micro_batch} images per forward pass, train.zero_stage = {plan.settings.stage}); "
+        f"try {'; or '.join(remedies)}"
     )
 
 
@@ -197,7 +198,8 @@ def _scaling(arguments: argparse.Namespace, config: Config) -> Scaling:
     from adaptive.planning.data_plan import Shards
     from adaptive.planning.memory import Sizes, ZeroSettings
     from adaptive.planning.simulation import Scaling
-    from adaptive.training.batch import batch_sizes
+    from adaptive.training.batch import BatchSizes, batch_sizes
+    from adaptive.training.checks.trial import check_phases_learn
     from adaptive.training.phases import plan_phase, prepare_phase
 
     per_node = arguments.gpus_per_node or 8
@@ -206,16 +208,21 @@ def _scaling(arguments: argparse.Namespace, config: Config) -> Scaling:
         network, batch = checked.network, checked.batch
         shards = Shards.of(checked.index.split(config.data.train_split))
     else:
-        batch = batch_sizes(config.train, arguments.nodes * (arguments.gpus_per_node or 1))
+        batch = batch_sizes(config, arguments.nodes * (arguments.gpus_per_node or 1))
         shards, network = _assumed(arguments, config)
-    phase = config.resolved_phases()[-1]
-    prepare_phase(network, plan_phase(config, phase, len(network.exits)))
+    plans = [plan_phase(config, phase, len(network.exits)) for phase in config.resolved_phases()]
+
+    def check(batch: BatchSizes) -> object:
+        return check_phases_learn(config, batch, network, plans)
+
+    check(batch)
+    prepare_phase(network, plans[-1])
     rate, _ = _speed(arguments, config, network, batch.micro_batch)
     assert rate is not None
     settings = ZeroSettings.of(config, batch.world, batch.accumulation)
     return Scaling(
         config, settings, Sizes.of(network, config.optimizer), shards, rate, _hardware(arguments, per_node),
-        batch.micro_batch, batch.accumulation, arguments.cached,
+        batch, check, arguments.cached,
     )  # fmt: skip
 
 

@@ -57,11 +57,6 @@ def check_consistency(config: Config) -> None:
     _check_in_memory(data)
     if data.decoder == "cuda":
         _check_gpu_decoding(config)
-    if train.micro_batch and train.global_batch % train.micro_batch:
-        raise ConfigError(
-            f"train.global_batch = {train.global_batch} is not divisible by train.micro_batch = {train.micro_batch}; "
-            "change one of them"
-        )
     if distillation.teacher == "model" and not distillation.teacher_model:
         raise ConfigError("distillation.teacher = 'model' needs distillation.teacher_model, a timm model name")
     if distillation.gamma > 0 and distillation.teacher == "ema" and not train.ema_decay:

@@ -240,7 +240,8 @@ class TrainConfig(ConfigSection):
     global_batch: PositiveCount = 256
     """Images per optimizer step over all ranks."""
     micro_batch: PositiveCount | None = None
-    """Images per rank and forward pass; by default global_batch / ranks. The rest is accumulated."""
+    """Most images per rank and forward pass; by default global_batch / ranks. The largest number up to it that divides
+    a rank's images per step is taken, on any number of ranks, and the rest is accumulated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from adaptive.config.sections import Config
 from adaptive.planning.plan import Plan
+from adaptive.training.batch import next_micro_batch
 from adaptive.training.optimizer import is_scale_invariant
 
-FAR = 2.0  # factor by which a learning rate may miss the rule before it is told of
+FAR = 2.0  # factor by which a learning rate may miss the rule, a micro batch its limit, before it is told of
 SMALL_BATCH = 8  # images per rank and forward pass below which a GPU computes noticeably slower per image
 
 
@@ -18,8 +19,13 @@ def warnings_about(plan: Plan, preset: Config | None = None) -> list[str]:
         found += _about_learning_rate(preset, config)
     if plan.cuda and batch.micro_batch < SMALL_BATCH:
         found.append(
-            f"train.micro_batch is {batch.micro_batch}: so small a batch leaves a GPU idle; use fewer ranks, or a "
-            "larger train.global_batch"
+            f"{batch.micro_batch} images per rank and forward pass: so small a batch leaves a GPU idle; use fewer "
+            "ranks, or a larger train.global_batch"
+        )
+    if batch.limit and batch.accumulation > 1 and FAR * batch.micro_batch <= batch.limit:
+        found.append(
+            f"train.micro_batch = {batch.limit}, but {batch.share} images per rank divide into {batch.micro_batch} at "
+            f"most; the next number that divides them is train.micro_batch={next_micro_batch(config, batch)}"
         )
     return found
 

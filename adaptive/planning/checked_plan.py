@@ -47,7 +47,7 @@ def check_plan(config: Config, nodes: int, gpus_per_node: int) -> CheckedPlan:
         if number < 1:
             raise AdaptiveError(f"{flag} {number} is too small; give 1 or more")
     config = complete(config)
-    batch = batch_sizes(config.train, nodes * gpus_per_node)
+    batch = batch_sizes(config, nodes * gpus_per_node)
     index = preflight.check_dataset(config)
     folder = Path(str(config.train.run_folder))
     goes_on, _ = preflight.find_resume_point(config, index, CheckpointStore(folder / "checkpoints"))

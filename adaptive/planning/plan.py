@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptive.config.sections import Config
 from adaptive.data.reading.in_memory import needed_bytes
+from adaptive.errors import ConfigError
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, teacher_model, trace_activations
 from adaptive.planning.checked_plan import CheckedPlan
@@ -23,6 +24,8 @@ from adaptive.planning.memory import (
     predict_memory,
 )
 from adaptive.planning.traffic import Collective, bytes_sent, step_traffic
+from adaptive.training.batch import micro_batches
+from adaptive.training.checks.trial import check_phases_learn
 from adaptive.training.phases import PhasePlan, plan_phase, prepare_phase
 from adaptive.training.preflight import checkpoint_bytes
 
@@ -111,14 +114,19 @@ class Plan:
         return {stage: self.needed(self._most(replace(self.settings, stage=stage), micro)) for stage in range(4)}
 
     def largest_micro_batch(self, limit: int) -> int | None:
-        """Return the largest micro batch that divides a rank's share and fits into ``limit`` bytes, or None."""
-        batch = self.checked.batch
-        share = batch.global_batch // batch.world
+        """Return the largest micro batch that can be trained with and fits into ``limit`` bytes, or None."""
+        config, batch = self.checked.config, self.checked.batch
         fitting = None
-        for micro in (n for n in range(1, share + 1) if share % n == 0):
-            settings = replace(self.settings, accumulation=share // micro)
+        for micro in micro_batches(config, batch.share):
+            settings = replace(self.settings, accumulation=batch.share // micro)
             if self.needed(self._most(settings, micro)) <= limit:
                 fitting = micro
+        if fitting == 1:
+            single = replace(batch, micro_batch=1, accumulation=batch.share)
+            try:
+                check_phases_learn(config, single, self.checked.network, [phase.plan for phase in self.phases])
+            except ConfigError:
+                return None
         return fitting
 
     def remedies(self, limit: int) -> list[str]:

@@ -30,6 +30,7 @@ def plan_as_dict(
         "device": "cuda" if plan.cuda else "cpu",
         "global_batch": batch.global_batch,
         "micro_batch": batch.micro_batch,
+        "micro_batch_limit": batch.limit,
         "accumulation": batch.accumulation,
         "steps_per_epoch": plan.data.steps,
         "steps": plan.steps,
@@ -69,6 +70,8 @@ def print_plan(plan: Plan, rate: float | None, source: str, limit: int | None, w
         f"batch: {batch.world} rank(s) x {batch.micro_batch} images x {batch.accumulation} accumulated = "
         f"{batch.global_batch} per step"
     )
+    if batch.derived:
+        say(batch.derived)
     say(f"steps: {plan.data.steps} per epoch, {plan.steps} in all")
     for phase in plan.phases if len(plan.phases) > 1 else ():
         say(f"  {phase.plan.name}: {phase.plan.epochs} epochs, {phase.steps} steps, lr {phase.plan.lr:g}")
@@ -149,7 +152,7 @@ def simulation_as_dict(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequ
             "images_per_second_per_rank": scaling.images_per_second,
             **asdict(scaling.hardware),
             "zero_stage": scaling.settings.stage,
-            "micro_batch": scaling.micro_batch,
+            "micro_batch": scaling.batch.limit,
             "images": scaling.shards.images,
             "shards": len(scaling.shards.counts),
             "bytes": sum(scaling.shards.bytes),
@@ -165,6 +168,8 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     """Print assumptions, two tables, and where it stops scaling."""
     shards, hardware, config = scaling.shards, scaling.hardware, scaling.config
     total = sum(shards.bytes)
+    limit = scaling.batch.limit
+    passes = f"up to {limit} images per pass" if limit else "a rank's images in one pass"
     say(
         f"assumed: {scaling.images_per_second:g} images/s per rank alone; {hardware.ranks_per_node} ranks per node; a "
         f"rank sends {hardware.intra_bandwidth:g} GB/s inside a node, a node {hardware.inter_bandwidth:g} GB/s to "
@@ -173,13 +178,15 @@ def print_simulation(scaling: Scaling, rows: Sequence[ScalingRow], stops: Sequen
     )
     say(
         f"data: {shards.images:,} images, {human(total)}B in {len(shards.counts)} shards; "
-        f"{scaling.sizes.learning:,} parameters learn, ZeRO {scaling.settings.stage}, up to {scaling.micro_batch} "
-        "images per pass"
+        f"{scaling.sizes.learning:,} parameters learn, ZeRO {scaling.settings.stage}, {passes}"
     )
     _print_data(scaling, rows)
     _print_time(scaling, rows)
     if any(row.grown for row in rows):
-        say(f"* train.global_batch = {config.train.global_batch} does not divide: every rank keeps its images per step")
+        say(
+            f"* train.global_batch = {config.train.global_batch} is not for so many ranks: every rank keeps its "
+            f"{scaling.batch.share} images per step"
+        )
     cost = resume_cost(shards, config.data, config.train.seed, _resumed_batch(scaling))
     say(
         f"going on from the middle of an epoch (step {cost.step}): {cost.skipped:,} samples and {cost.shards_passed} "
@@ -199,6 +206,7 @@ def _print_data(scaling: Scaling, rows: Sequence[ScalingRow]) -> None:
     columns = (
         "ranks",
         "batch",
+        "per pass",
         "steps",
         "images/rank",
         "shards/rank",
@@ -211,11 +219,12 @@ def _print_data(scaling: Scaling, rows: Sequence[ScalingRow]) -> None:
     for row in rows:
         data = row.data
         if data is None:
-            table.add_row(str(row.world), f"{row.global_batch}*", *["-"] * 6)
+            table.add_row(str(row.world), f"{row.global_batch}*", *["-"] * 7)
             continue
         table.add_row(
             str(row.world),
             f"{row.global_batch}{'*' if row.grown else ''}",
+            f"{row.accumulation} x {row.micro_batch}",
             str(data.steps),
             _range(*data.images_per_rank),
             _range(data.opens[0], data.opens[2]),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from adaptive.config.sections import Config
+from adaptive.errors import ConfigError
 from adaptive.planning.data_plan import DataPlan, Shards, simulate_epoch
 from adaptive.planning.memory import Sizes, ZeroSettings
 from adaptive.planning.step_time import Hardware, StepTime, step_time
 from adaptive.planning.traffic import bytes_sent, step_traffic
+from adaptive.training.batch import BatchSizes, batch_sizes
 
 REMEDIES = {
     "batch": (
@@ -39,8 +41,8 @@ class Scaling:
         shards: of the training split.
         images_per_second: of one rank that trains alone.
         hardware: stated rates.
-        micro_batch: images per rank and forward pass.
-        accumulation: micro batches per step, where the batch grows with the ranks.
+        batch: of the ranks asked for, from where a growing batch grows.
+        check: raises ConfigError for a batch with which a run is refused because BatchNorm gets a single image.
         cached: whether nodes keep all shards, so that after the first epoch none is read from the shared storage.
     """
 
@@ -50,8 +52,8 @@ class Scaling:
     shards: Shards
     images_per_second: float
     hardware: Hardware
-    micro_batch: int
-    accumulation: int = 1
+    batch: BatchSizes
+    check: Callable[[BatchSizes], object]
     cached: bool = False
 
 
@@ -62,12 +64,14 @@ class ScalingRow:
     Attributes:
         world: ranks.
         nodes: machines.
-        global_batch: of ``data`` and ``time``: the configured one, or where that does not divide, what it grows to.
+        global_batch: of ``data`` and ``time``: the configured one, or where no run can have that, what it grows to.
         grown: whether it is the latter.
+        micro_batch: images per rank and forward pass, as a run derives them.
+        accumulation: forward passes per step.
         data: the data plan (None: less than one step in the dataset).
         sent: bytes that a rank sends per step, by ZeRO stage.
         time: of a step with that batch.
-        fixed: efficiency at the configured global batch (None where it does not divide).
+        fixed: efficiency at the configured global batch (None where a run on so many ranks is refused).
         growing: efficiency where every rank keeps its images per step (None where a step exceeds the dataset).
         fixed_bound: what limits the former.
         growing_bound: what limits the latter.
@@ -77,6 +81,8 @@ class ScalingRow:
     nodes: int
     global_batch: int
     grown: bool
+    micro_batch: int
+    accumulation: int
     data: DataPlan | None
     sent: dict[int, float]
     time: StepTime
@@ -119,14 +125,12 @@ def find_stops(rows: Sequence[ScalingRow]) -> list[Stop]:
 
 
 def _row(scaling: Scaling, world: int) -> ScalingRow:
-    total = scaling.config.train.global_batch
-    grown = world * scaling.micro_batch * scaling.accumulation
-    divides = total % world == 0 and total <= scaling.shards.images
-    fixed = _timed(scaling, world, total // world) if divides else None
-    growing = _timed(scaling, world, grown // world) if grown <= scaling.shards.images else None
-    shown = fixed or growing or _timed(scaling, world, grown // world)
-    batch = total if fixed else grown
-    settings = replace(scaling.settings, world=world, accumulation=_micros(scaling, batch // world))
+    asked, grown = _shared(scaling, world, scaling.config.train.global_batch), _grown(scaling, world)
+    fixed = _timed(scaling, asked) if asked else None
+    growing = _timed(scaling, grown) if grown.global_batch <= scaling.shards.images else None
+    batch = asked or grown
+    time, data = fixed or growing or _timed(scaling, grown)
+    settings = replace(scaling.settings, world=world, accumulation=batch.accumulation)
     sent = {
         stage: bytes_sent(step_traffic(scaling.config, replace(settings, stage=stage), scaling.sizes), world)
         for stage in range(4)
@@ -135,30 +139,41 @@ def _row(scaling: Scaling, world: int) -> ScalingRow:
     efficiency = [timed[0].compute / timed[0].total if timed else None for timed in (fixed, growing)]
     bounds = [timed[0].bound if timed else "batch" for timed in (fixed, growing)]
     return ScalingRow(
-        world, nodes, batch, not fixed, shown[1], sent, shown[0], efficiency[0], efficiency[1], bounds[0], bounds[1]
-    )
+        world, nodes, batch.global_batch, not fixed, batch.micro_batch, batch.accumulation, data, sent, time,
+        efficiency[0], efficiency[1], bounds[0], bounds[1],
+    )  # fmt: skip
 
 
-def _timed(scaling: Scaling, world: int, images: int) -> tuple[StepTime, DataPlan | None]:
-    """Return the time of a step of ``images`` per rank, and the epoch's data plan."""
-    micros = _micros(scaling, images)
-    settings = replace(scaling.settings, world=world, accumulation=micros)
+def _shared(scaling: Scaling, world: int, total: int) -> BatchSizes | None:
+    """Return how a run shares a global batch out, None where it would be refused."""
+    try:
+        batch = batch_sizes(scaling.config, world, total)
+        if batch.micro_batch == 1:
+            scaling.check(batch)
+    except ConfigError:
+        return None
+    return batch if total <= scaling.shards.images else None
+
+
+def _grown(scaling: Scaling, world: int) -> BatchSizes:
+    """Return the batch of which every rank has as many images as of the one that the simulation was asked for."""
+    return batch_sizes(scaling.config, world, world * scaling.batch.share)
+
+
+def _timed(scaling: Scaling, batch: BatchSizes) -> tuple[StepTime, DataPlan | None]:
+    """Return the time of a step, and the epoch's data plan."""
+    settings = replace(scaling.settings, world=batch.world, accumulation=batch.accumulation)
     data, config, hardware = None, scaling.config, scaling.hardware
-    if world * images <= scaling.shards.images:
+    if batch.global_batch <= scaling.shards.images:
         data = simulate_epoch(
-            scaling.shards, config.data, config.train.seed, world * images, images // micros, world,
+            scaling.shards, config.data, config.train.seed, batch.global_batch, batch.micro_batch, batch.world,
             hardware.ranks_per_node,
         )  # fmt: skip
-    nodes = -(-world // hardware.ranks_per_node)
+    nodes = -(-batch.world // hardware.ranks_per_node)
     read = nodes * data.bytes_per_node / data.steps if data and not scaling.cached else 0.0
     zero = config.deepspeed.get("zero_optimization", {})
     time = step_time(
         step_traffic(config, settings, scaling.sizes), settings, scaling.sizes.learning,
-        images / scaling.images_per_second, hardware, bool(zero.get("overlap_comm")), read,
+        batch.share / scaling.images_per_second, hardware, bool(zero.get("overlap_comm")), read,
     )  # fmt: skip
     return time, data
-
-
-def _micros(scaling: Scaling, images: int) -> int:
-    """Return the least number of equal micro batches, none above the configured one, that ``images`` divide into."""
-    return next(n for n in range(1, images + 1) if images % n == 0 and images // n <= scaling.micro_batch)

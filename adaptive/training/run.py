@@ -75,7 +75,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     device = resolve_device(config.train.device, ranks.local_rank if ranks.device is None else ranks.device)
     if config.model.sync_batchnorm and device.type != "cuda":
         raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
-    batch = batch_sizes(config.train, ranks.world)
+    batch = batch_sizes(config, ranks.world)
     index = preflight.check_dataset(config, ranks.rank)
     if config.data.in_memory:
         check_memory(index, config.data)
@@ -182,6 +182,7 @@ def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
         "device": torch.cuda.get_device_name(prepared.device) if prepared.device.type == "cuda" else "cpu",
         "world": prepared.ranks.world,
         "ranks_here": prepared.ranks.local_world,
+        "batch": {name: getattr(prepared.batch, name) for name in ("global_batch", "micro_batch", "accumulation")},
     }
     if prepared.begins_from:
         environment["begins_from"] = prepared.begins_from
@@ -218,6 +219,8 @@ def _introduction(prepared: Prepared, checkpoint: Checkpoint | None, passed_over
         f"accumulated = {batch.global_batch} per step, {prepared.total_steps} steps, "
         f"{config.train.precision}, ZeRO {config.train.zero_stage}"
     )
+    if batch.derived:
+        yield batch.derived
     if checkpoint and start >= prepared.total_steps and checkpoint.state().get("closed", True):
         yield f"{prepared.folder} is finished: all {start} steps are done"
     elif start:

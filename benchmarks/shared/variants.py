@@ -199,5 +199,5 @@ def _engine(settings: StepSettings, network: nn.Module, optimizer: torch.optim.O
             },
         }
     )
-    sizes = batch_sizes(config.train, settings.world)
+    sizes = batch_sizes(config, settings.world)
     return Engine(network, optimizer, deepspeed_config(config, sizes), 1800.0)

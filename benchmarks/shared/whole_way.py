@@ -138,7 +138,7 @@ class _Walk:
         self.config = self._configuration()
         phase = self.config.resolved_phases()[0]
         plan = plan_phase(self.config, phase, len(self.network.exits))
-        setup = Setup(self.config, batch_sizes(self.config.train, dist.get_world_size()), torch.device("cpu"))
+        setup = Setup(self.config, batch_sizes(self.config, dist.get_world_size()), torch.device("cpu"))
         self.learner = build_learner(setup, plan, self.network)
         self.engine = self.learner.engine
         objective = ExitObjective(len(self.network.exits), plan.exit_weights)

@@ -104,7 +104,8 @@ def expect_every_sample_once(killed: Path, whole: Path, digits: Path, epochs: in
 def test_the_number_of_ranks_changes_between_two_steps(digits: Path, tmp_path: Path) -> None:
     """One rank, two, one again: the same ids in the same global batches, and the same losses.
 
-    The network has no BatchNorm, which sees a rank's share of the batch (the collaboration links have one).
+    A rank holds at most 24 images, from which each start derives its own micro batch: 4 x 16 alone, 2 x 16 of two. The
+    network has no BatchNorm, which sees a rank's share of the batch (the collaboration links have one).
     """
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -119,11 +120,11 @@ tracking: {{every_steps: 1, sample_ids: true, gradient_norms: false}}
     whole, changed = tmp_path / "whole", tmp_path / "changed"
     Life(config, whole, 1).finish()
     for world, stop_at in ((1, 9), (2, 26)):
-        life = Life(config, changed, world)
+        life = Life(config, changed, world, "train.micro_batch=24")
         assert life.until(lambda stop=stop_at, life=life: life.step >= stop)
         life.send(signal.SIGUSR1)
         assert life.wait() == [75] * world, life.tail()
-    Life(config, changed, 1).finish()
+    Life(config, changed, 1, "train.micro_batch=24").finish()
 
     assert consumed(changed) == consumed(whole)
     losses = [

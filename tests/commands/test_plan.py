@@ -36,12 +36,15 @@ WRONG = {
         ["--simulate", "--images-per-second", "9", "--dataset-images", "4", "--shards", "5"],
         ["--shards 5", "--dataset-images 4"],
     ),
-    "batch_does_not_divide": (["--nodes", "3"], ["train.global_batch = 64", "3 ranks", "use 63"]),
-    "micro_batch_does_not_divide": (
-        ["--nodes", "4", "train.micro_batch=32"],
-        ["train.global_batch = 64", "4 ranks x train.micro_batch = 32", "use train.global_batch=128"],
+    "batch_does_not_divide": (
+        ["--nodes", "3", "train.micro_batch=48"],
+        ["train.global_batch = 64", "3 ranks", "use 2 ranks", "train.global_batch=63"],
     ),
-    "more_ranks_than_images_in_a_step": (["--nodes", "128"], ["train.global_batch = 64", "128 ranks"]),
+    "an_image_for_each_rank": (["--nodes", "64"], ["train.global_batch = 64 on 64 rank(s)", "BatchNorm", "32 ranks"]),
+    "more_ranks_than_images_in_a_step": (
+        ["--nodes", "128"],
+        ["train.global_batch = 64", "128 ranks", "use 32 ranks", "train.global_batch=256"],
+    ),
     "too_few_shards": (
         ["--gpus-per-node", "32", "--strict", "train.global_batch=1024"],
         ["training shards for 32 ranks", "32 are needed", "--shard-bytes"],
@@ -57,7 +60,7 @@ WRONG = {
     ),
     "odd_micro_batch_with_mixup": (
         ["--nodes", "64", "data.mixup=0.2"],
-        ["train.micro_batch = 1 is odd", "even"],
+        ["train.global_batch = 64", "64 ranks", "data.mixup", "even", "use 32 ranks"],
     ),
 }
 
@@ -94,10 +97,11 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 def test_everything_in_json(forks: Forks, config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["--nodes", "2", "--gpus-per-node", "2", "--images-per-second", "16", "--json"]
-    ended = forks.run(["plan", str(config_file), *words, "train.micro_batch=8", f"train.run_folder={folder}"])
+    ended = forks.run(["plan", str(config_file), *words, "train.micro_batch=12", f"train.run_folder={folder}"])
     assert ended.code == 0, ended
     plan = json.loads(ended.out)
     assert (plan["ranks"], plan["micro_batch"], plan["accumulation"], plan["global_batch"]) == (4, 8, 2, 64)
+    assert plan["micro_batch_limit"] == 12
     assert plan["steps_per_epoch"] == plan["data"]["steps"] == 1297 // 64
     assert plan["steps"] == 1  # train.max_steps
     # 16 images per rank and step, at 16 images/s.
@@ -112,6 +116,21 @@ def test_everything_in_json(forks: Forks, config_file: Path, tmp_path: Path) -> 
     (reduced,) = plan["traffic"]["collectives"]
     assert plan["traffic"]["bytes_sent_per_rank_and_step"] == 2 * 3 / 4 * reduced["bytes"]
     assert not folder.exists(), "planning writes nothing"
+
+
+def test_a_derived_micro_batch_is_told_and_a_bad_one_is_warned_of(forks: Forks, config_file: Path) -> None:
+    told = forks.run(["plan", str(config_file), "train.global_batch=62", "train.micro_batch=30"]).out.splitlines()
+    assert told[0] == "batch: 1 rank(s) x 2 images x 31 accumulated = 62 per step"
+    assert told[1].startswith("train.micro_batch = 30: the 62 images of a rank divide into 2 per forward pass at most")
+    [warning] = [line for line in told if line.startswith("warning: train.micro_batch = 30")]
+    assert "train.micro_batch=31" in warning
+
+
+def test_a_simulation_refuses_what_the_plan_refuses(forks: Forks, config_file: Path) -> None:
+    assumed = ["--simulate", "--images-per-second", "9", "--dataset-images", "4096", "--gpus-per-node", "64"]
+    line = forks.run(["plan", str(config_file), *assumed]).error_line("plan")
+    assert "BatchNorm" in line
+    assert "32 ranks" in line
 
 
 def test_tables_and_warnings(forks: Forks, config_file: Path) -> None:
@@ -168,23 +187,28 @@ def test_a_run_that_cannot_be_continued_is_told(forks: Forks, config_file: Path,
 def test_simulation(forks: Forks, config_file: Path, tmp_path: Path) -> None:
     figure = tmp_path / "deep" / "scaling.png"
     words = ["--simulate", "--images-per-second", "500", "--dataset-images", "4096", "--shards", "32"]
-    words += ["--ranks", "1,4,64,128", "--gpus-per-node", "4", "--figure", str(figure), "data.path=/nowhere"]
+    words += ["--ranks", "1,4,32,64,128", "--gpus-per-node", "4", "--figure", str(figure), "data.path=/nowhere"]
+    words += ["train.micro_batch=24"]
     ended = forks.run(["plan", str(config_file), *words, "--json"])
     assert ended.code == 0, ended
     found = json.loads(ended.out)
     rows = found["rows"]
-    assert [row["world"] for row in rows] == [1, 4, 64, 128]
-    assert [row["nodes"] for row in rows] == [1, 1, 16, 32]
+    assert [row["world"] for row in rows] == [1, 4, 32, 64, 128]
+    assert [row["nodes"] for row in rows] == [1, 1, 8, 16, 32]
+    assert [(row["micro_batch"], row["accumulation"]) for row in rows] == [(16, 4), (16, 1), (2, 1), (16, 1), (16, 1)]
     assert rows[0]["fixed"] == rows[0]["growing"] == 1.0
     assert rows[0]["sent"] == {"0": 0, "1": 0, "2": 0, "3": 0}
-    assert [row["fixed"] is None for row in rows] == [False, False, False, True]
+    # As without --simulate: the global batch does not divide by 128, and BatchNorm cannot take an image for each of 64.
+    assert [row["fixed"] is None for row in rows] == [False, False, False, True, True]
     assert all(0 < row["fixed"] <= 1 for row in rows[:3])
-    assert rows[3]["fixed_bound"] == "batch"
+    assert [row["fixed_bound"] for row in rows[3:]] == ["batch", "batch"]
+    assert found["assumptions"]["micro_batch"] == 24
     stops = {(stop["batch"], stop["below"]): stop for stop in found["stops"]}
     assert stops["fixed", 0.5]["world"] is not None
     assert stops["fixed", 0.5]["remedy"]
     assert figure.read_bytes().startswith(b"\x89PNG")
     told = forks.run(["plan", str(config_file), *words])
     assert "efficiency" in told.out
-    assert "does not divide" in told.out
+    assert "* train.global_batch = 64 is not for so many ranks" in told.out
+    assert "up to 24 images per pass" in told.out
     assert "going on from the middle of an epoch" in told.out

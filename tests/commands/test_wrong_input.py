@@ -48,10 +48,7 @@ CONFIGURATION = {
         ["train.exit_weights=[1, 2]"],
         ["train.exit_weights = [1.0, 2.0]", "for 3 exits", "one per exit"],
     ),
-    "micro_batch_does_not_divide": (
-        ["train.micro_batch=48"],
-        ["train.global_batch = 64", "train.micro_batch = 48", "change one"],
-    ),
+    "no_micro_batch": (["train.micro_batch=0"], ["train.micro_batch = 0", "greater than or equal to 1"]),
     "deepspeed_setting_owned_elsewhere": (
         ["deepspeed.train_batch_size=3"],
         ["deepspeed.train_batch_size", "train.global_batch", "remove it"],
@@ -90,7 +87,7 @@ MACHINE_DATA_AND_MODEL = {
     "warmup_longer_than_run": (["schedule.warmup_epochs=3"], ["schedule.warmup_epochs = 3", "below", "2 epochs"]),
     "odd_micro_batch_with_mixup": (
         ["data.mixup=0.2", "train.global_batch=63"],
-        ["train.micro_batch = 63", "data.mixup", "even"],
+        ["train.global_batch = 63", "data.mixup", "even", "train.global_batch=62"],
     ),
     "unknown_augmentation": (
         ["data.auto_augment=nonsense"],

@@ -32,7 +32,6 @@ def tree(**sections: Any) -> dict[str, Any]:
         ({"train": {"precision": "fp8"}}, "'fp32', 'bf16' or 'fp16'"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr = nan is not allowed"),
         ({"train": {"zero_stage": 4}}, "train.zero_stage = 4 is not allowed: input should be less than or equal to 3"),
-        ({"train": {"global_batch": 10, "micro_batch": 3}}, "not divisible by train.micro_batch = 3"),
         ({"distillation": {"teacher": "model"}}, "needs distillation.teacher_model"),
         ({"distillation": {"teacher": "ema", "gamma": 0.1}}, "needs train.ema_decay > 0"),
         ({"deepspeed": {"optimizer": {}}}, "deepspeed.optimizer is set by the optimizer section"),

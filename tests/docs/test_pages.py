@@ -130,5 +130,5 @@ def test_commands_are_taken_by_the_command_line() -> None:
         ):  # that one is shown being refused
             config = load_config(REPOSITORY / arguments.config, arguments.overrides)
             ranks = getattr(arguments, "nodes", None) or 1, getattr(arguments, "gpus_per_node", None) or 1
-            batch_sizes(config.train, ranks[0] * ranks[1])  # raises where the batch does not divide
+            batch_sizes(config, ranks[0] * ranks[1])  # raises where the batch does not divide
     assert refused == []

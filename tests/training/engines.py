@@ -73,7 +73,7 @@ class SmallRun:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         device = resolve_device(tree.train.device)
         init_distributed()
-        self.batch = batch_sizes(tree.train, self.world)
+        self.batch = batch_sizes(tree, self.world)
         setup = Setup(tree, self.batch, device)
         self.network = chain_network(tree.model.equilibrium) if network is None else network
         plan = plan_phase(tree, tree.resolved_phases()[0], len(self.network.exits))

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptive.config.sections import Config
 from adaptive.errors import ConfigError
 from adaptive.networks.fake_copy import fake_copy
 from adaptive.networks.network import AdaptiveNetwork
-from adaptive.training.batch import BatchSizes
+from adaptive.training.batch import ENOUGH, BatchSizes, most_ranks, next_micro_batch, ranks_in_words
 from adaptive.training.phases import PhasePlan, prepare_phase, set_modes
 
 # What torch's batch_norm says of a channel with a single value, in training.
@@ -24,31 +25,37 @@ def check_phases_learn(
 ) -> list[str]:
     """Refuse a micro batch of 1 that BatchNorm cannot take, and losses from which nothing would learn (ConfigError).
 
-    Where neither can be, nothing is tried. Returns notes on exits that learn without a loss of their own.
+    One image for each of several ranks is too few for any BatchNorm: fewer ranks train the same, with statistics of
+    more. Where train.micro_batch asks for one at a time, torch decides whether it can be normalised. Where nothing can
+    be wrong, nothing is tried. Returns notes on exits that learn without a loss of their own.
     """
     notes = []
     shared = config.model.sync_batchnorm and batch.world > 1  # its statistics are those of all ranks' images
     for number, plan in enumerate(plans):
         if batch.micro_batch > 1 and all(plan.exit_weights):
             continue
-        images = 2 if shared else batch.micro_batch
-        tried = _forward(network, plan, images, _too_few(config, batch, plan))
+        images = ENOUGH if shared else batch.micro_batch
+        alone = batch.share == 1 and batch.world > 1 and not shared
+        tried = _forward(network, plan, images, alone, _too_few(config, batch, plan))
         if tried is not None and not all(plan.exit_weights):
             notes += _check_reach(config, number, plan, *tried)
     return notes
 
 
 def _forward(
-    network: AdaptiveNetwork, plan: PhasePlan, images: int, too_few: str
+    network: AdaptiveNetwork, plan: PhasePlan, images: int, alone: bool, too_few: str
 ) -> tuple[AdaptiveNetwork, list[Tensor]] | None:
     """Run a phase's network in its modes on fake images.
 
     Returns it with the logits of its exits; None where its operations depend on values, which fake tensors lack.
+    ``alone`` lets no BatchNorm take its statistics from this batch.
     """
     mode = FakeTensorMode()
     fake: AdaptiveNetwork = fake_copy(network, mode)
     prepare_phase(fake, plan)
     set_modes(fake, plan)
+    if alone and any(isinstance(part, _BatchNorm) and part.training for part in fake.modules()):
+        raise ConfigError(too_few)
     with torch.random.fork_rng(devices=[]), mode:
         size = fake.input_size
         try:
@@ -62,13 +69,21 @@ def _forward(
 
 
 def _too_few(config: Config, batch: BatchSizes, plan: PhasePlan) -> str:
-    key = "train.micro_batch = 1"
-    if config.train.micro_batch is None:
+    key, remedy = f"train.micro_batch = {batch.limit}", ""
+    if batch.share == 1:
         key = f"train.global_batch = {batch.global_batch} on {batch.world} rank(s) is a micro batch of 1"
+        if fewer := most_ranks(config, batch.world):
+            remedy += f" ({ranks_in_words(fewer)} at most)"
+        remedy += f", train.global_batch={ENOUGH * batch.world}"
+    elif batch.limit == 1:
+        remedy = f", for example train.micro_batch={next_micro_batch(config, batch)}"
+    else:
+        key += f": the {batch.share} images of a rank divide into micro batches of 1 alone"
+        remedy = f", for example train.micro_batch={next_micro_batch(config, batch)}"
     synchronised = ", or model.sync_batchnorm=true" if batch.world > 1 else ""
     return (
-        f"{key}: BatchNorm has one value per channel in phase {plan.name!r} and cannot normalise it in training; use 2 "
-        f"images or more per rank and forward pass{synchronised}"
+        f"{key}: BatchNorm has a single image to take its statistics from in phase {plan.name!r} of training; use 2 "
+        f"images or more per rank and forward pass{remedy}{synchronised}"
     )
 
 

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from adaptive.errors import MachineError, PeerError
+from adaptive.training.batch import ENOUGH, largest_micro_batch
 from adaptive.training.prepared_run import Setup
 from adaptive.training.supervision.peers import PEER_ENDED
 
@@ -59,8 +60,8 @@ def _remedies(setup: Setup) -> str:
     """What lowers memory without changing the experiment, the most effective first."""
     train, batch = setup.config.train, setup.batch
     remedies = []
-    if batch.micro_batch > 1:
-        smaller = next(m for m in range(batch.micro_batch // 2, 0, -1) if batch.global_batch % (m * batch.world) == 0)
+    smaller = largest_micro_batch(setup.config, batch.share, batch.micro_batch // 2) if batch.micro_batch > 1 else 0
+    if smaller >= ENOUGH:
         remedies.append(f"train.micro_batch={smaller} (now {batch.micro_batch}; the global batch stays)")
     if not train.checkpointing and train.gradient_surgery == "none":
         remedies.append("train.checkpointing=true")

@@ -21,7 +21,7 @@ def checked(data: Path, ranks: int = 1, /, begun: bool = False, **sections: Any)
     if tree.model.pretrained:
         as_built["backbone"] = RESNET["backbone"]
     network = copy.copy(_network(data, json.dumps(as_built)))
-    return check_training(tree, batch_sizes(tree.train, ranks), index, network, begun=begun)
+    return check_training(tree, batch_sizes(tree, ranks), index, network, begun=begun)
 
 
 @cache

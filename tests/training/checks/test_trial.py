@@ -14,7 +14,15 @@ EARLY = {"learn": "early_exits", "epochs": 1}
 REFUSED: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "micro_batch": ({"train": {"micro_batch": 1}}, 1, ["train.micro_batch = 1", "BatchNorm", "2 images or more"]),
     "as_many_images_as_ranks": (
-        {"train": {"global_batch": 4}}, 4, ["train.global_batch = 4 on 4 rank(s)", "model.sync_batchnorm=true"],
+        {"train": {"global_batch": 4}}, 4,
+        ["train.global_batch = 4 on 4 rank(s)", "model.sync_batchnorm=true", "2 ranks", "train.global_batch=8"],
+    ),
+    "no_power_of_two": (
+        {"train": {"global_batch": 48, "micro_batch": 64}}, 48, ["train.global_batch = 48 on 48 rank(s)", "24 ranks"],
+    ),
+    "a_prime_share": (
+        {"train": {"global_batch": 34, "micro_batch": 16}}, 2,
+        ["train.micro_batch = 16", "17 images of a rank", "train.micro_batch=17"],
     ),
     "the_link_has_one_too": ({"model": VIT_WITH_LINKS, "train": {"micro_batch": 1}}, 1, ["train.micro_batch = 1"]),
     "links_alone_learn": (
@@ -41,6 +49,16 @@ def test_a_phase_that_cannot_run_or_learn_is_refused(case: str, digits: Path) ->
         checked(digits, ranks, **sections)
     for part in parts:
         assert part in str(refusal.value)
+
+
+def test_one_image_for_each_rank_is_no_statistic(digits: Path) -> None:
+    """MSDNet's BatchNorm has an image's 8 x 8 values per channel, which torch takes: fewer ranks are still better."""
+    small = {"base": 1, "step": 1, "channels": 4, "growth": 2}
+    plain = {"model": {"backbone": "msdnet", "options": small, "exits": 2, "collaboration": False}}
+    with pytest.raises(ConfigError, match=r"single image .* \(4 ranks at most\)"):
+        checked(digits, 8, train={"global_batch": 8}, **plain)
+    assert checked(digits, 4, train={"global_batch": 8}, **plain) == []
+    assert checked(digits, 4, train={"global_batch": 8, "micro_batch": 1}, **plain) == []  # asked for, and possible
 
 
 def test_torch_decides_what_a_batch_of_one_can_be(digits: Path) -> None:

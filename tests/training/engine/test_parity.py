@@ -42,7 +42,7 @@ def _engine_run(tree, world: int, steps: int = STEPS):
     device = resolve_device(tree.train.device)
     init_distributed()
     rank = int(os.environ["RANK"])
-    index, batch = check_dataset(tree), batch_sizes(tree.train, world)
+    index, batch = check_dataset(tree), batch_sizes(tree, world)
     setup = Setup(tree, batch, device)
     network = build_network(tree, len(index.classes))
     plan = plan_phase(tree, tree.resolved_phases()[0], len(network.exits))

@@ -31,6 +31,18 @@ def test_whoever_lacks_memory_is_told_what_to_change(words: str) -> None:
     assert explained(RuntimeError("a size mismatch"), setup) is None
 
 
+def test_a_remedy_is_a_micro_batch_that_would_train() -> None:
+    """Not one image, which BatchNorm cannot take, and an even number where images are mixed."""
+    for sizes, mixup, expected in (
+        ((12, 6, 1, 2), 0.0, "train.micro_batch=3 "), ((12, 6, 1, 2), 0.2, "train.micro_batch=2 "),
+        ((6, 3, 1, 2), 0.0, None), ((14, 7, 1, 2), 0.0, None), ((4, 2, 1, 2), 0.0, None),
+    ):  # fmt: skip
+        tree = config("unused", train={"global_batch": sizes[0]}, data={"mixup": mixup})
+        text = str(explained(RuntimeError(WORDS[0]), Setup(tree, BatchSizes(*sizes), torch.device("cpu"))))
+        assert ("train.micro_batch" in text) == (expected is not None), text
+        assert expected is None or f"try {expected}" in text
+
+
 def _short_of_memory(data: str, folder: str) -> tuple[str, str]:
     """Train with a quarter of a GiB, then with all there is, in the same process."""
     from adaptive.errors import MachineError
