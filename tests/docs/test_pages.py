@@ -4,14 +4,10 @@ import ast
 import pkgutil
 import re
 import runpy
-import shlex
 from pathlib import Path
 
 import pytest
 
-from adaptive.commands.main import COMMANDS, INTERMIXED, _parse_intermixed, build_parser
-from adaptive.config.loading import load_config
-from adaptive.training.batch import batch_sizes
 from tests.docs.pages import PAGES, blocks, run_python
 from tests.helpers.locations import REPOSITORY
 from tests.test_architecture import FLOORS
@@ -98,37 +94,3 @@ def test_architecture_draws_the_floors() -> None:
 def test_interface_page_is_up_to_date() -> None:
     page = runpy.run_path(str(REPOSITORY / "docs" / "generate_api.py"))["page"]
     assert (REPOSITORY / "docs/reference/api.md").read_text() == page(), "run: python docs/generate_api.py"
-
-
-def commands() -> list[tuple[str, list[str]]]:
-    """Every line of a code block that calls ``adaptive``, with its words."""
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                called = re.search(r"(?:^|\s)(?:python -m )?adaptive (.*)", line.removeprefix("$ "))
-                if called and called[1].split(" ")[0] in COMMANDS:
-                    found.append((f"{page.name}: {line}", shlex.split(called[1], comments=True)))
-    return found
-
-
-def test_commands_are_taken_by_the_command_line() -> None:
-    calls = commands()
-    assert len(calls) > 50
-    refused = []
-    for line, (command, *words) in calls:
-        try:
-            if command not in INTERMIXED:
-                build_parser(command).parse_args([command, *words])
-                continue
-            arguments = _parse_intermixed(command, words)
-        except SystemExit as error:
-            refused += [line] if error.code else []
-            continue
-        if (
-            str(getattr(arguments, "config", "")).startswith("configs/") and "epoch=3" not in line
-        ):  # that one is shown being refused
-            config = load_config(REPOSITORY / arguments.config, arguments.overrides)
-            ranks = getattr(arguments, "nodes", None) or 1, getattr(arguments, "gpus_per_node", None) or 1
-            batch_sizes(config, ranks[0] * ranks[1])  # raises where the batch does not divide
-    assert refused == []
