@@ -1,6 +1,7 @@
 """Errors that a user can mend: each message names the key, file or flag, its value, and the remedy."""
 
 import difflib
+import socket
 from collections.abc import Callable, Iterable
 
 from adaptive.foreign_text import redacted, shown
@@ -10,6 +11,7 @@ from adaptive.foreign_text import visible as one_line  # noqa: F401 - for all th
 EXIT_INTERRUPTED = 75  # asked to stop, saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
 EXIT_PEER = 69  # another rank ended or cannot be reached (EX_UNAVAILABLE)
 EXIT_HUNG = 70  # ended by the watchdog (EX_SOFTWARE)
+EXIT_PASSING = 71  # a fault of the network, a file server or a device that may have passed (EX_OSERR)
 
 
 def nearest(
@@ -43,16 +45,20 @@ def reason_of(error: BaseException | str, longest: int = 300) -> str:
 
 
 class AdaptiveError(Exception):
-    """Base of every error that is shown as one line, without a traceback; the process ends with ``exit_code``."""
+    """Base of every error that is shown as one line, without a traceback; the process ends with ``exit_code``.
+
+    ``passing`` says whether another start may end differently; None leaves it to what the error was raised for.
+    """
 
     exit_code = 1
+    passing: bool | None = None
 
     def __str__(self) -> str:
         return shown(super().__str__())
 
     def told(self, command: str, rank: int = 0) -> str:
         """Return the line that a command prints to standard error; empty for none."""
-        place = f" (rank {rank})" if rank else ""
+        place = f" (rank {rank} on {socket.gethostname().partition('.')[0]})" if rank else ""
         return f"adaptive {command}: error{place}: {self}"
 
 
@@ -82,6 +88,13 @@ class MachineError(AdaptiveError):
 
 class PackageError(MachineError, ImportError):
     """A Python package that is needed is not installed, or cannot be imported."""
+
+
+class PassingError(MachineError):
+    """A fault of the network, a file server or a device that may have passed by the next start."""
+
+    exit_code = EXIT_PASSING
+    passing = True
 
 
 class PeerError(MachineError):

@@ -63,7 +63,7 @@ listen() {
 ask() {
   noted=1
   if [ -n "$asked" ]; then return; fi
-  asked=1
+  asked=1 asked_after=$SECONDS
   say "$1: the ranks are asked to save and leave"
   if [ -n "$ranks" ]; then kill -USR1 "$ranks" 2> /dev/null; fi
 }
@@ -114,7 +114,7 @@ stage_shards() {
   srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     "${srun_options[@]}" "${program[@]}" -u -P -m adaptive.jobs.stage -- "$@" &
   await $!
-  if [ "$code" != 0 ] && [ -z "$asked" ]; then fail "$code" "the shards could not be staged"; fi
+  if [ "$code" != 0 ] && [ -z "$asked" ]; then say "the shards could not be staged"; fi
 }
 
 train() { # CONFIG [key=value ...]: trains, and requeues the job where another start goes on
@@ -123,16 +123,21 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   local words=() task=()
   if [ -n "${seed:-}" ]; then task=(--seed "$seed" --group "$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID"); fi
   helper -P -m adaptive.jobs.requeue begin "${task[@]}" -- "$@"
+  # 71: the file system did not answer, and could not be asked how often either.
+  if [ "$code" = 71 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${ADAPTIVE_MAX_STALLED:-3}" ]; then requeue; fi
   if [ "$code" != 0 ]; then exit "$code"; fi
   while IFS= read -r -d '' word; do words+=("$word"); done < "$answer"
-  folder=${words[0]} results=${words[1]}
+  # The ranks meet on this node, the first: at a port that is free here.
+  export MASTER_PORT=${words[0]}
+  folder=${words[1]} results=${words[2]}
   export ADAPTIVE_RESULTS=$results
-  words=("${words[@]:2}")
+  words=("${words[@]:3}")
   say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST: $folder"
 
+  code=0
   if [ -z "$asked" ]; then stage_shards "${words[@]}"; fi
-  code=75
-  if [ -z "$asked" ]; then
+  if [ -n "$asked" ]; then code=75; fi
+  if [ "$code" = 0 ]; then
     # A task that fails ends the others, which would otherwise wait for it.
     srun --kill-on-bad-exit=1 "${srun_options[@]}" \
       "${program[@]}" -u -P -m adaptive train "${words[@]}" &
@@ -145,7 +150,12 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   fi
   trap '' USR1 TERM
   ranks=''
-  helper -P -m adaptive.jobs.requeue end ${asked:+--asked} --code "$code" -- "$folder"
+  local limit=() job
+  if [ -n "$asked" ] && scontrol -o show job "$SLURM_JOB_ID" > "$answer"; then
+    read -r job < "$answer"
+    if [[ $job =~ \ TimeLimit=([0-9:-]+)\  ]]; then limit=(--after "$asked_after" --limit "${BASH_REMATCH[1]}"); fi
+  fi
+  helper -P -m adaptive.jobs.requeue end ${asked:+--asked} "${limit[@]}" --code "$code" -- "$folder"
   if [ "$code" != 0 ]; then fail "$code" "it cannot be told whether to requeue; not requeued"; fi
   local decision
   read -r decision code < "$answer"

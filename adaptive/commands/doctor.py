@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    from adaptive.distributed.ranks import find_ranks, one_of_several
+    from adaptive.distributed.launchers import one_of_several
+    from adaptive.distributed.ranks import find_ranks
     from adaptive.doctor.finding import CheckSettings
     from adaptive.doctor.run_checks import choose, report, run_all
     from adaptive.errors import UsageError

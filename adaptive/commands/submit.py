@@ -59,7 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.config.loading import load_config
-    from adaptive.jobs.submission import freeze, render_evaluation, render_training, seed_numbers, slurm, write_script
+    from adaptive.jobs.requeue import HISTORY
+    from adaptive.jobs.submission import (
+        check_time,
+        freeze,
+        render_evaluation,
+        render_training,
+        seed_numbers,
+        slurm,
+        write_script,
+    )
     from adaptive.training.starting.settings import complete
 
     # The job begins with the settings that its weights decide today; what is frozen leaves none open.
@@ -67,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stage:
         os.environ["ADAPTIVE_STAGE"] = arguments.stage
     resources = _resources(arguments, config)
+    check_time(resources)
     script = render_training(config, resources)
     evaluation = render_evaluation(config, resources, "JOB") if arguments.evaluate else None
     configs = _configs(config, seed_numbers(resources.seeds) if resources.seeds else None, resources.name)
@@ -81,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     told: dict[str, Any] = {"job": slurm("sbatch", "--parsable", str(path)).partition(";")[0], "script": str(path)}
     told["log"] = str(folder / (f"slurm-{told['job']}.log" if not resources.seeds else f"slurm-{told['job']}-SEED.log"))
     told["run_folder"] = str(folder)
+    told["history"] = str((folder / "seed-SEED" if resources.seeds else folder) / HISTORY)
     if arguments.evaluate:
         second = path.with_name("evaluate.sbatch")
         write_script(second, render_evaluation(config, resources, told["job"]))
@@ -188,7 +199,7 @@ def _tell(arguments: argparse.Namespace, told: dict[str, Any]) -> None:
         say(f"           job {told['evaluate_job']} measures the run after it")
     say(f"log        {told['log']}")
     say(f"follow     tail -F {shell_words(told['log'])}")
-    say(f"status     squeue -j {job}; starts and ends: {Path(told['run_folder']) / 'requeues.jsonl'}")
+    say(f"status     squeue -j {job}; starts and ends: {told['history']}")
     say(f"make room  scancel --batch --signal=USR1 {job}    (saves, is requeued, goes on)")
     say(f"stop       scontrol update JobId={job} Requeue=0 && scancel --batch --signal=USR1 {job}    (saves, ends)")
     say(f"cancel     scancel {job}    (ends within Slurm's KillWait)")

@@ -15,12 +15,15 @@ from collections.abc import Mapping
 
 from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
-from adaptive.errors import AdaptiveError, StoppedError
+from adaptive.distributed.launchers import announced_rank, one_of_several
+from adaptive.errors import EXIT_PASSING, AdaptiveError, StoppedError
 from adaptive.foreign_text import say, shell_words, shown, without_secrets
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
+from adaptive.passing_faults import exit_code_of, passing, told
 from adaptive.requirements import missing_package
 
+NAMES_WITHIN = 180.0  # seconds in which a late node's name gets known
 REFUSAL_WITHIN = 20.0  # seconds that a rank which cannot start takes to tell the others
 
 
@@ -41,18 +44,26 @@ def run(arguments: argparse.Namespace) -> int:
         check_frozen_code()
         code = _train(_configuration(arguments))
     except AdaptiveError as error:
-        code = error.exit_code
-        leave_exit_code(code)
-        _say_error(error)
+        code = _leave_in_a_line(error, error)
     except Exception as error:
         known = missing_package(error) if isinstance(error, ImportError) else None
-        # A fault of ours is told whole; leave as below all the same.
-        say(*([known.told("train")] if known else traceback.format_exc().splitlines()), file=sys.stderr)
-        code = 1
+        if known or passing(error):
+            code = _leave_in_a_line(known or told(error), error)
+        else:  # a fault of ours is told whole; leave as below all the same
+            say(*traceback.format_exc().splitlines(), file=sys.stderr)
+            code = 1
     leave_exit_code(code)
     sys.stdout.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # a group with a failed peer may abort or hang in its destructors
+    return code
+
+
+def _leave_in_a_line(shown: AdaptiveError, error: Exception) -> int:
+    """Print an error as one line, and return the exit code, which is left for the batch script first."""
+    code = exit_code_of(error)
+    leave_exit_code(code)
+    _say_error(shown, code == EXIT_PASSING)
     return code
 
 
@@ -88,7 +99,7 @@ def _train(config: Config) -> int:
 
     # It warns of a missing CUDA runtime, which is no fault: DeepSpeed imports it on machines without a GPU too.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    ranks = find_ranks()
+    ranks = find_ranks(patience=NAMES_WITHIN)
     limit_threads()
     supervisor = supervise(config, ranks)
     try:
@@ -108,23 +119,23 @@ def _train(config: Config) -> int:
     return 0
 
 
-def _say_error(error: AdaptiveError) -> None:
+def _say_error(error: AdaptiveError, passing: bool) -> None:
     """Print an error, and tell the ranks that wait for this one."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = announced_rank(os.environ)
     line = error.told("train", rank)
     if rank == 0 and line:
         say(line, file=sys.stderr)
     if not isinstance(error, StoppedError):
-        _tell_waiting_ranks(str(error))
+        _tell_waiting_ranks(str(error), passing)
         if rank:
             time.sleep(3)  # what fails on every rank is said by the first; the launcher ends the others meanwhile
     if rank and line:
         say(line, file=sys.stderr)
 
 
-def _tell_waiting_ranks(words: str) -> None:
+def _tell_waiting_ranks(words: str, passing: bool) -> None:
     """Tell ranks that this one does not come to their meeting; it is over within REFUSAL_WITHIN, told or not."""
-    from adaptive.distributed.ranks import find_ranks, one_of_several
+    from adaptive.distributed.ranks import find_ranks
 
     if not one_of_several(os.environ):
         return
@@ -136,7 +147,8 @@ def _tell_waiting_ranks(words: str) -> None:
     from adaptive.training.engine.group import refuse_group
     from adaptive.training.supervision.peers import host_name
 
-    refuse_group(lambda store: refuse_start(store, ranks.rank, ranks.world, host_name(), words), REFUSAL_WITHIN)
+    me = ranks.rank, ranks.world, host_name()
+    refuse_group(lambda store: refuse_start(store, *me, words, passing), REFUSAL_WITHIN)
 
 
 def sweep_overrides(environment: Mapping[str, str]) -> list[str]:

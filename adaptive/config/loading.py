@@ -20,6 +20,7 @@ from adaptive.config.keys import documented_keys, is_section, types_in
 from adaptive.config.sections import Config
 from adaptive.errors import ConfigError, nearest, reason_of
 from adaptive.foreign_text import without_secrets
+from adaptive.passing_faults import patiently
 
 LONGEST_VALUE = 300  # characters of a wrong value in a message
 LARGEST_FILE = 1 << 20  # bytes; the longest configuration of this project has some thousand
@@ -152,7 +153,7 @@ def _read_tree(
         may_extend: whether the file may extend others.
     """
     by = f" (extended by {extending[-1]})" if extending else ""
-    if not path.is_file():
+    if not patiently(path.is_file, path):
         raise ConfigError(f"configuration file {path} does not exist{by}{_nearest_file(path)}")
     here = path.resolve()
     if here in {other.resolve() for other in extending}:
@@ -182,8 +183,7 @@ def _read_tree(
 
 def _parse_file(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        content = patiently(lambda: _beginning(path), path)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
@@ -196,10 +196,16 @@ def _parse_file(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST_FILE + 1)
+
+
 def _fill_in(tree: dict[str, Any], private: Path) -> None:
     """Put the values of a private file in the place of those that were struck out, and of no others."""
     with suppress(OSError, UnicodeDecodeError):  # somebody else's, or none
-        values = _parse_yaml(private.read_text(encoding="utf-8"), str(private))
+        text = patiently(lambda: private.read_text(encoding="utf-8"), private)
+        values = _parse_yaml(text, str(private))
         if isinstance(values, dict):
             _fill_in_values(tree, values)
 

@@ -8,15 +8,19 @@ NCCL finds its interfaces (InfiniBand first) by itself and is left alone.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import socket
+import time
 from collections.abc import MutableMapping
 
 import psutil
 
-from adaptive.errors import MachineError
+from adaptive.errors import MachineError, PassingError, reason_of
 
+LOGGER = logging.getLogger(__name__)
+PAUSE = 1.0  # seconds between two questions to the name server
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
@@ -29,7 +33,8 @@ def choose_interface(environment: MutableMapping[str, str], several_hosts: bool,
         nodes: Slurm's list of the hosts, to find the way from the master itself to another one.
 
     Raises:
-        MachineError: an interface that is set does not exist here, or MASTER_ADDR is no host that is known here.
+        MachineError: an interface that is set does not exist here.
+        PassingError: MASTER_ADDR is no host that is known here.
     """
     _check_names(environment)
     if GLOO in environment:
@@ -41,6 +46,32 @@ def choose_interface(environment: MutableMapping[str, str], several_hosts: bool,
     if found is not None:
         environment[GLOO] = found
     return found
+
+
+def addresses(host: str, patience: float = 0.0) -> list[str]:
+    """Return a host's addresses, waiting up to ``patience`` seconds for its name to be known (raises PassingError)."""
+    limit, warned = time.monotonic() + patience, False
+    while True:
+        try:
+            return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)))
+        except UnicodeError:
+            raise MachineError(
+                f"MASTER_ADDR = {host!r} is no name of a host; set it to one, or to an address"
+            ) from None
+        except OSError as error:
+            reason = error.strerror or reason_of(error)
+            if time.monotonic() >= limit:
+                raise PassingError(
+                    f"MASTER_ADDR = {host!r} is no host that {socket.gethostname()} knows ({reason}); set "
+                    "MASTER_ADDR to an address that all nodes reach, as `hostname -I` on the first node shows it"
+                ) from None
+        if not warned:
+            LOGGER.warning(
+                "MASTER_ADDR = %r is not known on %s (%s); waiting up to %.0f s for it",
+                *(host, socket.gethostname(), reason, patience),
+            )
+            warned = True
+        time.sleep(min(PAUSE, max(0.0, limit - time.monotonic())))
 
 
 def interfaces() -> dict[str, list[str]]:
@@ -61,13 +92,7 @@ def interface_of(addresses: list[str]) -> str | None:
 
 def _ways_out(master: str, nodes: str) -> list[str]:
     """Return this host's own addresses that ranks on other hosts may reach, the best first."""
-    try:
-        masters = list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(master, None)))
-    except OSError as error:
-        raise MachineError(
-            f"MASTER_ADDR = {master!r} is no host that {socket.gethostname()} knows ({error.strerror}); set "
-            "MASTER_ADDR to an address that all nodes reach, as `hostname -I` on the first node shows it"
-        ) from None
+    masters = addresses(master)
     others = [name for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", nodes) if name]
     others = [host for name in others for host in _two_hosts(name)]
     towards = [*masters, *others, "192.0.2.1"]  # the last is nobody's (RFC 5737): for the default route

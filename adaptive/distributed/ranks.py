@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+from adaptive.distributed.launchers import ANOTHER_WAY, find_launcher, mpi_names, refuse_mixtures
+from adaptive.distributed.master_address import LOOPBACK, check_master
 from adaptive.distributed.network_interface import choose_interface
 from adaptive.errors import MachineError
 
 Environment = MutableMapping[str, str]
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-ANOTHER_WAY = "start with deepspeed, torchrun or srun, or unset it"
-# How MPI's launchers number the processes; the first that is set counts.
-MPI = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
-)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY_PORT = "0"  # a rank alone takes a free one when it begins to listen, and keeps it
+MOST_TRIED = 50
 FIRST_PORT, PORTS = 20000, 12000  # below 32768, from where systems hand out ports to whoever asks
 
 
@@ -50,23 +48,28 @@ class Ranks:
     device: int | None = None
 
 
-def find_ranks(environment: Environment | None = None) -> Ranks:
+def find_ranks(environment: Environment | None = None, patience: float = 0.0) -> Ranks:
     """Read the ranks that the launcher announces, completing the environment for the process group.
 
+    Args:
+        environment: of this process by default.
+        patience: seconds to wait for MASTER_ADDR to be a name that is known: nodes that come late have none before.
+
     Raises:
-        MachineError: the variables are incomplete or contradict each other; the message names them.
+        MachineError: the variables are incomplete or contradict each other, or MASTER_ADDR is no address of the first
+            rank's machine; the message names them.
+        PassingError: MASTER_ADDR was not known in time.
     """
     environment = os.environ if environment is None else environment
     launcher = find_launcher(environment)
-    _refuse_mixtures(environment, launcher)
+    refuse_mixtures(environment, launcher)
     if launcher == "srun":
         _take_from_slurm(environment)
     elif launcher == "mpirun":
         _take_from_mpi(environment)
     elif launcher == "alone":
         environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-        environment.setdefault("MASTER_ADDR", "127.0.0.1")
-        environment.setdefault("MASTER_PORT", ANY_PORT)
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=ANY_PORT)  # what the job's others meet by is not ours
     missing = [name for name in NEEDED if name not in environment]
     if missing:
         raise MachineError(f"RANK is set but {', '.join(missing)} not; {ANOTHER_WAY}")
@@ -81,31 +84,17 @@ def find_ranks(environment: Environment | None = None) -> Ranks:
         )
     known = "LOCAL_WORLD_SIZE" in environment
     several_hosts = local_world < world if known else world > 1 and environment["MASTER_ADDR"] not in LOOPBACK
-    choose_interface(environment, several_hosts, _nodes(environment))
+    if world > 1 or launcher == "deepspeed":  # one rank alone needs no address, but deepspeed's is to be elsewhere
+        # LOCAL_RANK may say the number of the GPU by now, which is not that of the task.
+        numbered = environment.get("SLURM_PROCID") == environment["RANK"]
+        on_host = _number(environment, "SLURM_LOCALID") if numbered and "SLURM_LOCALID" in environment else local_rank
+        check_master(environment, launcher, rank, on_host, several_hosts, patience)
+    choose_interface(environment, several_hosts, _nodes(environment, launcher))
     device = local_rank
     if launcher == "srun" and _gpu_of_its_own(environment):
         device = 0
         environment["LOCAL_RANK"] = "0"  # DeepSpeed takes it for the number of the GPU
     return Ranks(rank, local_rank, world, local_world, launcher, device)
-
-
-def find_launcher(environment: Environment) -> str:
-    """Return deepspeed, torchrun, srun, mpirun, or alone; "another" where only RANK is known."""
-    if "TORCHELASTIC_RUN_ID" in environment:
-        return "torchrun"
-    if "RANK" in environment:
-        return "deepspeed" if "CROSS_SIZE" in environment else "another"
-    if _tasks(environment) > 1:
-        return "srun"
-    if any(rank in environment for rank, *_ in MPI):
-        return "mpirun"
-    return "alone"
-
-
-def one_of_several(environment: Environment) -> bool:
-    """Tell whether a launcher started this process as one of several; a batch script is not one of its tasks."""
-    sizes = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    return any(environment.get(name, "1") != "1" for name in sizes)
 
 
 def first_host(nodes: str) -> str:
@@ -114,42 +103,22 @@ def first_host(nodes: str) -> str:
     return (match.group(1) + (match.group(2) or "")) if match else ""
 
 
-def _tasks(environment: Environment) -> int:
-    """Return how many tasks this process's srun has started; 0 without one, as in a batch script."""
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "0")) if "SLURM_PROCID" in environment else 0
+def free_port_of_job(environment: Environment) -> int:
+    """Return a port for the ranks of a Slurm job to meet at, which is free on this machine, the job's first, by now.
+
+    Another one for every job and every restart.
+    """
+    count = _restarts(environment)
+    candidates = [FIRST_PORT + (count + 101 * further) % PORTS for further in range(MOST_TRIED)]
+    return next((port for port in candidates if _is_free(port)), candidates[0])
 
 
-def _refuse_mixtures(environment: Environment, launcher: str) -> None:
-    tasks = _tasks(environment)
-    if launcher == "alone" and int(environment.get("WORLD_SIZE", "1")) > 1:
-        raise MachineError(f"WORLD_SIZE = {environment['WORLD_SIZE']} is set but RANK is not; {ANOTHER_WAY}")
-    if launcher == "alone" and "PMI_RANK" in environment and int(environment.get("PMI_SIZE", "1")) > 1:
-        raise MachineError(
-            f"PMI_RANK = {environment['PMI_RANK']}: this launcher does not tell ranks of one machine apart; start with "
-            "deepspeed, torchrun or srun"
-        )
-    if launcher == "alone" and "SLURM_JOB_ID" in environment and not tasks and _asked_for(environment) > 1:
-        raise MachineError(
-            f"this is the batch script of Slurm job {environment['SLURM_JOB_ID']} with {_asked_for(environment)} "
-            "tasks, and a single process outside srun would leave all others idle; start it with srun (see "
-            "slurm/train.sbatch), or ask for one task"
-        )
-    if launcher == "torchrun" and "," not in (per_node := environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
-        count = re.match(r"\d+", per_node)
-        if count and int(count.group()) > 1:
-            raise MachineError(
-                f"srun started {count.group()} torchruns on each node (SLURM_STEP_TASKS_PER_NODE = {per_node}), and "
-                "each starts all ranks of its node; use srun --ntasks-per-node=1, or srun without torchrun"
-            )
-    if launcher == "another" and tasks > 1 and environment["RANK"] != environment["SLURM_PROCID"]:
-        raise MachineError(
-            f"RANK = {environment['RANK']} was set before srun started this task, whose SLURM_PROCID is "
-            f"{environment['SLURM_PROCID']}; unset RANK, WORLD_SIZE and LOCAL_RANK in the job's environment"
-        )
-
-
-def _asked_for(environment: Environment) -> int:
-    return int(environment.get("SLURM_NTASKS", "1"))
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _take_from_slurm(environment: Environment) -> None:
@@ -161,8 +130,7 @@ def _take_from_slurm(environment: Environment) -> None:
         environment["LOCAL_WORLD_SIZE"] = str(here)
     environment.setdefault("MASTER_ADDR", first_host(_nodes(environment)) or "127.0.0.1")
     # The same number on every rank, another one for every step and every restart of a requeued job.
-    count = int(environment.get("SLURM_JOB_ID", "0")) + 7 * int(environment.get("SLURM_RESTART_COUNT", "0"))
-    count += 101 * int(environment.get("SLURM_STEP_ID", "0"))
+    count = _restarts(environment) + 101 * int(environment.get("SLURM_STEP_ID", "0"))
     environment.setdefault("MASTER_PORT", str(FIRST_PORT + count % PORTS))
 
 
@@ -183,22 +151,36 @@ def _gpu_of_its_own(environment: Environment) -> bool:
 
 
 def _take_from_mpi(environment: Environment) -> None:
-    names = next(names for names in MPI if names[0] in environment)
+    names = mpi_names(environment)
+    assert names is not None, "mpirun was found by these names"
     for name, theirs in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), names, strict=True):
         if theirs in environment:
             environment[name] = environment[theirs]
-    alone = environment.get("LOCAL_WORLD_SIZE") == environment["WORLD_SIZE"] == "1"
-    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", ANY_PORT)):
-        if name not in environment and not alone:
-            raise MachineError(
-                f"started by mpirun ({names[0]} = {environment[names[0]]}), which does not say where the ranks meet; "
-                f"give mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=PORT, or start with deepspeed, torchrun or srun"
-            )
-        environment.setdefault(name, value)
+    if environment.get("LOCAL_WORLD_SIZE") == environment["WORLD_SIZE"] == "1":
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", ANY_PORT)
+    elif "SLURM_JOB_NODELIST" in environment:
+        # The step is not everybody's: mpirun's own node has none, the others' is that of its daemons. Rank 0 checks the
+        # address; another mpirun in the same job has another name space.
+        environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_JOB_NODELIST"]))
+        count = _restarts(environment) + zlib.crc32(environment.get("PMIX_NAMESPACE", "").encode())
+        environment.setdefault("MASTER_PORT", str(FIRST_PORT + count % PORTS))
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= set(environment):
+        raise MachineError(
+            f"started by mpirun ({names[0]} = {environment[names[0]]}), which does not say where the ranks meet; "
+            f"give mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=PORT, or start with deepspeed, torchrun or srun"
+        )
 
 
-def _nodes(environment: Environment) -> str:
-    return environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+def _nodes(environment: Environment, launcher: str = "srun") -> str:
+    if launcher == "srun" and "SLURM_STEP_NODELIST" in environment:
+        return environment["SLURM_STEP_NODELIST"]
+    return environment.get("SLURM_JOB_NODELIST", "")
+
+
+def _restarts(environment: Environment) -> int:
+    """Return a number of the job and its restart, from which ports are counted."""
+    return int(environment.get("SLURM_JOB_ID", "0")) + 7 * int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _number(environment: Environment, name: str) -> int:

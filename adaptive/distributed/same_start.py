@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adaptive.errors import StartError
+from adaptive.errors import AdaptiveError, PassingError, StartError
 
 MOST_SHOWN = 3  # differences of one rank
 LONGEST = 80  # of a value in the message
@@ -73,7 +73,8 @@ def check_same_start(store: Store, rank: int, world: int, node: str, facts: Mapp
         facts: by name; a name that only one of two ranks has is not compared.
 
     Raises:
-        StartError: on every rank, where any rank differs from the first.
+        StartError: on every rank, where any rank differs from the first, or cannot start.
+        PassingError: likewise, where it cannot for a fault that may pass.
     """
     facts = {WORLD: Fact(str(world), "start all nodes with the same number of ranks"), **facts}
     if rank == 0:
@@ -88,10 +89,10 @@ def check_same_start(store: Store, rank: int, world: int, node: str, facts: Mapp
     if found:
         _tell(store, {"rank": rank, "node": node, "count": len(found), "found": found[:MOST_SHOWN]})
     if verdict := _conclude(store, rank, first["world"]):
-        raise StartError(verdict)
+        raise verdict
 
 
-def refuse_start(store: Store, rank: int, world: int, node: str, words: str) -> None:
+def refuse_start(store: Store, rank: int, world: int, node: str, words: str, passing: bool = False) -> None:
     """Take this rank's part in the comparison although it cannot start: the others hear why, and need not wait for it.
 
     Args:
@@ -100,10 +101,11 @@ def refuse_start(store: Store, rank: int, world: int, node: str, words: str) -> 
         world: how many ranks there are.
         node: this machine's name.
         words: why it cannot start.
+        passing: whether another start may end differently.
     """
     if rank == 0:
         store.set("first", json.dumps({"node": node, "world": world, "facts": {}}))
-    _tell(store, {"rank": rank, "node": node, "refusal": words})
+    _tell(store, {"rank": rank, "node": node, "refusal": words, "passing": passing})
     _conclude(store, rank, world)
 
 
@@ -111,18 +113,19 @@ def _tell(store: Store, told: Mapping[str, Any]) -> None:
     store.set(f"told/{store.add('told', 1)}", json.dumps(told))
 
 
-def _conclude(store: Store, rank: int, world: int) -> str:
-    """Return the verdict on all ranks' facts, which the last of them to come here finds; empty where all are alike."""
+def _conclude(store: Store, rank: int, world: int) -> AdaptiveError | None:
+    """Return the verdict on all ranks' facts, which the last of them to come here finds; None where all are alike."""
     if store.add("compared", 1) == world:
         told = [json.loads(store.get(f"told/{i}")) for i in range(1, store.add("told", 0) + 1)]
         store.set("verdict", json.dumps(_verdict(json.loads(store.get("first"))["node"], told)))
-    verdict = str(json.loads(store.get("verdict")))
-    if verdict:
+    words, passing = json.loads(store.get("verdict"))
+    if words:
         read, limit = store.add("read", 1), time.monotonic() + READ_WITHIN
         while rank == 0 and read < world and time.monotonic() < limit:  # the store ends with this process
             time.sleep(0.02)
             read = store.add("read", 0)
-    return verdict
+        return PassingError(words) if passing else StartError(words)
+    return None
 
 
 def _equal(first: Sequence[Any], own: Sequence[Any]) -> bool:
@@ -145,14 +148,17 @@ def _where_they_differ(first: str, own: str) -> dict[str, str]:
     return {"first": part(first), "own": part(own)}
 
 
-def _verdict(first_node: str, told: list[dict[str, Any]]) -> str:
-    """Return one line on the lowest rank that cannot start, or else that differs, and how many more there are."""
-    refusals = sorted((one for one in told if "refusal" in one), key=lambda one: one["rank"])
+def _verdict(first_node: str, told: list[dict[str, Any]]) -> tuple[str, bool]:
+    """Return one line on the lowest rank that cannot start, or else that differs, and whether that may pass.
+
+    What does not pass comes first: another start would meet it again.
+    """
+    refusals = sorted((one for one in told if "refusal" in one), key=lambda one: (one["passing"], one["rank"]))
     if refusals:
         first, more = refusals[0], len(refusals) - 1
         others = f" (and {more} more of the ranks)" if more else ""
-        return f"rank {first['rank']} on {first['node']} cannot start{others}: {first['refusal']}"
-    return _on_differences(first_node, sorted(told, key=lambda one: one["rank"])) if told else ""
+        return f"rank {first['rank']} on {first['node']} cannot start{others}: {first['refusal']}", first["passing"]
+    return (_on_differences(first_node, sorted(told, key=lambda one: one["rank"])) if told else ""), False
 
 
 def _on_differences(first_node: str, differing: list[dict[str, Any]]) -> str:

@@ -20,9 +20,11 @@ from typing import Any
 from adaptive.config.loading import load_config
 from adaptive.config.saved import write_config
 from adaptive.config.sections import Config
+from adaptive.distributed.ranks import free_port_of_job
 from adaptive.errors import (
     EXIT_HUNG,
     EXIT_INTERRUPTED,
+    EXIT_PASSING,
     EXIT_PEER,
     AdaptiveError,
     ConfigError,
@@ -30,9 +32,12 @@ from adaptive.errors import (
     TrainingError,
 )
 from adaptive.jobs.code_version import check_frozen_code
+from adaptive.jobs.submission import seconds
+from adaptive.passing_faults import exit_code_of, passing, told
 from adaptive.training.checkpoints.checkpoint_manifest import newest_step
 
 MAX_STALLED = 3
+SHORT = 1200  # seconds; time limits below it need a signal that comes closer to the end than 300 seconds
 HISTORY = "requeues.jsonl"
 RESULTS = "ADAPTIVE_RESULTS"  # names the folder in which ranks leave their exit codes
 
@@ -69,8 +74,11 @@ def outcome(results: dict[int, int], launcher: int, asked: bool) -> int:
 
 
 def worth_another_try(code: int) -> bool:
-    """Say whether another start may end differently: this one was stopped, hung, lost a rank, or was killed."""
-    return code in (EXIT_INTERRUPTED, EXIT_HUNG, EXIT_PEER) or code >= 128
+    """Say whether another start may end differently.
+
+    This one was stopped, hung, lost a rank, met a fault that passes, or was killed.
+    """
+    return code in (EXIT_INTERRUPTED, EXIT_HUNG, EXIT_PEER, EXIT_PASSING) or code >= 128
 
 
 def stalled(history: History, job: str, step: int) -> int:
@@ -86,6 +94,16 @@ def stalled(history: History, job: str, step: int) -> int:
             if entry.get("step", 0) < step:
                 break
             count += 1
+    return count
+
+
+def cut_short(history: History, job: str) -> int:
+    """Count a job's last starts in a row that were asked to stop long before its short time limit."""
+    count = 0
+    for entry in reversed([e for e in history if e.get("job") == job and e.get("event") == "end"]):
+        if entry.get("decision") == "stop" or not entry.get("cut_short"):
+            break
+        count += 1
     return count
 
 
@@ -142,24 +160,43 @@ def of_seed(config: Config, seed: int, group: str | None) -> Config:
     return config.model_copy(update={"train": train, "tracking": tracking})
 
 
-def end(folder: Path, launcher: int, asked: bool) -> tuple[str, int]:
-    """Record an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start."""
+def end(folder: Path, launcher: int, asked: bool, after: int = 0, limit: int | None = None) -> tuple[str, int]:
+    """Record an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start.
+
+    Args:
+        folder: of the run.
+        launcher: srun's exit code.
+        asked: whether the batch script was signalled.
+        after: seconds from the job's start to that signal.
+        limit: the job's time limit in seconds, if it is known and there is one.
+    """
     results: dict[int, int] = {}
     for file in (folder / ".slurm" / f"{_job()}-{_restart()}").glob("rank-*"):
         with suppress(ValueError):
             results[int(file.name.removeprefix("rank-"))] = int(file.read_text())
     code = outcome(results, launcher, asked)
     step = newest_step(folder / "checkpoints")
-    count = stalled(read_history(folder), _job(), step)
+    history = read_history(folder)
+    count = stalled(history, _job(), step)
+    # A preemption may come early; in a short time limit, again and again, it is the limit's own signal.
+    early = bool(asked and limit and limit <= SHORT and 4 * after < limit)
     if code == 0:
         decision, reason = "done", "trained to the end"
     elif not worth_another_try(code):
         decision, reason = "stop", f"exit code {code} is an error that another start would meet again"
     elif count >= _limit():
         decision, reason = "stop", _without_progress(count, step)
+    elif early:
+        short = cut_short(history, _job()) + 1
+        decision = "stop" if short >= _limit() else "requeue"
+        reason = (
+            f"asked to stop {after} s after the start, with a time limit of {limit} s ({short} starts in a row), at "
+            f"step {step}; give a longer --time, or a signal closer to its end (--signal=B:USR1@{(limit or 0) // 4})"
+        )
     else:
         decision, reason = "requeue", f"exit code {code} at step {step}"
-    _note(folder, event="end", exit_code=code, step=step, decision=decision, reason=reason)
+    noted = {"cut_short": True} if early else {}
+    _note(folder, event="end", exit_code=code, step=step, decision=decision, reason=reason, **noted)
     print(f"{decision}: {reason}", file=sys.stderr, flush=True)
     return decision, code
 
@@ -194,7 +231,10 @@ def _limit() -> int:
 
 
 def main() -> int:
-    """Entry point of the script; answers on standard output: words ended by NUL for begin, one line for end."""
+    """Entry point of the script; answers on standard output: words ended by NUL for begin, one line for end.
+
+    The first word is the port where the ranks are to meet.
+    """
     parser = argparse.ArgumentParser(prog="requeue.py", description="Used by the batch scripts in slurm/.")
     actions = parser.add_subparsers(dest="action", required=True)
     starting = actions.add_parser("begin")
@@ -204,19 +244,26 @@ def main() -> int:
     ending = actions.add_parser("end")
     ending.add_argument("--code", type=int, required=True)
     ending.add_argument("--asked", action="store_true")
+    ending.add_argument("--after", type=int, default=0)
+    ending.add_argument("--limit", default="")
     ending.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     try:
         check_frozen_code()
         _limit()
         if arguments.action == "begin":
-            for word in begin(arguments.words, arguments.seed, arguments.group):
+            words = begin(arguments.words, arguments.seed, arguments.group)
+            port = os.environ.get("MASTER_PORT") or str(free_port_of_job(os.environ))
+            for word in (port, *words):
                 sys.stdout.write(f"{word}\0")
         else:
-            print(*end(arguments.folder, arguments.code, arguments.asked))
-    except AdaptiveError as error:
-        print(error.told("train"), file=sys.stderr)
-        return error.exit_code
+            limit = seconds(arguments.limit) if arguments.limit else None
+            print(*end(arguments.folder, arguments.code, arguments.asked, arguments.after, limit))
+    except (AdaptiveError, OSError) as error:
+        if not isinstance(error, AdaptiveError) and not passing(error):
+            raise
+        print((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
+        return exit_code_of(error)
     return 0
 
 

@@ -17,6 +17,8 @@ from adaptive.data.shards.cache import MIB, ShardCache, shard_files, stage_folde
 from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError, ConfigError, MachineError
 from adaptive.jobs.code_version import check_frozen_code
+from adaptive.jobs.requeue import leave_exit_code
+from adaptive.passing_faults import exit_code_of, passing, told
 
 
 def stage(words: list[str]) -> str:
@@ -65,9 +67,13 @@ def main() -> int:
     try:
         check_frozen_code()
         print(stage(words), flush=True)
-    except AdaptiveError as error:
-        print(error.told("train"), file=sys.stderr)
-        return error.exit_code
+    except (AdaptiveError, OSError) as error:
+        if not isinstance(error, AdaptiveError) and not passing(error):
+            raise
+        code = exit_code_of(error)
+        leave_exit_code(code)  # srun's own is that of a task which it killed, where there are several
+        print((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
+        return code
     return 0
 
 

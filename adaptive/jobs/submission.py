@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from adaptive.jobs.code_version import batch_scripts, copy_code, write_code_vers
 
 MOST_SEEDS = 1000  # a configuration is written for each
 WARNING = 300  # seconds before the time limit at which the run is asked to save
+EARLY, START = 60, 60  # seconds by which Slurm may be early, and in which no run gets to its first step
 # Settings of the batch scripts that a job keeps as they were when it was submitted.
 KEPT = tuple(
     f"ADAPTIVE_{n}" for n in ["MODULES", "SETUP", "CONTAINER", "SRUN", "STAGE", "MAX_STALLED", "GRACE", "REQUEUE"]
@@ -73,6 +75,30 @@ def seconds(time: str) -> int | None:
     return (a * 60 + b) or None
 
 
+def check_time(resources: Resources) -> None:
+    """Refuse a time limit so short that the job would be asked to stop before it has begun (raises UsageError)."""
+    limit = seconds(resources.time) if resources.time is not None else None
+    if limit is None or not resources.requeue:
+        return
+    lead, given = _lead(resources)
+    if limit < lead + EARLY + START:
+        least = lead + EARLY + START if given else (EARLY + START) * 4 // 3
+        raise UsageError(
+            f"--time {resources.time}: the signal to save comes {lead} s before the end{given}, and up to {EARLY} s "
+            f"early: the job would be requeued before it has trained, again and again; give {math.ceil(least / 60)} "
+            f"minutes or more{', or a later signal' if given else ', or --no-requeue'}"
+        )
+
+
+def _lead(resources: Resources) -> tuple[int, str]:
+    """Return how many seconds before the time limit the signal comes, and the option that says so, if one does."""
+    for option in reversed(resources.extra):
+        if match := re.fullmatch(r"--signal[= ](?:[BR]+:)?\w+@(\d+)", option.strip()):
+            return int(match[1]), f" (--sbatch-option={option.strip()})"
+    limit = seconds(resources.time) if resources.time is not None else None
+    return (WARNING if limit is None else max(1, min(WARNING, limit // 4))), ""
+
+
 def seed_numbers(text: str) -> list[int]:
     """Return the seeds that Slurm would number an array's tasks with, from ``0-4``, ``1,5,9``, ``0-8:4``, ``0-9%2``.
 
@@ -100,14 +126,11 @@ def render_training(config: Config, resources: Resources) -> str:
         words = [_shell(str(frozen / "config.yaml"))]
     else:
         words = [f'{_shell(str(frozen / "config-"))}"$SLURM_ARRAY_TASK_ID".yaml']
-    lead = WARNING
-    if resources.time is not None and (limit := seconds(resources.time)) is not None:
-        lead = max(1, min(WARNING, limit // 4))
     options: Options = [
         *_resources(resources, resources.nodes, resources.ranks_per_node),
         ("requeue" if resources.requeue else "no-requeue", None),
         ("open-mode", "append"),
-        ("signal", f"B:USR1@{lead}"),
+        ("signal", f"B:USR1@{_lead(resources)[0]}"),
     ]
     if resources.after is not None:
         options.append(("dependency", f"afterok:{resources.after}"))

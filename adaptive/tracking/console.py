@@ -50,16 +50,20 @@ class Console:
         enabled: whether to print at all.
         stream: where to; standard output by default. A terminal gets a live bar, anything else plain lines.
         epochs: epochs of the whole run, shown behind the current one; 0 if unknown.
+        watched: whether a terminal is what somebody looks at. mpirun gives its processes one, whose output it may
+            write to a file.
     """
 
-    def __init__(self, total_steps: int, enabled: bool, stream: TextIO | None = None, epochs: int = 0) -> None:
+    def __init__(
+        self, total_steps: int, enabled: bool, stream: TextIO | None = None, epochs: int = 0, watched: bool = True
+    ) -> None:
         self.total_steps = total_steps
         self.enabled = enabled
         self.epochs = epochs
         self._stream = stream or sys.stdout
         self._started: tuple[float, int] | None = None
         self._progress: Progress | None = None
-        if enabled and self._stream.isatty():
+        if enabled and watched and self._stream.isatty():
             self._progress = _progress(self._stream)
             self._task = self._progress.add_task("", total=total_steps, figures="", eta="-:--:--")
 

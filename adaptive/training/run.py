@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from adaptive.config.sections import Config
 from adaptive.data.reading.in_memory import check_memory
+from adaptive.distributed.launchers import started_by_mpirun
 from adaptive.distributed.ranks import Ranks
 from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import AdaptiveError, ConfigError
@@ -174,7 +175,8 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
 
 def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:
     config, folder, index = prepared.config, prepared.folder, prepared.index
-    console = Console(prepared.total_steps, enabled=True, epochs=prepared.total_epochs)
+    watched = not started_by_mpirun(os.environ)
+    console = Console(prepared.total_steps, enabled=True, epochs=prepared.total_epochs, watched=watched)
     environment = {
         **origin,
         "versions": {name: installed_version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},

@@ -10,6 +10,7 @@ import pytest
 from adaptive.errors import MachineError
 from adaptive.tracking.record import read
 from adaptive.training.preflight import occupy
+from adaptive.training.supervision.peers import host_name
 from tests.chaos.runs import Life
 from tests.end_to_end.test_kill_and_resume import without_clocks
 from tests.helpers.disks import small_disk
@@ -127,7 +128,7 @@ def test_a_rank_that_stands_still_ends_the_other_with_its_stacks(config, tmp_pat
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
     life.ranks[0].join(PATIENCE)
     assert life.ranks[0].exitcode == 70, life.tail()
-    assert "rank 0: no heartbeat for 6 s in stage 'step' (train.step_timeout)" in life.tail()
+    assert f"rank 0 on {host_name()}: no heartbeat for 6 s in stage 'step' (train.step_timeout)" in life.tail()
     assert "Thread 0x" in (folder / "stacks-rank-0.txt").read_text()
     life.kill()
 
@@ -137,7 +138,7 @@ def test_a_rank_that_never_comes_ends_the_other_in_start_up(config, tmp_path):
     os.kill(life.ranks[1].pid, signal.SIGSTOP)
     life.ranks[0].join(PATIENCE)
     assert life.ranks[0].exitcode == 70, life.tail()
-    assert "rank 0: no heartbeat for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
+    assert f"rank 0 on {host_name()}: no heartbeat for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
     life.kill()
 
 

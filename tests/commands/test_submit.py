@@ -10,7 +10,7 @@ from adaptive.config.loading import load_config
 from adaptive.errors import MachineError, UsageError
 from adaptive.jobs import code_version
 from adaptive.jobs.code_version import copy_code, write_code_version
-from adaptive.jobs.submission import Resources, freeze, render_training, seconds, seed_numbers, slurm
+from adaptive.jobs.submission import Resources, check_time, freeze, render_training, seconds, seed_numbers, slurm
 from tests.helpers.commands import Forks
 from tests.helpers.locations import REPOSITORY
 
@@ -50,6 +50,46 @@ def test_the_warning_comes_in_time_whatever_the_limit(config_file: Path) -> None
     config = load_config(config_file)
     for time, line in ((None, "@300"), ("24:00:00", "@300"), ("8", "@120"), ("0:2", "@1")):
         assert f"#SBATCH --signal=B:USR1{line}\n" in render_training(config, Resources(time=time))
+
+
+@pytest.mark.parametrize(
+    ("time", "extra", "line"),
+    [
+        ("2", (), "--time 2: the signal to save comes 30 s before the end, and up to 60 s early: the job"),
+        ("10", ("--signal=B:USR1@600",), "comes 600 s before the end (--sbatch-option=--signal=B:USR1@600), and"),
+        ("5:00", ("--signal USR1@200",), "give 6 minutes or more, or a later signal"),
+    ],
+)
+def test_a_time_limit_that_is_over_before_the_run_begins_is_refused(time: str, extra: tuple, line: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check_time(Resources(time=time, extra=extra))
+    assert line in str(refused.value)
+    check_time(Resources(time=time, extra=extra, requeue=False))  # it ends there
+
+
+@pytest.mark.parametrize("time", [None, "0", "3", "24:00:00"])
+def test_time_limits_that_leave_time_to_train_are_taken(time: str | None) -> None:
+    check_time(Resources(time=time))
+
+
+@pytest.mark.full
+def test_the_seeds_starts_and_ends_are_where_it_says(config_file: Path, tmp_path: Path, forks: Forks) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 77\n")
+    sbatch.chmod(0o755)
+    path = f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}"
+    for seeds, place in (("0-1", "seed-SEED/requeues.jsonl"), (None, "requeues.jsonl")):
+        run = tmp_path / f"run {seeds}"
+        words = [
+            "submit",
+            str(config_file),
+            "--cpu",
+            f'train.run_folder="{run}"',
+            *(["--seeds", seeds] if seeds else []),
+        ]
+        ended = forks.start(words, PATH=path).wait()
+        assert f"status     squeue -j 77; starts and ends: {run}/{place}\n" in ended.out, ended
 
 
 def test_settings_of_the_scripts_stay_what_they_were(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import psutil
 import pytest
 
+from adaptive.distributed.launchers import find_launcher
 from adaptive.distributed.network_interface import choose_interface, interface_of, interfaces
-from adaptive.distributed.ranks import find_launcher, find_ranks, first_host
+from adaptive.distributed.ranks import find_ranks, first_host
 from adaptive.errors import MachineError
 from adaptive.training.run import Ranks
 
@@ -42,7 +43,7 @@ MPIRUN = {
         (TORCHRUN, Ranks(3, 1, 4, 2, "torchrun", 1)),
         ({**SRUN, **TORCHRUN, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, Ranks(3, 1, 4, 2, "torchrun", 1)),
         (DEEPSPEED, Ranks(1, 1, 2, 2, "deepspeed", 1)),
-        ({**SRUN, **DEEPSPEED}, Ranks(1, 1, 2, 2, "deepspeed", 1)),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1", **DEEPSPEED}, Ranks(1, 1, 2, 2, "deepspeed", 1)),
         (MPIRUN, Ranks(1, 1, 2, 2, "mpirun", 1)),
     ],
 )

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -5,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adaptive import passing_faults
 from adaptive.config.loading import load_config
 from adaptive.errors import ConfigError, MachineError, TrainingError
+from adaptive.jobs import requeue
 from adaptive.jobs.requeue import begin, end, leave_exit_code, outcome, read_history, stalled
 
 
@@ -81,6 +84,50 @@ def test_errors_and_good_ends_are_final(config, monkeypatch) -> None:
     assert start(config, 0, 1, monkeypatch) == "stop"
     assert start(config, 0, 2, monkeypatch) == "stop"
     assert start(config, 0, 0, monkeypatch) == "done"
+
+
+def test_faults_that_pass_are_no_mistakes(config, monkeypatch) -> None:
+    assert start(config, 0, 71, monkeypatch) == "requeue"
+    assert start(config, 1, 71, monkeypatch) == "requeue"
+    assert start(config, 2, 71, monkeypatch) == "stop"  # a bound as for all that bring no progress
+
+
+def test_a_configuration_that_cannot_be_read_for_a_moment_is_no_mistake(config, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(passing_faults, "PATIENCE", 0.0)
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(sys, "argv", ["requeue.py", "begin", "--", str(config)])
+    assert requeue.main() == 71
+    assert "run.yaml cannot be read: Stale file handle" in capsys.readouterr().err
+
+
+def test_a_job_shorter_than_its_signal_s_lead_does_not_go_on_ten_steps_at_a_time(config, monkeypatch, tmp_path) -> None:
+    """Each start saves something; without end, since the signal comes as soon as it has begun."""
+    told = []
+    for restart in range(4):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        folder = Path(begin([str(config)], None, None)[0])
+        save(folder / "checkpoints", 10 * (restart + 1))
+        told.append(end(folder, 75, asked=True, after=25, limit=300)[0])
+    assert told[:3] == ["requeue", "requeue", "stop"]
+    reasons = [entry["reason"] for entry in read_history(folder) if entry["event"] == "end"]
+    assert reasons[2] == (
+        "asked to stop 25 s after the start, with a time limit of 300 s (3 starts in a row), at step 30; give a longer "
+        "--time, or a signal closer to its end (--signal=B:USR1@75)"
+    )
+    assert told[3] == "requeue", "a human started it again"
+
+
+@pytest.mark.parametrize(("after", "limit"), [(225, 300), (25, 86400), (25, None)])
+def test_a_signal_that_comes_in_time_and_preemption_are_no_reason_to_stop(config, monkeypatch, after, limit) -> None:
+    for restart in range(5):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        folder = Path(begin([str(config)], None, None)[0])
+        save(folder / "checkpoints", restart + 1)
+        assert end(folder, 75, asked=True, after=after, limit=limit)[0] == "requeue"
 
 
 def test_starts_that_slurm_repeats_by_itself_are_counted_too(config, monkeypatch) -> None:
@@ -159,5 +206,7 @@ def test_as_a_program_it_answers_words_that_bash_can_take_apart_and_imports_no_t
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     results = tmp_path / "run" / ".slurm" / "7-0"
-    assert ended.stdout.split("\0") == [str(tmp_path / "run"), str(results), str(config), word, ""]
+    port, *words = ended.stdout.split("\0")
+    assert 20000 <= int(port) < 32000
+    assert words == [str(tmp_path / "run"), str(results), str(config), word, ""]
     assert json.loads((tmp_path / "run" / "requeues.jsonl").read_text())["event"] == "start"

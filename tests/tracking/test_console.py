@@ -55,6 +55,18 @@ def test_plain_lines_hold_every_figure():
     assert message == "saved [checkpoint] 120"
 
 
+def test_a_terminal_that_nobody_watches_gets_plain_lines():
+    """mpirun gives its processes one, and writes their output to its own, which may be a file."""
+    stream = Terminal()
+    console = Console(1200, True, stream, epochs=30, watched=False)
+    console.update(100)
+    console.train(TRAIN)
+    console.close()
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("epoch 3/30 step 120/1200 loss 1.234 ")
+    assert "\x1b" not in line
+
+
 def test_a_record_with_little_in_it_is_still_a_line():
     stream = io.StringIO()
     Console(10, True, stream).train({"step": 5})

@@ -169,7 +169,9 @@ class RemoteFolder(ABC):
         except (DataError, MachineError, Cancelled):
             raise
         except Exception as error:
-            raise self._failure(name, cause(error), tried, time.monotonic() - began) from None
+            failure = self._failure(name, cause(error), tried, time.monotonic() - began)
+            failure.passing = may_succeed_later(error) and not isinstance(error, Mismatch)  # by another start
+            raise failure from None
 
     def _failure(self, name: str, error: BaseException, tried: int, seconds: float) -> DataError | MachineError:
         shown = self.shown(name)

@@ -19,6 +19,7 @@ from adaptive.data.remote.urls import is_remote, open_remote, shown_file
 from adaptive.errors import DataError, nearest
 from adaptive.files import file_sha256, write_atomically
 from adaptive.foreign_text import shell_words, shown_location
+from adaptive.passing_faults import patiently
 
 INDEX_NAME = "index.json"
 VERSION = 1
@@ -127,16 +128,19 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
 
 def _read_local(folder: Path) -> tuple[str, bytes]:
     path = folder / INDEX_NAME
-    if not folder.is_dir():
+    try:
+        found = patiently(folder.is_dir, folder)
+        there = found and patiently(path.is_file, path)
+        content = patiently(path.read_bytes, path) if there else b""
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the file's permissions") from None
+    if not found:
         raise DataError(
             f"dataset folder {folder} does not exist; create it with: adaptive pack SOURCE {shell_words(folder)}"
         )
-    if not path.is_file():
+    if not there:
         raise DataError(f"{folder} holds no {INDEX_NAME}; pack the images with: adaptive pack SOURCE DEST")
-    try:
-        return str(path), path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the file's permissions") from None
+    return str(path), content
 
 
 def check_split(index: DatasetIndex, key: str, name: str) -> None:

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adaptive.files import file_sha256
+from adaptive.passing_faults import passing, patiently
 
 FORMAT = 1
+FEW_SECONDS = 5.0  # for one of many manifests that a file server does not give at once
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PUBLISHED, WRITING, REPLACED, REMOVING = "step-", ".writing-", ".replaced-", ".removing-"
@@ -43,7 +45,28 @@ class _Manifest(BaseModel):
 
 def verify(path: Path, quick: bool = False) -> str | None:
     """Check a checkpoint's files against its manifest; return what is wrong, or None. ``quick`` compares sizes only."""
-    manifest = read_manifest(path)
+    try:
+        return examine(path, quick)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def examine(path: Path, quick: bool = False) -> str | None:
+    """Check a checkpoint as `verify` does.
+
+    Raises:
+        OSError: its files cannot be read now, which says nothing of them; that was tried for a while.
+    """
+    return patiently(lambda: _examine(path, quick), path)
+
+
+def _examine(path: Path, quick: bool) -> str | None:
+    try:
+        manifest = _parsed(path)
+    except OSError as error:
+        if passing(error):
+            raise
+        manifest = None
     if manifest is None:
         return "no readable manifest.json (writing was interrupted)"
     if manifest.get("format") != FORMAT:
@@ -72,9 +95,16 @@ def newest_step(folder: Path) -> int:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's list of files and what it says about itself, or None where it cannot be read."""
     try:
+        return patiently(lambda: _parsed(path), path, FEW_SECONDS)
+    except OSError:
+        return None
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
+    try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
             return {"format": manifest.get("format"), "files": {}}
         return _Manifest.model_validate(manifest, strict=True).model_dump()
-    except (OSError, ValueError, RecursionError):  # pydantic's errors are ValueErrors
+    except (ValueError, RecursionError):  # pydantic's errors are ValueErrors
         return None

@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from adaptive.errors import CheckpointError, MachineError, reason_of
+from adaptive.errors import CheckpointError, MachineError, PassingError, reason_of
 from adaptive.files import file_sha256, sync_folder, write_atomically
+from adaptive.passing_faults import passing
 from adaptive.training.checkpoints.checkpoint_manifest import FORMAT as FORMAT
 from adaptive.training.checkpoints.checkpoint_manifest import MANIFEST as MANIFEST
 from adaptive.training.checkpoints.checkpoint_manifest import PUBLISHED, REMOVING, REPLACED, STATE, WRITING
+from adaptive.training.checkpoints.checkpoint_manifest import examine as examine
 from adaptive.training.checkpoints.checkpoint_manifest import read_manifest as read_manifest
 from adaptive.training.checkpoints.checkpoint_manifest import verify as verify
 
@@ -172,10 +174,23 @@ class CheckpointStore:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
-        """Return the newest checkpoint that passes its checksums, and why newer ones were passed over."""
+        """Return the newest checkpoint that passes its checksums, and why newer ones were passed over.
+
+        Raises:
+            PassingError: one cannot be read for a fault that may pass, which is no reason to go back to another.
+        """
         passed_over: list[str] = []
         for checkpoint in reversed(self.all()):
-            fault = verify(checkpoint.path)
+            try:
+                fault = examine(checkpoint.path)
+            except OSError as error:
+                if not passing(error):
+                    passed_over.append(f"{checkpoint.path.name}: it cannot be read ({error.strerror})")
+                    continue
+                raise PassingError(
+                    f"{checkpoint.path} cannot be read ({error.strerror}), and nothing says that it is damaged; start "
+                    "again when the file system answers, or remove that folder to go on from the one before"
+                ) from error
             if fault is None:
                 return checkpoint, passed_over
             passed_over.append(f"{checkpoint.path.name}: {fault}")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptive.errors import MachineError
+from adaptive.training.engine.meeting import open_store
 from adaptive.training.engine.operators import free_operators
 
 LOGGER = logging.getLogger(__name__)
@@ -54,12 +55,15 @@ def resolve_device(requested: str, local_rank: int = 0) -> torch.device:
 def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store], None] | None = None) -> None:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
 
-    A single rank may leave MASTER_PORT = 0 to the system, which names one that is free.
+    A single rank meets nobody: whatever MASTER_PORT is, the system names one that is free.
 
     Args:
         timeout_seconds: after which a collective operation fails.
         meet: called on every one of several ranks with the store by which they met, before they form the group: what it
             raises ends the start before a backend could wait for ranks that have none.
+
+    Raises:
+        PassingError: the port is in use, or a rank did not come in time.
     """
     import deepspeed
     from deepspeed.utils import logger
@@ -68,7 +72,7 @@ def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store
     if dist.is_initialized():
         return
     free_operators()
-    if os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] == "0":
+    if os.environ["WORLD_SIZE"] == "1":
         _listen_alone(timedelta(seconds=timeout_seconds))
     store = None
     if meet is not None and os.environ["WORLD_SIZE"] != "1":
@@ -81,11 +85,10 @@ def init_distributed(timeout_seconds: float = 1800.0, meet: Callable[[dist.Store
     _forget_shared_memory()
 
 
-def _meeting(timeout_seconds: float) -> dist.Store:
-    """Return the store by which the ranks meet, as this process's next meeting sees it."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
+def _meeting(timeout_seconds: float, silent: bool = False) -> dist.Store:
+    """Return the store by which the ranks meet, as this process's next meeting sees it (raises PassingError)."""
     _meetings.append(f"adaptive/{len(_meetings)}")
-    return dist.PrefixStore(_meetings[-1], store)
+    return open_store(timeout_seconds, _meetings[-1], silent)
 
 
 def refuse_group(refuse: Callable[[dist.Store], None], timeout_seconds: float) -> None:
@@ -95,8 +98,9 @@ def refuse_group(refuse: Callable[[dist.Store], None], timeout_seconds: float) -
     """
     if dist.is_initialized() or _meetings:
         return
-    with suppress(RuntimeError):  # what torch raises where a store cannot be reached, or does not answer
-        refuse(_meeting(timeout_seconds))
+    # RuntimeError is what torch raises where a store does not answer.
+    with suppress(RuntimeError, MachineError):
+        refuse(_meeting(timeout_seconds, silent=True))
 
 
 @contextmanager
@@ -116,6 +120,7 @@ def _listen_alone(timeout: timedelta) -> None:
     """Form the group of one rank at a port that the system chooses: a port found free before may be taken by now."""
     from deepspeed.accelerator import get_accelerator
 
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, 1, is_master=True, timeout=timeout)
     os.environ["MASTER_PORT"] = str(store.port)
     backend = get_accelerator().communication_backend_name()

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from adaptive.errors import MachineError, PeerError
+from adaptive.passing_faults import passing, told
 from adaptive.training.batch import ENOUGH, largest_micro_batch
 from adaptive.training.prepared_run import Setup
 from adaptive.training.supervision.peers import PEER_ENDED
@@ -27,7 +28,7 @@ PEER_GONE = re.compile(
 
 
 def explained(error: BaseException, setup: Setup, account: Callable[[], str] = str) -> MachineError | None:
-    """Return the error that a user can act on, or None where ``error`` is neither lack of memory nor a lost rank.
+    """Return the error that a user can act on, or None where ``error`` is no lack of memory, lost or late rank.
 
     ``account`` is asked who has gone.
     """
@@ -43,7 +44,7 @@ def explained(error: BaseException, setup: Setup, account: Callable[[], str] = s
         return PeerError(
             f"{PEER_ENDED}; {who.rstrip('.')}. Started again, the run goes on from its newest checkpoint [{text[:200]}]"
         )
-    return None
+    return told(error) if passing(error) else None
 
 
 def _numbers(device: torch.device) -> str:

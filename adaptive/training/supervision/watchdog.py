@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -72,10 +73,10 @@ class Watchdog:
         where = self._write_stacks(text)
         faulthandler.dump_traceback_later(4 * GRACE, exit=True)
         others = self.account()
-        others = f"{others}; " if others else ""
+        others, node = f"{others}; " if others else "", socket.gethostname().partition(".")[0]
         print(
-            f"adaptive train: error: rank {self.rank}: {text}{others}the process ends; stacks of all threads are in "
-            f"{where}. Look there for what it waited for; raise {key} if it was only slow",
+            f"adaptive train: error: rank {self.rank} on {node}: {text}{others}the process ends; stacks of all "
+            f"threads are in {where}. Look there for what it waited for; raise {key} if it was only slow",
             file=sys.stderr,
             flush=True,
         )

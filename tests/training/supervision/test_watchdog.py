@@ -6,6 +6,7 @@ import time
 import pytest
 
 from adaptive.errors import EXIT_HUNG
+from adaptive.training.supervision.peers import host_name
 from adaptive.training.supervision.watchdog import GRACE
 from tests.helpers.waiting import PATIENCE
 
@@ -41,7 +42,7 @@ def test_a_hang_ends_the_process_and_leaves_the_stacks(tmp_path):
     assert "a_call_that_never_returns" in stacks
     assert "Thread 0x" in stacks  # the watchdog's own thread is there as well: all threads are
     line = process.stderr.strip()
-    assert line.startswith("adaptive train: error: rank 3: no heartbeat for 1 s in stage 'step'")
+    assert line.startswith(f"adaptive train: error: rank 3 on {host_name()}: no heartbeat for 1 s in stage 'step'")
     assert "train.step_timeout" in line
     assert str(tmp_path / "stacks-rank-3.txt") in line
 
