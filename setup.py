@@ -48,7 +48,7 @@ setup(
         "jinja2>=3.1",
         "fsspec[http]>=2025.3",
         "tenacity>=9",
-        "filelock>=3.16",
+        "filelock>=3.30",
     ],
     extras_require={
         "digits": ["scikit-learn>=1.5"],

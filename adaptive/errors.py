@@ -103,6 +103,12 @@ class PeerError(MachineError):
     exit_code = EXIT_PEER
 
 
+class SilentHolderError(MachineError):
+    """A lock's holder gives no sign of life, and the lock cannot be taken over; another start may find it free."""
+
+    exit_code = EXIT_PEER
+
+
 class StartError(AdaptiveError):
     """The ranks of one run were started with different configurations, datasets, code, libraries or devices."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,49 @@ def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) ->
     return json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
+def aside_of(path: Path) -> Path:
+    """Return a name beside ``path``, in which to write what is renamed once it is whole.
+
+    Nobody else has it: process numbers alone repeat on other machines, and in containers are often the same.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write a small file as `write_atomically` does, unless there is one.
+
+    Raises:
+        FileExistsError: somebody was quicker.
+    """
+    temporary = aside_of(path)
+    try:
+        write_atomically(temporary, content)
+        publish_new(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_new(temporary: Path, path: Path) -> None:
+    """Give a file that was written aside its name, which no file has yet (raises FileExistsError)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, where nothing tells in time
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.rename(path)
+    else:
+        temporary.unlink()
+    sync_folder(path.parent)
+
+
 def write_atomically(path: Path, content: str | bytes, private: bool = False) -> None:
     """Write a small file so that readers, and a crash, see the old content or the new and nothing between.
 
     A link at ``path`` is replaced, not followed. With ``private`` its owner alone may read it; else the umask counts.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = aside_of(path)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as stream:

@@ -12,9 +12,8 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock, Timeout
-
 from adaptive.errors import MachineError, reason_of
+from adaptive.locks import Lock, LockHeldError
 from adaptive.tracking.wandb_server import run_client
 
 # A .wandb file is a LevelDB log: a header, then blocks of chunks, each with checksum, length and kind.
@@ -163,10 +162,10 @@ def in_progress(run: str | Path) -> bool:
     if not path.exists():
         return False
     try:
-        FileLock(path).acquire(blocking=False).lock.release()
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # a folder of somebody else's, a file system without locks
+        Lock(path).acquire().release()
+    except LockHeldError as held:
+        return not held.silent
+    except OSError:  # a folder of somebody else's
         return False
     return False
 

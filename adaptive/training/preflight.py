@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import get_args
 
 import timm
-from filelock import FileLock, Timeout
 
 from adaptive.config import saved
 from adaptive.config.checks import check_exit_weights as check_exit_weights  # the run finds all its checks here
@@ -24,9 +24,10 @@ from adaptive.data.reading.order import steps_per_epoch
 from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError
+from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, SilentHolderError
 from adaptive.files import link_out_of
 from adaptive.foreign_text import shell_words, shown_location, visible, without_secrets
+from adaptive.locks import Lock, LockHeldError
 from adaptive.networks.backbone import other_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.batch import BatchSizes
@@ -110,11 +111,9 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
 
 def check_run_folder(folder: Path) -> None:
     """Make sure the run folder can be written (raises MachineError)."""
-    probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MachineError(
             f"train.run_folder = {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
@@ -131,32 +130,49 @@ def check_links(folder: Path) -> None:
         )
 
 
-def occupy(folder: Path, patience: float = PATIENCE) -> FileLock:
+def occupy(folder: Path, patience: float = PATIENCE, lost: Callable[[str], None] | None = None) -> Lock:
     """Take the run folder for this process until the lock is released or the process ends, however it ends.
 
     Waits ``patience`` seconds: the lock of a machine that has died stands until the file server gives it up.
 
+    Args:
+        folder: of the run.
+        patience: seconds.
+        lost: see `adaptive.locks.Lock`.
+
     Raises:
-        MachineError: another process trains in it.
+        MachineError: another process trains in it, or the lock's file cannot be written.
+        SilentHolderError: the lock is another machine's that gives no sign of life, and cannot be taken over.
     """
     owner = folder / ".owner"
-    lock = FileLock(folder / ".lock")
-    who = "another process"
-    if owner.is_file():
-        who = visible(owner.read_text(encoding="utf-8", errors="replace"))[:200]
+    lock = Lock(folder / ".lock", lost)
+    where = f"train.run_folder = {str(folder)!r}"
+
+    def who(holder: str) -> str:
+        with suppress(OSError):
+            return holder or visible(owner.read_text(encoding="utf-8", errors="replace"))[:200]
+        return "another process"
+
+    def tell(holder: str) -> None:
+        LOGGER.warning("%s is in use by %s; waiting up to %g s for it to end", folder, who(holder), patience)
+
     try:
-        try:
-            lock.acquire(timeout=min(3.0, patience))
-        except Timeout:
-            LOGGER.warning("%s is in use by %s; waiting up to %g s for it to end", folder, who, patience)
-            lock.acquire(timeout=patience)
-    except Timeout:
+        lock.acquire(patience, tell)
+    except LockHeldError as held:
+        if held.silent:
+            raise SilentHolderError(
+                f"{where} is locked by {who(held.holder)}, which gives no sign of life; if it has gone, remove its "
+                f"lock: rm {shell_words(held.file)}"
+            ) from None
         raise MachineError(
-            f"train.run_folder = {str(folder)!r} is in use: {who} trains in it; end that run (its ranks outlive a "
-            "killed deepspeed command), or choose another folder"
+            f"{where} is in use: {who(held.holder)} trains in it; end that run (its ranks outlive a killed deepspeed "
+            "command), or choose another folder"
         ) from None
-    except NotImplementedError:
-        return lock  # a file system without locks: nothing can be told
+    except OSError as error:
+        raise MachineError(
+            f"{where} cannot be locked: {error.filename or lock.path}: {error.strerror}; a run is continued by whoever "
+            "began it, or by users of a group that may write there (umask 002)"
+        ) from None
     with suppress(OSError):  # a full disk is told of later
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return lock

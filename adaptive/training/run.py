@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,8 +20,9 @@ from adaptive.data.reading.in_memory import check_memory
 from adaptive.distributed.launchers import started_by_mpirun
 from adaptive.distributed.ranks import Ranks
 from adaptive.distributed.same_start import check_same_start
-from adaptive.errors import AdaptiveError, ConfigError
+from adaptive.errors import EXIT_HUNG, AdaptiveError, ConfigError
 from adaptive.files import installed_version
+from adaptive.foreign_text import say
 from adaptive.networks.precision import autocast
 from adaptive.networks.weights import initial_weights
 from adaptive.tracking.console import Console
@@ -145,7 +147,7 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
     store = CheckpointStore(folder / "checkpoints")
 
     def resume_point() -> tuple[Checkpoint | None, list[str]]:
-        held.callback(preflight.occupy(folder).release)
+        held.callback(preflight.occupy(folder, lost=_leave_to_others).release)
         return preflight.find_resume_point(config, prepared.index, store)
 
     checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
@@ -171,6 +173,16 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
             trainer.message(line)
     trainer.run(checkpoint)
     return folder
+
+
+def _leave_to_others(reason: str) -> None:
+    """End the process at once: another start may train in the run folder by now, and two must not write there."""
+    say(
+        f"adaptive train: error: the run folder's lock {reason}: this process stood still for too long, or the file "
+        "server did not answer; it ends without saving, and the same command continues from the newest checkpoint",
+        file=sys.stderr,
+    )
+    os._exit(EXIT_HUNG)
 
 
 def _observers(prepared: Prepared, origin: Mapping[str, Any]) -> list[Callback]:

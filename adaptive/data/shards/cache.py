@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from adaptive.config.sections import DataConfig
 from adaptive.data.faults import BadDataError
 from adaptive.data.remote.transfer import Cancelled, Mismatch, RemoteFolder
@@ -27,7 +25,8 @@ from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import DatasetIndex, ShardInfo
 from adaptive.data.shards.reader import LocalFiles, ShardFiles
 from adaptive.errors import ConfigError, MachineError
-from adaptive.files import file_sha256
+from adaptive.files import file_sha256, write_atomically
+from adaptive.locks import FOR_EVER, Lock
 
 GIB = 2**30
 MIB = 2**20
@@ -98,6 +97,7 @@ class ShardCache:
         self.bound = bound
         self.downloads = 0
         self._failed: dict[str, tuple[float, BadDataError]] = {}
+        self._watched: dict[Path, Lock] = {}  # of other processes' downloads: a lock notices silence, if asked again
 
     def shown(self, shard: ShardInfo) -> str:
         """Return a shard's URL for messages."""
@@ -160,7 +160,7 @@ class ShardCache:
         tag = self.folder / _TAG
         if not tag.exists():
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            tag.write_text(_TAG_CONTENT)
+            write_atomically(tag, _TAG_CONTENT)
 
     def _use(self, path: Path, size: int) -> bool:
         """Say whether a shard is in the cache, and mark it as used now."""
@@ -168,7 +168,6 @@ class ShardCache:
             if path.stat().st_size == size:
                 os.utime(path)
                 return True
-            path.unlink(missing_ok=True)  # of another size: only a damaged disk does that
         except FileNotFoundError:
             pass
         return False
@@ -231,19 +230,24 @@ class ShardCache:
                         found = path.stat()
                         kept.append(_CachedShard(found.st_mtime, found.st_size, path))
                     elif match := _PART.fullmatch(path.name):
-                        if _abandoned(path, match["name"]):
+                        if self._abandoned(path, match["name"]):
                             continue
                         reserved += int(match["size"])
                         missing += max(0, int(match["size"]) - path.stat().st_size)
         return kept, reserved, missing
 
-
-def _abandoned(part: Path, shard: str) -> bool:
-    """Remove a partial download whose lock nobody holds, for its process was killed; says whether it was one."""
-    with _locked(_lock_of(part.with_name(shard)), wait=False) as held:
-        if held:
+    def _abandoned(self, part: Path, shard: str) -> bool:
+        """Remove a partial download whose lock nobody holds, for its process was killed; says whether it was one."""
+        path = _lock_of(part.with_name(shard))
+        lock = self._watched.setdefault(path, Lock(path))
+        if not lock.attempt():
+            return False
+        try:
             part.unlink(missing_ok=True)
-        return held
+        finally:
+            lock.release()
+            del self._watched[path]
+        return True
 
 
 def _lock_of(path: Path) -> Path:
@@ -252,15 +256,11 @@ def _lock_of(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a file lock, which ends with the process; yields whether it was acquired."""
-    lock = FileLock(path, blocking=wait)
+    """Hold a lock; yields whether it was acquired."""
+    lock = Lock(path)
+    held = bool(lock.acquire(FOR_EVER)) if wait else lock.attempt()
     try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        yield held
     finally:
         lock.release()
 

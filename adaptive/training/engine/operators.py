@@ -11,11 +11,15 @@ import fcntl
 import importlib.util
 import logging
 import os
+import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from adaptive.locks import NO_FLOCK
 
 LOGGER = logging.getLogger(__name__)
 LONGEST = 900.0  # seconds that a compilation may take, on another machine that shares the folder
@@ -27,8 +31,8 @@ def free_operators() -> None:
     for lock in operator_folder().glob("deepspeed_*/lock"):
         state, age = lock_state(lock), lock_age(lock) or 0.0
         if state == "left":
-            LOGGER.warning("removed %s: the compilation that it guarded was killed %.0f s ago", lock, age)
-            lock.unlink(missing_ok=True)
+            if _remove(lock):
+                LOGGER.warning("removed %s: the compilation that it guarded was killed %.0f s ago", lock, age)
         elif state == "held":
             LOGGER.warning("another process compiles DeepSpeed's operator (%s); waiting for it", lock)
         elif state == "young":
@@ -40,6 +44,20 @@ def free_operators() -> None:
             )
 
 
+def _remove(lock: Path) -> bool:
+    """Remove an old lock, and say whether it was one; what another start has locked anew since it was judged stays."""
+    taken = lock.with_name(f".{lock.name}.{secrets.token_hex(8)}")
+    with suppress(FileNotFoundError):
+        lock.rename(taken)  # of two starts one gets it
+        old = (lock_age(taken) or 0.0) > LONGEST
+        if not old:
+            with suppress(FileExistsError):
+                os.link(taken, lock)
+        taken.unlink()
+        return old
+    return False
+
+
 def lock_state(lock: Path) -> LockState:
     """Tell what a lock means: ``free`` nothing, ``held`` a compilation, ``left`` by a killed one, ``young`` either."""
     try:
@@ -47,8 +65,9 @@ def lock_state(lock: Path) -> LockState:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return "free"
-    except OSError:
-        return "held"
+    except OSError as error:
+        if error.errno not in NO_FLOCK:  # without flock, the file itself has to tell
+            return "held"
     age = lock_age(lock)
     if age is None or not _existence_locks():
         return "free"

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from adaptive import locks
 from adaptive.config.sections import DataConfig
 from adaptive.data.remote.transfer import Cancelled
 from adaptive.data.shards import cache
 from adaptive.data.shards.cache import ShardCache, cache_folder, check_cache, shard_files
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError, DataError, MachineError
+from tests.helpers.noflock import ERRNOS, NAMES, leave_lease, take_flock_away
 from tests.helpers.shard_server import Faulty
 from tests.helpers.waiting import wait_until
 
@@ -210,3 +212,47 @@ def test_failures_are_not_tried_by_every_thread_anew(make, index, server):
         with pytest.raises(DataError, match="is not what was packed"):
             cached.fetch(shard)
     assert server.gets() == {shard.name: 2}
+
+
+@pytest.fixture
+def short_leases(monkeypatch):
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.2)
+
+
+@pytest.mark.parametrize("number", ERRNOS, ids=NAMES)
+@pytest.mark.usefixtures("short_leases")
+def test_without_flock_it_is_shared_all_the_same(number, make, index, server, monkeypatch):
+    take_flock_away(monkeypatch, number)
+    shard = index.split("train").shards[0]
+    caches = [make() for _ in range(4)]
+    threads = [threading.Thread(target=cached.fetch, args=(shard,)) for cached in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.gets() == {shard.name: 1}
+    assert not list(caches[0].root.rglob("*.lease"))
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_without_flock_the_downloads_of_a_machine_that_has_gone_make_room(make, index, monkeypatch):
+    """They were waited for: who asks once does not see a lock's silence."""
+    take_flock_away(monkeypatch, errno.ENOLCK)
+    first, second = index.split("train").shards[:2]
+    cached = make(max(first.bytes, second.bytes) + 1000)
+    cached._prepare()
+    part = cached.folder / f".{first.name}.{first.bytes}.17-0.part"
+    part.touch()
+    leave_lease(cached.folder / "locks" / f"{first.name}.lock", monkeypatch)
+    assert cached.fetch(second).stat().st_size == second.bytes
+    assert not part.exists()
+
+
+def test_a_kill_never_leaves_a_tag_half_written(make, index, monkeypatch):
+    """Others take its existence for a folder that is ready."""
+    cached = make()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cached._prepare()
+    assert not (cached.folder / "CACHEDIR.TAG").exists()

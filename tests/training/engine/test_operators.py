@@ -4,10 +4,12 @@ import logging
 import os
 import time
 
+import pytest
 from filelock import FileLock
 
 from adaptive.training.engine import operators
 from adaptive.training.engine.operators import free_operators, lock_state, operator_folder
+from tests.helpers.noflock import ERRNOS, NAMES, take_flock_away
 
 
 def locks(folder, monkeypatch):
@@ -57,3 +59,33 @@ def test_the_folder_is_torchs_own(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert operator_folder().is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("number", ERRNOS, ids=NAMES)
+def test_without_flock_what_a_kill_left_is_removed_too(tmp_path, monkeypatch, number):
+    """It was taken for a compilation under way, which torch then waited for without end."""
+    take_flock_away(monkeypatch, number)
+    monkeypatch.setattr(operators, "_existence_locks", lambda: True)
+    made = locks(tmp_path, monkeypatch)
+    with made["compiling"].open("rb"):
+        free_operators()
+    assert [made[name].exists() for name in ("killed", "compiling", "young")] == [False, True, True]
+
+
+def test_a_lock_that_another_start_has_made_meanwhile_stays(tmp_path, monkeypatch):
+    """Two starts find what a kill left; one removes it and compiles, and the other must not remove the new lock."""
+    monkeypatch.setattr(operators, "_existence_locks", lambda: True)
+    lock = locks(tmp_path, monkeypatch)["killed"]
+    judged = operators.lock_state
+
+    def late(path):
+        state = judged(path)
+        if path == lock:  # the other start was quicker
+            path.unlink()
+            path.write_text("compiling")
+        return state
+
+    monkeypatch.setattr(operators, "lock_state", late)
+    free_operators()
+    assert lock.read_text() == "compiling"
+    assert sorted(path.name for path in lock.parent.iterdir()) == ["lock"]
