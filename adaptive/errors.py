@@ -128,7 +128,7 @@ class UsageError(AdaptiveError):
 
 
 class StoppedError(AdaptiveError):
-    """The run was asked to stop and has saved; the same command continues it."""
+    """The run was asked to stop and has saved, if the disk had room; the same command continues it."""
 
     exit_code = EXIT_INTERRUPTED
 

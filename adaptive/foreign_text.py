@@ -143,12 +143,3 @@ class HarmlessLog(logging.Formatter):
         """Return the record as text."""
         trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
         return "\n".join(map(shown, [record.getMessage(), *trace]))
-
-
-def prepare_output() -> None:
-    """Let standard output and error take any text, in any encoding, and warnings of this process be `shown`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(HarmlessLog())

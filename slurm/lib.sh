@@ -150,15 +150,19 @@ train() { # CONFIG [key=value ...]: trains, and requeues the job where another s
   fi
   trap '' USR1 TERM
   ranks=''
-  local limit=() job
+  local limit=() job decision='' trained=$code
   if [ -n "$asked" ] && scontrol -o show job "$SLURM_JOB_ID" > "$answer"; then
     read -r job < "$answer"
     if [[ $job =~ \ TimeLimit=([0-9:-]+)\  ]]; then limit=(--after "$asked_after" --limit "${BASH_REMATCH[1]}"); fi
   fi
   helper -P -m adaptive.jobs.requeue end ${asked:+--asked} "${limit[@]}" --code "$code" -- "$folder"
-  if [ "$code" != 0 ]; then fail "$code" "it cannot be told whether to requeue; not requeued"; fi
-  local decision
-  read -r decision code < "$answer"
+  case $code in
+    0) read -r decision code < "$answer" ;;
+    10 | 12) code=$trained ;; # done, stop: the answer's disk is full
+    11) decision=requeue code=${asked:+75} ;;
+    *) fail "$code" "it cannot be told whether to requeue; not requeued" ;;
+  esac
+  code=${code:-$trained}
   if [ "$decision" = requeue ]; then requeue; fi
   exit "$code"
 }
@@ -169,8 +173,7 @@ requeue() {
     return
   fi
   # A cancelled job is not brought back.
-  scontrol -o show job "$SLURM_JOB_ID" > "$answer"
-  if ! grep -q -E ' JobState=RUNNING | Reason=TimeLimit ' "$answer"; then
+  if ! scontrol -o show job "$SLURM_JOB_ID" | grep -E ' JobState=RUNNING | Reason=TimeLimit ' > /dev/null; then
     say "not requeued: the job is being ended by Slurm or its owner"
     return
   fi

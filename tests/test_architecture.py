@@ -29,6 +29,7 @@ FLOORS = [
         "adaptive.locks",
         "adaptive.passing_faults",
         "adaptive.requirements",
+        "adaptive.standard_streams",
     },
     {"adaptive.config", "adaptive.distributed", "adaptive.metrics"},
     {"adaptive.networks", "adaptive.data"},

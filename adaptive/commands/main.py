@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
+from adaptive import standard_streams
 from adaptive.errors import AdaptiveError, nearest
-from adaptive.foreign_text import prepare_output, say
+from adaptive.foreign_text import say
 from adaptive.requirements import missing_package
 
 COMMANDS = {
@@ -62,27 +63,38 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, or 1 and one line on stderr."""
-    prepare_output()
+    standard_streams.prepare()
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if word in COMMANDS), None)
+    code = _ended(words, called)
+    if code is not None:
+        sys.exit(code)
+
+
+def _ended(words: list[str], called: str | None) -> int | None:
+    """Run a command, and write what it has printed; tell what went wrong, and return the exit code."""
     try:
-        code = _run(words, called)
+        try:
+            code = _run(words, called)
+        except SystemExit as asked:  # of argparse, which has printed
+            code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+        standard_streams.finish()
     except AdaptiveError as error:
-        say(error.told(str(called)), file=sys.stderr)
+        if line := error.told(str(called)):
+            say(line, file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, in what Python does at its end, ends it in silence
         print(f"adaptive {called}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         known = missing_package(error) if isinstance(error, ImportError) else _name_too_long(error)
         # A fault of ours is told whole, but for the secrets that a library's words may hold.
         say(*([known.told(str(called))] if known else traceback.format_exc().splitlines()), file=sys.stderr)
         code = known.exit_code if known else 1
-    if code is not None:
-        sys.exit(code)
+    with suppress(AdaptiveError):
+        standard_streams.finish()
+    return code
 
 
 def _name_too_long(error: Exception) -> AdaptiveError | None:

@@ -22,6 +22,7 @@ from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
 from adaptive.passing_faults import exit_code_of, passing, told
 from adaptive.requirements import missing_package
+from adaptive.standard_streams import observe_only
 
 NAMES_WITHIN = 180.0  # seconds in which a late node's name gets known
 REFUSAL_WITHIN = 20.0  # seconds that a rank which cannot start takes to tell the others
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; one of several ranks leaves its exit code for the batch script, and ends the process."""
     if arguments.help_config or arguments.print_config:
         return _show(arguments)
+    observe_only()  # the result is the trained network
     try:
         check_frozen_code()
         code = _train(_configuration(arguments))

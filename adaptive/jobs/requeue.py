@@ -11,12 +11,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from adaptive import standard_streams
 from adaptive.config.loading import load_config
 from adaptive.config.saved import write_config
 from adaptive.config.sections import Config
@@ -31,6 +32,7 @@ from adaptive.errors import (
     MachineError,
     TrainingError,
 )
+from adaptive.foreign_text import say
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.submission import seconds
 from adaptive.passing_faults import exit_code_of, passing, told
@@ -40,6 +42,9 @@ MAX_STALLED = 3
 SHORT = 1200  # seconds; time limits below it need a signal that comes closer to the end than 300 seconds
 HISTORY = "requeues.jsonl"
 RESULTS = "ADAPTIVE_RESULTS"  # names the folder in which ranks leave their exit codes
+
+# Exit codes that say what was decided.
+DECIDED = {"done": 10, "requeue": 11, "stop": 12}
 
 History = list[dict[str, Any]]
 
@@ -90,8 +95,8 @@ def stalled(history: History, job: str, step: int) -> int:
     for entry in reversed([entry for entry in history if entry.get("job") == job]):
         if entry.get("decision") == "stop":
             break
-        if entry.get("event") == "start":
-            if entry.get("step", 0) < step:
+        if entry.get("event") == "start" and (began := _number(entry, "step")) is not None:
+            if began < step:
                 break
             count += 1
     return count
@@ -107,14 +112,34 @@ def cut_short(history: History, job: str) -> int:
     return count
 
 
+def without_note(history: History, job: str, restart: int) -> int:
+    """Count a job's last starts in a row, up to ``restart``, that the history does not know: no room was for a note."""
+    known = {_number(entry, "restart") for entry in history if entry.get("job") == job}
+    return next(count for count in range(restart + 2) if restart - count in known or count > restart)
+
+
+def _number(entry: Mapping[str, Any], key: str) -> int | None:
+    found = entry.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
 def read_history(folder: Path) -> History:
-    """Return the entries of requeues.jsonl; what a full disk or a crash cut off is left out."""
+    """Return the entries of requeues.jsonl; what a full disk or a crash cut off, and what is none, is left out."""
+    text = ""
+    try:
+        text = (folder / HISTORY).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        say(
+            f"{folder / HISTORY} cannot be read: {error.strerror}; starts without progress are not all known",
+            file=sys.stderr,
+        )
     entries = []
-    with suppress(FileNotFoundError):
-        for line in (folder / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                entry = json.loads(line)
-                entries += [entry] if isinstance(entry, dict) else []
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            entries += [entry] if isinstance(entry, dict) else []
     return entries
 
 
@@ -142,8 +167,9 @@ def begin(words: Sequence[str], seed: int | None, group: str | None) -> list[str
         raise MachineError(
             f"train.run_folder = {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
         ) from None
-    step = newest_step(folder / "checkpoints")
-    count = stalled(read_history(folder), _job(), step)
+    history = read_history(folder)
+    step = _newest_step(folder, history)
+    count = stalled(history, _job(), step) + without_note(history, _job(), _restart() - 1)
     if _restart() and count >= _limit():
         reason = _without_progress(count, step)
         _note(folder, event="refused", step=step, decision="stop", reason=reason)
@@ -163,6 +189,8 @@ def of_seed(config: Config, seed: int, group: str | None) -> Config:
 def end(folder: Path, launcher: int, asked: bool, after: int = 0, limit: int | None = None) -> tuple[str, int]:
     """Record an end; return ``done``, ``requeue`` or ``stop``, and the exit code of the start.
 
+    What cannot be read or written, on a full disk say, changes no decision but by what it would have said.
+
     Args:
         folder: of the run.
         launcher: srun's exit code.
@@ -171,13 +199,14 @@ def end(folder: Path, launcher: int, asked: bool, after: int = 0, limit: int | N
         limit: the job's time limit in seconds, if it is known and there is one.
     """
     results: dict[int, int] = {}
-    for file in (folder / ".slurm" / f"{_job()}-{_restart()}").glob("rank-*"):
-        with suppress(ValueError):
-            results[int(file.name.removeprefix("rank-"))] = int(file.read_text())
+    with suppress(OSError):
+        for file in (folder / ".slurm" / f"{_job()}-{_restart()}").glob("rank-*"):
+            with suppress(ValueError, OSError):
+                results[int(file.name.removeprefix("rank-"))] = int(file.read_text())
     code = outcome(results, launcher, asked)
-    step = newest_step(folder / "checkpoints")
     history = read_history(folder)
-    count = stalled(history, _job(), step)
+    step = _newest_step(folder, history)
+    count = stalled(history, _job(), step) + without_note(history, _job(), _restart())
     # A preemption may come early; in a short time limit, again and again, it is the limit's own signal.
     early = bool(asked and limit and limit <= SHORT and 4 * after < limit)
     if code == 0:
@@ -197,7 +226,7 @@ def end(folder: Path, launcher: int, asked: bool, after: int = 0, limit: int | N
         decision, reason = "requeue", f"exit code {code} at step {step}"
     noted = {"cut_short": True} if early else {}
     _note(folder, event="end", exit_code=code, step=step, decision=decision, reason=reason, **noted)
-    print(f"{decision}: {reason}", file=sys.stderr, flush=True)
+    say(f"{decision}: {reason}", file=sys.stderr)
     return decision, code
 
 
@@ -208,11 +237,25 @@ def _without_progress(count: int, step: int) -> str:
     )
 
 
+def _newest_step(folder: Path, history: History) -> int:
+    """Return the step of the newest checkpoint; where that cannot be seen, what the job's last start began with."""
+    try:
+        return newest_step(folder / "checkpoints")
+    except OSError as error:
+        say(f"{folder / 'checkpoints'} cannot be read: {error.strerror}", file=sys.stderr)
+    steps = [_number(entry, "step") for entry in history if entry.get("job") == _job()]
+    return next((step for step in reversed(steps) if step is not None), 0)
+
+
 def _note(folder: Path, **entry: Any) -> None:
+    """Add an entry to the history; nothing hangs on it, so a disk without room is told."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"time": now, "job": _job(), "restart": _restart(), **entry})
-    with (folder / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    try:
+        with (folder / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        say(f"{folder / HISTORY} cannot be written: {error.strerror}; goes on without this note", file=sys.stderr)
 
 
 def _job() -> str:
@@ -233,8 +276,10 @@ def _limit() -> int:
 def main() -> int:
     """Entry point of the script; answers on standard output: words ended by NUL for begin, one line for end.
 
-    The first word is the port where the ranks are to meet.
+    The first word is the port where the ranks are to meet. Where the line for end cannot be written, the exit code is
+    one of `DECIDED`.
     """
+    standard_streams.prepare()
     parser = argparse.ArgumentParser(prog="requeue.py", description="Used by the batch scripts in slurm/.")
     actions = parser.add_subparsers(dest="action", required=True)
     starting = actions.add_parser("begin")
@@ -248,6 +293,7 @@ def main() -> int:
     ending.add_argument("--limit", default="")
     ending.add_argument("folder", type=Path)
     arguments = parser.parse_args()
+    decision = None
     try:
         check_frozen_code()
         _limit()
@@ -258,12 +304,14 @@ def main() -> int:
                 sys.stdout.write(f"{word}\0")
         else:
             limit = seconds(arguments.limit) if arguments.limit else None
-            print(*end(arguments.folder, arguments.code, arguments.asked, arguments.after, limit))
+            decision, code = end(arguments.folder, arguments.code, arguments.asked, arguments.after, limit)
+            print(decision, code)
+        standard_streams.finish()
     except (AdaptiveError, OSError) as error:
         if not isinstance(error, AdaptiveError) and not passing(error):
             raise
-        print((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
-        return exit_code_of(error)
+        say((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
+        return DECIDED[decision] if decision else exit_code_of(error)
     return 0
 
 

@@ -12,10 +12,12 @@ import shutil
 import sys
 import time
 
+from adaptive import standard_streams
 from adaptive.config.loading import load_config
 from adaptive.data.shards.cache import MIB, ShardCache, shard_files, stage_folder
 from adaptive.data.shards.index import load_index
 from adaptive.errors import AdaptiveError, ConfigError, MachineError
+from adaptive.foreign_text import say
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
 from adaptive.passing_faults import exit_code_of, passing, told
@@ -61,6 +63,8 @@ def stage(words: list[str]) -> str:
 
 def main() -> int:
     """Entry point of the script."""
+    standard_streams.prepare()
+    standard_streams.observe_only()  # what it prints is for the log
     parser = argparse.ArgumentParser(prog="stage.py", description="Used by the batch scripts in slurm/.")
     parser.add_argument("words", nargs="+", metavar="CONFIG [key=value]")
     words = parser.parse_args().words
@@ -72,7 +76,7 @@ def main() -> int:
             raise
         code = exit_code_of(error)
         leave_exit_code(code)  # srun's own is that of a task which it killed, where there are several
-        print((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
+        say((error if isinstance(error, AdaptiveError) else told(error)).told("train"), file=sys.stderr)
         return code
     return 0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptive.data.reading.stream import Batch
-from adaptive.errors import StoppedError, TrainingError
+from adaptive.errors import MachineError, StoppedError, TrainingError
 from adaptive.metrics import Measurement, measure_exits
 from adaptive.networks.precision import autocast
 from adaptive.training.active_phase import ActivePhase
@@ -124,7 +124,7 @@ class Trainer:
         """Train to the end, from ``checkpoint`` where one is given.
 
         Raises:
-            StoppedError: a rank was asked to stop; a checkpoint of the last step is written.
+            StoppedError: a rank was asked to stop; a checkpoint of the last step is written, if the disk has room.
             TrainingError: too many steps in a row had a gradient that is not finite.
             DataError: a sample cannot be read.
         """
@@ -253,14 +253,17 @@ class Trainer:
         self.epoch_end_pending = False
 
     def _stop(self) -> None:
-        """Save and leave, all ranks together."""
+        """Save and leave, all ranks together; a disk that is full just then does not make a failure of the stop."""
         self._heartbeat("save")
-        self._notify("on_stop")
+        outcome = f"saved in {self.store.folder}; the same command continues the run"
+        try:
+            self._notify("on_stop")
+        except MachineError as trouble:
+            outcome = f"not saved: {trouble}"
         signals = self.supervisor.signals
         reason = signals.received.name if signals and signals.received else "another rank"
         raise StoppedError(
-            f"stopped by {reason} after step {self.progress.step} of {self.prepared.total_steps}, saved in "
-            f"{self.store.folder}; the same command continues the run"
+            f"stopped by {reason} after step {self.progress.step} of {self.prepared.total_steps}, {outcome}"
         )
 
     def _load(self, checkpoint: Checkpoint) -> Checkpoint | None:

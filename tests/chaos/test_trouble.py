@@ -13,7 +13,7 @@ from adaptive.training.preflight import occupy
 from adaptive.training.supervision.peers import host_name
 from tests.chaos.runs import Life
 from tests.end_to_end.test_kill_and_resume import without_clocks
-from tests.helpers.disks import small_disk
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.waiting import PATIENCE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
@@ -171,18 +171,6 @@ def full_disk(tmp_path):
         yield folder
 
 
-def fill(folder: Path) -> Path:
-    """Take all the space there is."""
-    file = folder / "filling"
-    with file.open("wb", buffering=0) as stream:
-        try:
-            while stream.write(b"\0" * 65536):
-                pass
-        except OSError:
-            pass
-    return file
-
-
 @pytest.mark.full  # one rank on such a disk is in tests/training/checkpoints/test_saver.py
 def test_a_disk_that_is_full_for_a_while_costs_nothing(config, whole, full_disk):
     folder = full_disk / "run"
@@ -216,3 +204,24 @@ def test_a_disk_that_stays_full_ends_the_run_and_spares_what_is_there(config, fu
     filling.unlink()
     Life(config, folder).finish()
     assert steps_saved(folder)[-1] == END
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("failed", [0, 1])  # saves in a row before; one more than that end a run that was not stopped
+def test_a_disk_that_is_full_when_a_run_is_stopped_leaves_it_a_stop(failed, config, whole, full_disk):
+    folder = full_disk / "run"
+    life = Life(config, folder, 2, "checkpoint.every_steps=5", f"checkpoint.max_failed={failed + 1}")
+    assert life.until(lambda: steps_saved(folder) != [])
+    filling = fill(full_disk)
+    assert life.until(lambda: failed == 0 or f"failed saves in a row: {failed}" in life.tail())
+    life.send(signal.SIGTERM)
+    assert life.wait() == [75, 75], life.tail()
+    assert "not saved: " in life.tail()
+    assert "No space left on device" in life.tail()
+    assert "the same command continues from there" in life.tail()
+    filling.unlink()
+    Life(config, folder).finish()
+    assert steps_saved(folder)[-1] == END
+    assert (folder / f"checkpoints/step-{END:08d}/weights.safetensors").read_bytes() == (
+        whole / f"checkpoints/step-{END:08d}/weights.safetensors"
+    ).read_bytes()

@@ -22,6 +22,12 @@ ASKED = "USR1: the ranks are asked"
 NASTY = (
     'it\'s "quoted" $(touch EXECUTED) `touch EXECUTED` ; touch EXECUTED & | * {a,b} \\ %j #SBATCH\nline 2 \u00fc\u4e2d'
 )
+# The page that the history ends in, and all others.
+FILL = """
+history=$1/run/requeues.jsonl
+head -c $((4096 - $(stat -c %s "$history") % 4096)) /dev/zero | tr '\\0' '\\n' >> "$history"
+cat /dev/zero > "$1/filling"
+"""
 CONFIG = """
 model: {backbone: test_resnet, exits: 2}
 data: {path: PATH, image_size: 32, crop: none, flip: 0.0, workers: 0}
@@ -170,6 +176,36 @@ def test_a_preempted_job_goes_on_elsewhere_and_is_measured_when_it_is_done(
     assert about["commit"] is None or len(about["commit"]) == 40
     assert cluster.wait(told["evaluate_job"]) == "COMPLETED", tail(run / f"slurm-{told['evaluate_job']}.log")
     assert json.loads((run / "evaluation_test.json").read_text())["checkpoint"].startswith("step-")
+    expect_nothing_executed(folder)
+
+
+@pytest.mark.full
+def test_a_disk_that_is_full_at_a_preempted_job_s_end_does_not_keep_it_from_being_trained(
+    cluster: Cluster, alone: Path
+) -> None:
+    """Neither the last checkpoint nor the note of the end nor the ranks' exit codes have room on it."""
+    folder, disk = alone, alone / "disk"
+    disk.mkdir()
+    log = folder / "full.log"
+    cluster.on("node0", "mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk)  # the node's own
+    try:
+        job = sbatch_training(cluster, folder, log, "--nodelist=node0", overrides=["train.run_folder=disk/run"])
+        with cluster.standing_still(job, training("run_folder=disk/run"), log, " step 15/"):
+            cluster.on("node0", "sh", "-c", FILL, "sh", disk, check=False)
+            cluster.run("scancel", "--batch", "--signal=USR1", str(job))
+            cluster.until_logged(log, ASKED)
+        cluster.until_logged(log, "requeueing")
+        cluster.on("node0", "rm", disk / "filling")
+        assert cluster.wait(job) == "COMPLETED", tail(log)
+        cluster.on("node0", "cp", "-r", disk / "run", folder / "full")
+    finally:
+        cluster.on("node0", "umount", "-l", disk, check=False)
+    text = log.read_text()
+    assert "not saved: " in text
+    assert "requeues.jsonl cannot be written: No space left on device" in text
+    assert decisions(folder / "full") == [(0, "done")]
+    name = f"checkpoints/step-{END:08d}/weights.safetensors"
+    assert (folder / "full" / name).read_bytes() == (folder / "whole-1" / name).read_bytes()
     expect_nothing_executed(folder)
 
 

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.ranks import fork_context
 from tests.helpers.waiting import PATIENCE
@@ -53,11 +55,19 @@ class Forks:
         self.context = fork_context()
 
     def start(
-        self, words: list[str], cwd: Path | None = None, environment: dict[str, str] | None = None, **variables: str
+        self,
+        words: list[str],
+        cwd: Path | None = None,
+        environment: dict[str, str] | None = None,
+        prepare: tuple[Callable[..., None], tuple[Any, ...]] | None = None,
+        **variables: str,
     ) -> "Fork":
+        """Start a command; ``prepare`` is a function that is called before with its arguments."""
         self.count += 1
         prefix = str(self.folder / str(self.count))
-        process = self.context.Process(target=_call_main, args=(words, prefix, cwd, (environment or {}) | variables))
+        process = self.context.Process(
+            target=_call_main, args=(words, prefix, cwd, (environment or {}) | variables, prepare)
+        )
         process.start()
         return Fork(process, prefix)
 
@@ -79,7 +89,13 @@ class Fork:
         return Ended(self.process.exitcode, out, err)
 
 
-def _call_main(words: list[str], prefix: str, cwd: Path | None, environment: dict[str, str]) -> None:
+def _call_main(
+    words: list[str],
+    prefix: str,
+    cwd: Path | None,
+    environment: dict[str, str],
+    prepare: tuple[Callable[..., None], tuple[Any, ...]] | None,
+) -> None:
     for name in RANK_VARIABLES:  # a test may have made its process a rank
         os.environ.pop(name, None)
     os.environ.update(environment)
@@ -88,6 +104,8 @@ def _call_main(words: list[str], prefix: str, cwd: Path | None, environment: dic
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{prefix}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
+    if prepare is not None:
+        prepare[0](*prepare[1])
     from adaptive.commands.main import main
 
     main(words)

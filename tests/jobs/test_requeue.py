@@ -1,5 +1,7 @@
 import errno
 import json
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from adaptive.config.loading import load_config
 from adaptive.errors import ConfigError, MachineError, TrainingError
 from adaptive.jobs import requeue
 from adaptive.jobs.requeue import begin, end, leave_exit_code, outcome, read_history, stalled
+from tests.helpers.disks import fill, small_disk
 
 
 def save(folder: Path, step: int) -> Path:
@@ -210,3 +213,103 @@ def test_as_a_program_it_answers_words_that_bash_can_take_apart_and_imports_no_t
     assert 20000 <= int(port) < 32000
     assert words == [str(tmp_path / "run"), str(results), str(config), word, ""]
     assert json.loads((tmp_path / "run" / "requeues.jsonl").read_text())["event"] == "start"
+
+
+def fill_beside(history: Path) -> None:
+    """Fill a disk, and the page that a file ends in."""
+    with history.open("a") as file:
+        file.write("\n" * (-history.stat().st_size % mmap.PAGESIZE))
+    fill(history.parent)
+
+
+@pytest.mark.parametrize("code", [70, 75, 137])
+def test_a_full_disk_does_not_decide(code: int, config, monkeypatch, tmp_path, capfd) -> None:
+    """The note of a job's end, the codes that its ranks leave, and the log that it prints to have no room."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+        folder, results, *_ = begin([str(config), f"train.run_folder={disk}/run"], None, None)
+        fill_beside(Path(folder) / "requeues.jsonl")
+        (Path(results) / "rank-0").touch()  # as leave_exit_code does where there is no room for the number
+        assert end(Path(folder), code, asked=False) == ("requeue", code)
+        assert "requeues.jsonl cannot be written: No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_no_file_decides(number: int, config, monkeypatch, tmp_path) -> None:
+    """A mock: quotas and servers that fail cannot be had here."""
+    folder = Path(begin([str(config)], None, None)[0])
+
+    def fails(self: Path, *_arguments: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    for name in ("open", "read_text", "glob", "is_file", "stat"):
+        monkeypatch.setattr(Path, name, fails)
+    assert end(folder, 75, asked=False) == ("requeue", 75)
+    assert end(folder, 1, asked=False) == ("stop", 1)
+    assert end(folder, 0, asked=False) == ("done", 0)
+
+
+def test_starts_that_could_not_be_noted_are_counted_all_the_same(config, monkeypatch, tmp_path) -> None:
+    """Else a disk that stays full would bring a job back for ever."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        words = [str(config), f"train.run_folder={disk}/run"]
+        decisions = []
+        for restart in range(4):
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+            if restart == 3:
+                with pytest.raises(TrainingError, match="3 starts in a row"):
+                    begin(words, None, None)
+                break
+            folder = Path(begin(words, None, None)[0])
+            if not restart:
+                fill_beside(folder / "requeues.jsonl")
+            decisions.append(end(folder, 70, asked=False)[0])
+        assert decisions == ["requeue", "requeue", "stop"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"job": "7", "event": "start", "step": null}',
+        '{"job": "7", "event": "start", "step": "4"}',
+        '{"job": "7", "event": "start", "step": [4]}',
+        '{"job": "7", "event": "start", "step": 1e999}',
+        '{"job": "7", "event": "start", "step": NaN, "restart": {}}',
+        '{"job": "7", "event": "start", "step": true, "restart": "0"}',
+        '{"job": "7", "event": "start"}',
+        '{"job": "7", "event": ["start"], "decision": {}}',
+        '{"job": ["7"], "event": "start", "step": 3}',
+        "null",
+        "7",
+        '"start"',
+        "[" * 100_000,
+        '{"job": "7", "event": "sta',
+        "\x00\x00\x00",
+        "\ud800",
+        "9" * 5000,
+    ],
+)
+def test_a_history_that_is_no_history_ends_in_a_decision(line: str, config, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    history = tmp_path / "run" / "requeues.jsonl"
+    history.parent.mkdir()
+    history.write_bytes((line + "\n").encode("utf-8", "surrogatepass") * 2)
+    folder = Path(begin([str(config)], None, None)[0])
+    assert end(folder, 75, asked=False) == ("requeue", 75)
+    assert [entry["event"] for entry in read_history(folder) if entry.get("decision") == "requeue"] == ["end"]
+
+
+def test_a_history_that_is_a_folder_is_none(config, tmp_path) -> None:
+    (tmp_path / "run" / "requeues.jsonl").mkdir(parents=True)
+    folder = Path(begin([str(config)], None, None)[0])
+    assert end(folder, 75, asked=False) == ("requeue", 75)
+
+
+@pytest.mark.parametrize(("code", "decided"), [(0, 10), (75, 11), (1, 12)])
+def test_where_the_answer_has_no_room_the_exit_code_says_it(code: int, decided: int, config, tmp_path) -> None:
+    """The file that the batch script reads the decision from lies on a node's own disk, which may be full as well."""
+    begin([str(config)], None, None)
+    words = [sys.executable, "-m", "adaptive.jobs.requeue", "end", "--code", str(code), "--", str(tmp_path / "run")]
+    with Path("/dev/full").open("wb") as nowhere:
+        ended = subprocess.run(words, stdout=nowhere, stderr=nowhere, check=False)
+    assert ended.returncode == decided

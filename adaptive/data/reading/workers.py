@@ -31,6 +31,7 @@ from adaptive.errors import MachineError
 HEARTBEAT_EVERY = 1.0  # seconds between two heartbeats of a worker
 CHECK_EVERY = 5.0  # seconds between two checks of the heartbeats
 MISSED_CHECKS = 12  # in a row without a heartbeat, then a worker is killed: a minute in which this process did run
+ASKING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM)  # the training process's, of a process group
 _PR_SET_PDEATHSIG = 1  # of prctl: the signal to get when the thread that forked this process ends
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # not looked up in a worker, where it might hang
 
@@ -183,6 +184,17 @@ class _Worker(ForkProcess):
 
     prepare: Callable[[], None]
 
+    def start(self) -> None:
+        """Fork; until the worker has prepared itself it gets no signal of those that ask the training process to stop.
+
+        By the handlers and the pipe that it inherits it would tell the training process of its own signal.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def run(self) -> None:
         """Do the loader's work."""
         self.prepare()
@@ -200,9 +212,10 @@ def _prepare_worker(parent: int, heartbeats: mmap, number: int, bound: bool) -> 
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()  # collecting inherited objects costs time, and copies their pages
     signal.set_wakeup_fd(-1)  # inherited with the training process's signals
-    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ASKING} - {signal.SIGTERM})
 
     def beat() -> None:
         while getppid() == parent:

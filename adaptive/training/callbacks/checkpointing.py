@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from adaptive.config.sections import CheckpointConfig
+from adaptive.errors import MachineError
 from adaptive.training.trainer import Callback, Trainer
 
 
@@ -37,8 +40,9 @@ class Checkpointing(Callback):
             trainer.finish_saving()
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Save before the run ends early."""
-        self._save(trainer, epoch_end_pending=trainer.at_epoch_end)
+        """Save before the run ends early (raises MachineError, on all ranks, where that fails)."""
+        with suppress(MachineError):  # which the first rank alone knows; all hear of it below
+            self._save(trainer, epoch_end_pending=trainer.at_epoch_end)
         trainer.finish_saving()
 
     def _due_by_steps(self, trainer: Trainer) -> bool:

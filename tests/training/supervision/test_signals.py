@@ -8,6 +8,7 @@ import time
 import pytest
 
 from adaptive.errors import EXIT_INTERRUPTED
+from adaptive.training.supervision.signals import StopSignals
 from tests.helpers.waiting import PATIENCE
 
 LISTENER = """
@@ -38,7 +39,7 @@ def start(work, immediate):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_before_the_first_step_a_signal_ends_the_process_at_once_even_in_a_long_call(number):
     process = start(BLOCKED, immediate=True)
     sent = time.monotonic()
@@ -52,7 +53,7 @@ def test_before_the_first_step_a_signal_ends_the_process_at_once_even_in_a_long_
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_later_a_signal_is_only_noted(number):
     process = start(POLLING.format(then="sys.exit(3)"), immediate=False)
     process.send_signal(number)
@@ -79,13 +80,6 @@ def test_once_the_work_is_done_signals_are_ignored():
     assert process.wait(PATIENCE) == 0
 
 
-def test_other_signals_keep_their_meaning():
-    process = start(BLOCKED, immediate=True)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert "KeyboardInterrupt" in errors
-
-
 def test_the_wish_to_stop_may_come_twice():
     """Slurm signals the tasks, and the batch script that heard it too passes it on."""
     process = start(POLLING.format(then="time.sleep(1); sys.exit(3)"), immediate=False)
@@ -94,3 +88,67 @@ def test_the_wish_to_stop_may_come_twice():
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(PATIENCE) == 3
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        ("SIGINT", "SIGTERM"),  # the deepspeed launcher, which the terminal's Ctrl-C reaches as well
+        ("SIGINT", "SIGINT"),  # torchrun passes on what its ranks have from the terminal
+        ("SIGHUP", "SIGHUP"),  # of the kernel and of the shell that ends
+        ("SIGHUP", "SIGTERM"),  # and of who ends what a session has left
+        ("SIGTERM", "SIGHUP"),
+        ("SIGINT", "SIGHUP", "SIGUSR1", "SIGTERM"),
+    ],
+)
+def test_one_wish_that_comes_by_several_ways_saves(heard):
+    process = start(POLLING.format(then="time.sleep(1); sys.exit(3)"), immediate=False)
+    process.send_signal(signal.Signals[heard[0]])
+    assert process.stdout.readline() == f"asked {heard[0]}\n"
+    for name in heard[1:]:
+        process.send_signal(signal.Signals[name])
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (3, "")
+
+
+@pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGHUP", "SIGINT")])
+def test_ctrl_c_once_more_ends_the_process_at_once(first, second):
+    process = start(
+        "import adaptive.training.supervision.signals as s; s.PASSED_ON = 0.2" + POLLING.format(then="time.sleep(120)"),
+        immediate=False,
+    )
+    process.send_signal(signal.Signals[first])
+    assert process.stdout.readline() == f"asked {first}\n"
+    time.sleep(0.4)  # a human needs longer than a launcher
+    process.send_signal(signal.Signals[second])
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert f"{second} came after {first}: ended at once" in errors
+
+
+def test_a_launcher_passes_on_once():
+    """Two SIGTERM after Ctrl-C are of somebody who means it."""
+    process = start(POLLING.format(then="time.sleep(120)"), immediate=False)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked SIGINT\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # two that are pending at once are one
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_was_ignored_at_the_start_stays_ignored(number):
+    """As nohup does with a hangup, and a shell without job control with Ctrl-C for what runs in the background."""
+    signals = StopSignals()
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        signals.listen()
+        assert signal.getsignal(number) is signal.SIG_IGN
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        assert not signals.asked
+        signals.restore()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
