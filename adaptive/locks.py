@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,9 +27,11 @@ NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 LEASE = 90.0
 BEAT = 15.0
 FOR_EVER = -1.0
+LOCK = "lock"  # of a workshop
 _POLL = 0.1  # seconds between two attempts, which for a lease each read a file of the server's
 _POLL_LEASE = 0.5
 _MOMENT = 3.0
+_ATTEMPTS = 100
 _FIRST_NAMESPACE = 0xEFFFFFFC  # the machine's own: PROC_PID_INIT_INO of Linux
 
 
@@ -158,6 +161,42 @@ class Lock:
         self.lost = f"{loss.lock_file} is held no more ({loss.reason.replace('-', ' ')})"
         if self._on_lost is not None:
             self._on_lost(self.lost)
+
+
+@contextmanager
+def workshop(folder: Path, parents: bool = True) -> Iterator[Lock]:
+    """Hold a folder for one process at a time, made if needed: for what is written aside and published by a rename.
+
+    What a killed process left in it is still there. At the end the folder goes, if nothing is in it. With ``parents``
+    the folders above it are made as well.
+
+    Raises:
+        LockHeldError: another process has it.
+        OSError: it cannot be made.
+    """
+    for _ in range(_ATTEMPTS):
+        folder.mkdir(parents=parents, exist_ok=True)
+        try:
+            lock = Lock(folder / LOCK).acquire()
+            break
+        except FileNotFoundError:  # its last holder has removed it just now
+            continue
+    else:
+        raise LockHeldError(folder / LOCK, "", False)
+    try:
+        yield lock
+    finally:
+        with suppress(OSError):
+            if contents(folder):
+                lock.release()
+            else:
+                lock.remove()
+                folder.rmdir()  # unless somebody else has it by now
+
+
+def contents(folder: Path) -> list[Path]:
+    """Return what lies in a `workshop`."""
+    return [path for path in folder.iterdir() if path.name not in (LOCK, f"{LOCK}.lease")]
 
 
 def _host() -> str:

@@ -139,7 +139,7 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         tensors = whole_state(trained.network)
         about["arguments"] = _whole_arguments(trained)
-    write_weights(tensors, file, about)
+    write_weights(tensors, file, about, arguments.overwrite)
     if arguments.json:
         print(json.dumps({"file": str(file), **about}))
         return 0

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.config.sections import TrackingConfig
-from adaptive.files import link_out_of
+from adaptive.files import link_out_of, write_new
 from adaptive.foreign_text import shell_words, visible, without_secrets
 from adaptive.tracking.wandb_variables import mode_in_effect, unused_variables
 
@@ -288,10 +288,9 @@ def _init_command(tracking: TrackingConfig, folder: Path, config: Mapping[str, A
 def _run_id(path: Path) -> str:
     """Return the run's stored W&B id, or store a new one, which later starts of the run find; a sweep gives its own."""
     if not path.exists():
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-        temporary.write_text((chosen or secrets.token_hex(4)) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with contextlib.suppress(FileExistsError):  # another was quicker, whose id it is then
+            write_new(path, (chosen or secrets.token_hex(4)) + "\n")
     found = path.read_text(encoding="utf-8", errors="replace").strip()
     if not _ID.fullmatch(found):  # it becomes a part of a folder's name
         raise _ClientError(f"{path} holds no id of a W&B run: {found[:40]!r}; remove it")

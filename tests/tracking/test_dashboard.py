@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from adaptive.config.sections import TrackingConfig
+from adaptive.tracking import dashboard as dashboard_module
 from adaptive.tracking.dashboard import Dashboard, open_dashboard
 from tests.helpers.waiting import PATIENCE
 from tests.tracking.conftest import KEY
@@ -54,6 +55,18 @@ def expect_no_key(run_folder: Path) -> None:
     files = [path for path in run_folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_of_two_that_choose_an_id_both_take_the_first(tmp_path, monkeypatch):
+    """A start of training, and a report that is sent to W&B."""
+
+    def late(_):
+        (tmp_path / "run_id").write_text("first\n")
+        return "second"
+
+    monkeypatch.setattr(dashboard_module.secrets, "token_hex", late)
+    assert dashboard_module._run_id(tmp_path / "run_id") == "first"
+    assert (tmp_path / "run_id").read_text() == "first\n"
 
 
 def test_disabled_touches_nothing(run_folder):

@@ -47,10 +47,11 @@ def index_with_report(folder: Path, progress: bool = True, classes_as_named: boo
             is not one image and one label, or labels and classes that do not fit each other.
         MachineError: a file cannot be read, or the index not be written.
     """
+    there = DataError(
+        f"{folder} has an {INDEX_NAME} already; check it with: adaptive pack --verify {shell_words(folder)}"
+    )
     if (folder / INDEX_NAME).exists():
-        raise DataError(
-            f"{folder} has an {INDEX_NAME} already; check it with: adaptive pack --verify {shell_words(folder)}"
-        )
+        raise there
     try:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; give the folder of WebDataset shards")
@@ -69,7 +70,9 @@ def index_with_report(folder: Path, progress: bool = True, classes_as_named: boo
         for name, info in infos.items():
             if not info.count:
                 raise DataError(f"{folder}: the shards of split {name} hold no sample; fill or remove them")
-        index = write_index(folder, classes, infos)
+        index = write_index(folder, classes, infos, replace=False)
+    except FileExistsError:  # another was quicker
+        raise there from None
     except OSError as error:
         raise MachineError(
             f"{error.filename or folder}: {error.strerror}; check the path and its permissions"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +18,29 @@ import numpy as np
 from adaptive.data.packing.account import Account, FileKind
 from adaptive.data.packing.folders.choices import FolderChoices
 from adaptive.data.packing.progress_bar import PackProgress, listing
+from adaptive.data.packing.publishing import (
+    LISTED,
+    check_destination,
+    check_place,
+    machine_errors,
+    publish,
+    staging_folder,
+    tidy,
+)
 from adaptive.data.packing.recognise import open_source
 from adaptive.data.packing.sources import Item, Source
 from adaptive.data.packing.splitting.hold_out import arrange_splits
 from adaptive.data.packing.splitting.twins import twin_notes
 from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
-from adaptive.data.shards.index import INDEX_NAME, DatasetIndex, SplitInfo, load_index, write_index
-from adaptive.errors import DataError, MachineError
-from adaptive.files import sync_folder, write_atomically
+from adaptive.data.shards.index import DatasetIndex, SplitInfo, write_index
+from adaptive.errors import DataError
+from adaptive.files import write_atomically
 
 SHARD_BYTES = 256 << 20
 SHARD_COUNT = 10_000
 
 _FORMAT = 2  # of the shards: another number makes an interrupted packing start anew
 _SAMPLE_OVERHEAD = 4096  # bytes of tar headers, padding, label and json per sample, roughly
-_LISTED = 5  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -159,18 +163,22 @@ def pack(
 def pack_with_report(source: str | Path, destination: str | Path, options: PackOptions) -> PackReport:
     """Pack as `pack` does and return what was converted, ignored and left out besides the index."""
     final = Path(destination).absolute()
-    _check_destination(source, final, options.overwrite)
+    check_place(source, final)
     choices = FolderChoices.of(Path(source), options.no_splits, options.classes_as_named, options.leave_out)
-    with listing(source, options.progress):
-        found = open_source(source, choices)
-        arrange_splits(found, options.test_split, options.hold_out, options.seed)
     staging = final.with_name(f"{final.name}.packing")
-    with _machine_errors(staging), _staging(staging):
-        tasks = _plan(found, staging, options)
-        _keep_or_clean(staging, tasks, options)
-        records = _run(tasks, options)
-        report = _report(staging / "dataset", found, tasks, records, options)
-        _publish(staging, final)
+    with staging_folder(staging) as lock:
+        with machine_errors(staging):
+            tidy(staging, final)
+            check_destination(final, options.overwrite)
+        with listing(source, options.progress):
+            found = open_source(source, choices)
+            arrange_splits(found, options.test_split, options.hold_out, options.seed)
+        with machine_errors(staging):
+            tasks = _plan(found, staging, options)
+            _keep_or_clean(staging, tasks, options)
+            records = _run(tasks, options)
+            report = _report(staging / "dataset", found, tasks, records, options)
+            publish(lock, staging, final, options.overwrite)
     return report
 
 
@@ -194,62 +202,6 @@ def _report(
     )
     index = write_index(folder, source.classes, _collect(source, records))
     return PackReport(index, account, bad, suspect, notes)
-
-
-def _check_destination(source: str | Path, final: Path, overwrite: bool) -> None:
-    if not str(source).startswith("builtin:") and final.resolve().is_relative_to(Path(source).resolve()):
-        raise DataError(f"destination {final} lies inside the source {source}; give another folder")
-    if final.is_symlink() or final.is_mount():
-        raise DataError(f"destination {final} is a link or a mount point; give a folder inside it")
-    if not final.exists():
-        return
-    if not final.is_dir():
-        raise DataError(f"destination {final} is a file; give a folder")
-    names = {path.name for path in final.iterdir()}
-    if not names:
-        return
-    if INDEX_NAME not in names:
-        raise DataError(f"destination {final} is not empty and holds no dataset; give another folder")
-    if not overwrite:
-        raise DataError(
-            f"destination {final} already holds a dataset; replace it with --overwrite or give another folder"
-        )
-    own = {INDEX_NAME} | {shard.name for split in load_index(final).splits.values() for shard in split.shards}
-    if foreign := sorted(names - own):
-        raise DataError(
-            f"destination {final} also holds {', '.join(foreign[:_LISTED])}; move that away before --overwrite"
-        )
-
-
-@contextmanager
-def _staging(staging: Path) -> Iterator[None]:
-    """Create the folder beside the destination and lock it against a second packing."""
-    staging.mkdir(parents=True, exist_ok=True)
-    with (staging / "lock").open("w") as lock:
-        try:
-            # A record lock is not inherited by workers: it ends with this process, however that ends.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise DataError(f"{staging} is in use by another adaptive pack; wait for it to end") from None
-        except OSError:
-            pass  # a file system without locks cannot keep the user from packing twice at once
-        yield
-
-
-@contextmanager
-def _machine_errors(staging: Path) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise MachineError(
-            "a packing process was killed, usually for lack of memory; run again with fewer --workers, "
-            "finished shards are kept"
-        ) from None
-    except OSError as error:
-        path = error.filename or staging
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"no space left for {path}; free some and run again, finished shards are kept") from None
-        raise MachineError(f"cannot write {path}: {error.strerror}; check the path and its permissions") from None
 
 
 def _plan(source: Source, staging: Path, options: PackOptions) -> list[ShardTask]:
@@ -325,8 +277,8 @@ def _run(tasks: Sequence[ShardTask], options: PackOptions) -> dict[str, ShardRec
 
 def _check_bad(bad: Sequence[tuple[str, str]], total: int, allowed: int) -> None:
     if len(bad) > allowed:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:_LISTED])
-        more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:LISTED])
+        more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         raise DataError(
             f"{len(bad)} of {total} images cannot be used, --max-bad allows {allowed}: {listed}{more}; "
             f"mend or remove them, or leave them out with --max-bad {len(bad)}"
@@ -341,7 +293,7 @@ def _check_left(source: Source, bad: set[str]) -> None:
     if empty := [name for label, name in enumerate(source.classes) if label not in left]:
         raise DataError(
             f"{len(empty)} of {len(source.classes)} classes have no readable training image left: "
-            f"{', '.join(empty[:_LISTED])}; mend their files, or leave the folders out with --leave-out"
+            f"{', '.join(empty[:LISTED])}; mend their files, or leave the folders out with --leave-out"
         )
 
 
@@ -353,13 +305,3 @@ def _collect(source: Source, records: dict[str, ShardRecord]) -> dict[str, Split
         if not splits[split].count:
             raise DataError(f"split {split} has no readable image left; mend its files")
     return splits
-
-
-def _publish(staging: Path, final: Path) -> None:
-    """Put the finished dataset in place by one rename; a dataset that is replaced is moved away first."""
-    replaced = staging / "replaced"
-    if final.exists() and any(final.iterdir()):
-        final.rename(replaced)
-    (staging / "dataset").rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(staging)

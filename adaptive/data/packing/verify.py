@@ -156,7 +156,7 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
             for key, sentence in _structure_faults(here / shard.name):
                 where = f"shard {shown}, sample {one_line(key)}:" if key else f"shard {shown}"
                 result.faults.append(DatasetFault(MEMBER, shard.name, key, f"{where} {sentence}"))
-            reader = ShardReader(_NamedFiles(here, shown), [shard], capacity=1)
+            reader = ShardReader(_NamedFiles(here, name=shown), [shard], capacity=1)
             for position in range(shard.count):
                 try:
                     raw = reader.read(0, position)
@@ -221,7 +221,7 @@ def _local_folder(folder: str, shard: ShardInfo, settings: DataConfig) -> Iterat
 class _NamedFiles(LocalFiles):
     """Shards in a folder, called in messages by the path or URL that the user gave."""
 
-    name: str
+    name: str = ""
 
     def shown(self, shard: ShardInfo) -> str:
         """Return that path or URL."""

@@ -7,6 +7,7 @@ is removed can go on reading it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,13 +20,14 @@ from itertools import count
 from pathlib import Path
 
 from adaptive.config.sections import DataConfig
-from adaptive.data.faults import BadDataError
+from adaptive.data.faults import CHECKSUM, MISSING, BadDataError
 from adaptive.data.remote.transfer import Cancelled, Mismatch, RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote
-from adaptive.data.shards.index import DatasetIndex, ShardInfo
+from adaptive.data.shards.index import INDEX_NAME, MOST_INDEX_BYTES, DatasetIndex, IndexWatch, ShardInfo, replaced_error
 from adaptive.data.shards.reader import LocalFiles, ShardFiles
 from adaptive.errors import ConfigError, MachineError
 from adaptive.files import file_sha256, write_atomically
+from adaptive.foreign_text import shown_location
 from adaptive.locks import FOR_EVER, Lock
 
 GIB = 2**30
@@ -93,6 +95,7 @@ class ShardCache:
     def __init__(self, remote: RemoteFolder, fingerprint: str, root: Path, bound: int) -> None:
         self.remote = remote
         self.root = root
+        self.fingerprint = fingerprint
         self.folder = root / fingerprint[:32]
         self.bound = bound
         self.downloads = 0
@@ -137,6 +140,8 @@ class ShardCache:
                         self._download(path, shard, cancel or threading.Event())
         except BadDataError as error:
             self._failed[shard.name] = (time.monotonic(), error)
+            if error.kind in (CHECKSUM, MISSING):
+                self._check_not_replaced()
             raise
         except OSError as error:
             raise MachineError(
@@ -145,10 +150,18 @@ class ShardCache:
             ) from None
         return path
 
+    def _check_not_replaced(self) -> None:
+        """Tell a dataset that is another one by now from a shard that is damaged (raises DataError)."""
+        with suppress(BadDataError, ValueError, KeyError, TypeError):
+            now = json.loads(self.remote.read(INDEX_NAME, MOST_INDEX_BYTES))["fingerprint"]
+            if now != self.fingerprint:
+                raise replaced_error(shown_location(self.remote.location), self.fingerprint, now)
+
     def holds(self, shard: ShardInfo) -> bool:
         """Say whether a shard is in the cache, complete."""
-        path = self.folder / shard.name
-        return path.is_file() and path.stat().st_size == shard.bytes
+        with suppress(OSError):  # another process may remove it
+            return (self.folder / shard.name).stat().st_size == shard.bytes
+        return False
 
     def _raise_known(self, shard: ShardInfo, began: float) -> None:
         """Raise the error of another thread of this process, which made all attempts while this one waited."""
@@ -273,7 +286,7 @@ def shard_files(folder: str | Path, index: DatasetIndex, settings: DataConfig | 
     remote = isinstance(folder, str) and is_remote(folder)
     staged = stage_folder()
     if not remote and staged is None:
-        return LocalFiles(Path(folder))
+        return LocalFiles(Path(folder), IndexWatch(Path(folder), index.fingerprint))
     location = str(folder) if remote else f"file://{Path(folder).resolve()}"
     settings = settings or DataConfig(path=location)
     bound = int(settings.cache_gib * GIB)

@@ -17,13 +17,13 @@ from adaptive.data.faults import MISSING, BadDataError
 from adaptive.data.remote.transfer import RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote, shown_file
 from adaptive.errors import DataError, nearest
-from adaptive.files import file_sha256, write_atomically
+from adaptive.files import file_sha256, write_atomically, write_new
 from adaptive.foreign_text import shell_words, shown_location
 from adaptive.passing_faults import patiently
 
 INDEX_NAME = "index.json"
 VERSION = 1
-_MAX_INDEX_BYTES = 1 << 28  # of an index at a URL
+MOST_INDEX_BYTES = 1 << 28  # of an index at a URL
 _MAX_COUNT = 10**12  # samples or bytes: more is no dataset, and would overflow
 _PARALLEL_REQUESTS = 16
 _LOG = logging.getLogger(__name__)
@@ -92,10 +92,13 @@ def fingerprint(classes: list[str], splits: dict[str, SplitInfo]) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def write_index(folder: str | Path, classes: list[str], splits: dict[str, SplitInfo]) -> DatasetIndex:
-    """Write index.json into ``folder`` atomically and return what it holds."""
+def write_index(
+    folder: str | Path, classes: list[str], splits: dict[str, SplitInfo], replace: bool = True
+) -> DatasetIndex:
+    """Write index.json into ``folder`` atomically and return what it holds (raises FileExistsError)."""
     index = DatasetIndex(version=VERSION, classes=classes, splits=splits, fingerprint=fingerprint(classes, splits))
-    write_atomically(Path(folder) / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
+    write = write_atomically if replace else write_new
+    write(Path(folder) / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
     return index
 
 
@@ -113,7 +116,7 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
     """
     if isinstance(folder, str) and is_remote(folder):
         with closing(open_remote(folder, settings or DataConfig(path=folder))) as remote:
-            shown, content = remote.shown(INDEX_NAME), remote.read(INDEX_NAME, _MAX_INDEX_BYTES)
+            shown, content = remote.shown(INDEX_NAME), remote.read(INDEX_NAME, MOST_INDEX_BYTES)
     else:
         shown, content = _read_local(Path(folder))
     try:
@@ -141,6 +144,46 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
     if not there:
         raise DataError(f"{folder} holds no {INDEX_NAME}; pack the images with: adaptive pack SOURCE DEST")
     return str(path), content
+
+
+class IndexWatch:
+    """Notices that the folder of a dataset that is being read holds another dataset by now.
+
+    Args:
+        folder: of the dataset.
+        fingerprint: of the index that was read.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self._seen: tuple[int, int, int] | None = None  # inode, time and size of the index
+
+    def check(self) -> None:
+        """Look at the index, and read it if it is another file than before.
+
+        Raises:
+            DataError: it is another dataset's. An index that cannot be read tells nothing.
+        """
+        path = self.folder / INDEX_NAME
+        try:
+            found = path.stat()
+            stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if stamp == self._seen:
+                return
+            now = json.loads(path.read_bytes())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if now != self.fingerprint:
+            raise replaced_error(str(self.folder), self.fingerprint, now)
+        self._seen = stamp
+
+
+def replaced_error(shown: str, then: str, now: object) -> DataError:
+    """Return the error of a dataset that is another one by now, by the fingerprints of then and now."""
+    return DataError(
+        f"dataset {shown} was replaced by another dataset while it was read (fingerprint {then[:12]}, now "
+        f"{str(now)[:12]}); start again, and pack to another folder while this one is in use"
+    )
 
 
 def check_split(index: DatasetIndex, key: str, name: str) -> None:

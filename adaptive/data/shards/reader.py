@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive.data.faults import COUNT, LABEL, MEMBER, MISSING, TRUNCATED, UNREADABLE, BadDataError
-from adaptive.data.shards.index import ShardInfo
+from adaptive.data.faults import CHECKSUM, COUNT, LABEL, MEMBER, MISSING, TRUNCATED, UNREADABLE, BadDataError
+from adaptive.data.shards.index import IndexWatch, ShardInfo
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
 from adaptive.errors import one_line
 
@@ -45,13 +45,25 @@ class ShardFiles(Protocol):
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Shards in a folder of this machine, read where they are."""
+    """Shards in a folder of this machine, read where they are; ``watch`` notices when the dataset is replaced."""
 
     folder: Path
+    watch: IndexWatch | None = None
 
     def open(self, shard: ShardInfo) -> int:
-        """Return a descriptor of a shard's file (raises OSError)."""
-        return os.open(self.folder / shard.name, os.O_RDONLY)
+        """Return a descriptor of a shard's file (raises OSError, and DataError where it is another dataset's)."""
+        descriptor = None
+        try:
+            descriptor = os.open(self.folder / shard.name, os.O_RDONLY)
+        finally:  # a shard that is missing may have gone with its dataset, which says more
+            try:
+                if self.watch is not None:
+                    self.watch.check()
+            except BaseException:
+                if descriptor is not None:
+                    os.close(descriptor)
+                raise
+        return descriptor
 
     def shown(self, shard: ShardInfo) -> str:
         """Return its path."""
@@ -203,9 +215,9 @@ class ShardReader:
             os.close(descriptor)
 
     def _scan(self, shown: str, descriptor: int, shard: ShardInfo) -> _ShardTable:
-        if (size := os.fstat(descriptor).st_size) < shard.bytes:
+        if (size := os.fstat(descriptor).st_size) != shard.bytes:
             message = f"shard {shown} has {size} bytes, the index says {shard.bytes}; copy it again or pack again"
-            raise BadDataError(message, TRUNCATED, whole=True)
+            raise BadDataError(message, TRUNCATED if size < shard.bytes else CHECKSUM, whole=True)
         samples = samples_of(shown, descriptor)
         if len(samples) != shard.count:
             message = f"shard {shown} holds {len(samples)} samples, the index says {shard.count}; pack again"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ from adaptive.inference.export.export_manifest import BlockEntry, FileEntry, For
 from adaptive.inference.export.pieces import Piece, pieces_of, with_plain_attention
 from adaptive.inference.export.preprocess import Preprocess
 from adaptive.inference.policy import Policy
+from adaptive.locks import LockHeldError, workshop
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.weights.fingerprint import fingerprint
 
@@ -289,17 +290,26 @@ def _check(
 @contextmanager
 def _written_aside(folder: Path) -> Iterator[Path]:
     """Give a folder beside the destination, which takes its place when everything went well (raises ExportError)."""
-    aside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    beside = folder.absolute().with_name(f".{folder.absolute().name}.exporting")
+    aside = beside / "export"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        sync_folder(aside)
-        aside.replace(folder)
-        sync_folder(aside.parent)
+        with workshop(beside) as lock:
+            shutil.rmtree(aside, ignore_errors=True)  # a killed export's
+            aside.mkdir()
+            try:
+                yield aside
+                sync_folder(aside)
+                if lock.lost:
+                    raise ExportError(f"{lock.lost}: this export stood still for too long; run it again")
+                aside.replace(folder)
+                sync_folder(folder.absolute().parent)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except LockHeldError as held:
+        raise ExportError(f"{folder} is being written by another export ({held}); wait for it to end") from None
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ExportError(f"{folder} exists and is not empty; give another folder, or remove it first") from None
         raise ExportError(
             f"{folder} cannot be written ({error.strerror or error}); free space or give another folder"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptive.errors import ExportError, reason_of
-from adaptive.files import sync_folder
+from adaptive.files import publish_new, sync_folder
+from adaptive.locks import LockHeldError, workshop
 from adaptive.networks.backbone import build_backbone
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.network import AdaptiveNetwork
@@ -67,23 +68,34 @@ def whole_state(network: AdaptiveNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(untrained)}
 
 
-def write_weights(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, Any]) -> None:
+def write_weights(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write tensors so that the file is whole or not there; ``about`` goes into its header, values as JSON or text.
 
     Raises:
-        ExportError: no space or no right to write.
+        ExportError: there is a file, which is not to be replaced; no space or no right to write.
     """
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    beside = file.with_name(f".{file.name}.exporting")
+    temporary = beside / "weights"
     try:
-        # Each with memory of its own: names that a module has twice are written twice, as timm expects them.
-        save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, temporary, texts)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-        sync_folder(file.parent)
+        with workshop(beside, parents=False):
+            try:
+                # Each with memory of its own: names that a module has twice are written twice, as timm expects them.
+                save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, temporary, texts)
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                if overwrite:
+                    temporary.replace(file)
+                    sync_folder(file.parent)
+                else:
+                    publish_new(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except LockHeldError as held:
+        raise ExportError(f"{file} is being written by another export ({held}); wait for it to end") from None
+    except FileExistsError:
+        check_destination(file, overwrite)
+        raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{file} cannot be written: {reason}; free space or rights are needed") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from adaptive.commands.main import main
 from adaptive.config.sections import DataConfig
+from adaptive.data.packing import index_tars
 from adaptive.data.packing.verify import verify
 from adaptive.data.reading.stream import EvaluationStream
 from adaptive.data.shards.index import load_index
@@ -86,3 +87,17 @@ def test_what_cannot_be_indexed(folder, capsys, name, samples, part):
 def test_no_tars(tmp_path, capsys):
     assert run(["pack", "--index", str(tmp_path)]) == 1
     assert "holds no .tar files" in capsys.readouterr().err
+
+
+def test_an_index_that_appears_meanwhile_stays(folder, capsys, monkeypatch):
+    """Of two that index one folder the second is refused, also late."""
+
+    def late(*arguments):
+        (folder / "index.json").write_text("another's")
+        return classes_of(*arguments)
+
+    classes_of = index_tars.classes_of
+    monkeypatch.setattr(index_tars, "classes_of", late)
+    assert run(["pack", "--index", str(folder)]) == 1
+    assert "has an index.json already" in capsys.readouterr().err
+    assert (folder / "index.json").read_text() == "another's"

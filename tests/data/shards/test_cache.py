@@ -13,13 +13,15 @@ import pytest
 
 from adaptive import locks
 from adaptive.config.sections import DataConfig
+from adaptive.data.faults import BadDataError
+from adaptive.data.packing.pack import pack
 from adaptive.data.remote.transfer import Cancelled
 from adaptive.data.shards import cache
 from adaptive.data.shards.cache import ShardCache, cache_folder, check_cache, shard_files
 from adaptive.data.shards.index import load_index
 from adaptive.errors import ConfigError, DataError, MachineError
 from tests.helpers.noflock import ERRNOS, NAMES, leave_lease, take_flock_away
-from tests.helpers.shard_server import Faulty
+from tests.helpers.shard_server import Faulty, serve
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -256,3 +258,24 @@ def test_a_kill_never_leaves_a_tag_half_written(make, index, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached._prepare()
     assert not (cached.folder / "CACHEDIR.TAG").exists()
+
+
+def test_a_dataset_that_is_replaced_at_its_url_is_noticed(digits, tmp_path):
+    folder = tmp_path / "served"
+    shutil.copytree(digits, folder)
+    with serve(folder) as server:
+        index = load_index(server.url)
+        data = DataConfig(path=server.url, cache=str(tmp_path / "cache"), attempts=1)
+        cached = shard_files(server.url, index, data)
+        first, *_, last = index.split("train").shards
+        cached.fetch(first)
+        shutil.rmtree(folder)
+        pack("builtin:digits", folder, seed=1, shard_count=300, workers=1, progress=False)
+        for shard in (last, replace_name(last)):  # other bytes, and gone
+            with pytest.raises(DataError, match="was replaced by another dataset while it was read") as noticed:
+                cached.fetch(shard)
+            assert not isinstance(noticed.value, BadDataError)
+
+
+def replace_name(shard):
+    return shard.model_copy(update={"name": "train-00099.tar"})

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
+from adaptive.data.packing.pack import pack
+from adaptive.data.reading.samples import SampleReader
 from adaptive.data.shards import reader as reader_module
+from adaptive.data.shards.cache import shard_files
 from adaptive.data.shards.index import load_index
 from adaptive.data.shards.reader import LocalFiles, ShardReader, split_name
 from adaptive.errors import DataError
@@ -56,8 +60,6 @@ def test_passing_failures_are_retried_and_lasting_ones_reported(reader, monkeypa
 
 
 def test_what_was_read_is_counted_and_goes_forward_within_a_batch(digits):
-    from adaptive.data.reading.samples import SampleReader
-
     info = load_index(digits).split("train")
     reader = ShardReader(LocalFiles(digits), info.shards, capacity=8)
     samples = SampleReader(reader, info, 10, replace=True, max_bad=0)
@@ -91,3 +93,60 @@ def test_shards_are_read_ahead(digits, monkeypatch):
 @example("a/.png")
 def test_names_are_split_as_webdataset_splits_them(name):
     assert split_name(name) == base_plus_ext(name)
+
+
+def opened(folder, index):
+    """A reader of the dataset that has opened its first shard."""
+    files = shard_files(folder, index)
+    reader = SampleReader(ShardReader(files, index.split("train").shards, 1), index.split("train"), 10, False, 10**6)
+    assert reader.read(np.array([0]))[0].raw.label is not None
+    return reader
+
+
+@pytest.mark.parametrize("sizes", ["others", "the same"])
+def test_a_dataset_that_is_replaced_while_it_is_read_is_noticed(digits, tmp_path, sizes):
+    """Whatever data.max_bad allows: its samples are not bad, but others."""
+    folder = tmp_path / "packed"
+    shutil.copytree(digits, folder)
+    index = load_index(folder)
+    reader = opened(folder, index)
+    shutil.rmtree(folder)
+    pack("builtin:digits", folder, shard_count=300 if sizes == "the same" else 200, seed=1, workers=1, progress=False)
+    if sizes == "the same":
+        assert [s.count for s in load_index(folder).split("train").shards] == index.split("train").counts
+    with pytest.raises(DataError, match=r"packed was replaced by another dataset while it was read \(fingerprint "):
+        reader.read(np.array([index.split("train").count - 1]))
+
+
+def test_a_shard_that_has_gone_with_its_dataset_is_told_so_too(digits, tmp_path):
+    folder = tmp_path / "packed"
+    shutil.copytree(digits, folder)
+    index = load_index(folder)
+    reader = opened(folder, index)
+    shutil.rmtree(folder)
+    pack("builtin:digits", folder, seed=1, workers=1, progress=False)
+    assert not (folder / index.split("train").shards[-1].name).exists()
+    with pytest.raises(DataError, match="packed was replaced by another dataset while it was read"):
+        reader.read(np.array([index.split("train").count - 1]))
+
+
+def test_the_same_dataset_packed_again_is_read_on(digits, tmp_path):
+    folder = tmp_path / "packed"
+    shutil.copytree(digits, folder)
+    index = load_index(folder)
+    reader = opened(folder, index)
+    shutil.rmtree(folder)
+    shutil.copytree(digits, folder)
+    assert reader.read(np.array([index.split("train").count - 1]))[0].raw.label is not None
+
+
+def test_a_shard_that_grew_is_not_read(digits, tmp_path):
+    """Its offsets are no longer those of the shard that was packed."""
+    folder = tmp_path / "packed"
+    shutil.copytree(digits, folder)
+    index = load_index(folder)
+    with (folder / index.split("train").shards[0].name).open("ab") as file:
+        file.write(bytes(10240))
+    reader = ShardReader(shard_files(folder, index), index.split("train").shards, 1)
+    with pytest.raises(DataError, match=r"has \d+ bytes, the index says \d+"):
+        reader.read(0, 0)

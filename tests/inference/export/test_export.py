@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
 import re
+import signal
 import sys
 import sysconfig
 import zipfile
@@ -33,6 +36,7 @@ from adaptive.inference.policy import Policy
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.weights.fingerprint import fingerprint
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE
 from tests.inference.conftest import CLASSES, FAMILIES, Exported, build, data_config
 
 Export = Callable[[str], Exported]
@@ -315,3 +319,37 @@ def test_files_hold_no_paths_of_this_machine(exported: Export) -> None:
                 contents = [archive.read(name) for name in archive.namelist()]
         for root in (REPOSITORY, sys.prefix, sysconfig.get_paths()["purelib"], Path.home() / ""):
             assert not [1 for content in contents if f"{root}/".encode() in content], (path.name, root)
+
+
+def test_of_two_exports_into_one_folder_one_is_refused(tmp_path: Path) -> None:
+    with (
+        module._written_aside(tmp_path / "out"),
+        pytest.raises(ExportError, match="out is being written by another export"),
+        module._written_aside(tmp_path / "out"),
+    ):
+        pass
+    with pytest.raises(ExportError, match="new exists and is not empty"):
+        fill_beside_another(tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["another's", "new", "out"]
+
+
+def fill_beside_another(folder: Path) -> None:
+    with module._written_aside(folder) as aside:
+        folder.mkdir()
+        (folder / "another's").touch()
+        (aside / "mine").touch()
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    def die() -> None:
+        with module._written_aside(tmp_path / "out") as aside:
+            (aside / "half").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join(PATIENCE)
+    assert list(tmp_path.rglob("half"))
+    with module._written_aside(tmp_path / "out") as aside:
+        (aside / "whole").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "whole"]

@@ -1,5 +1,8 @@
 """Every kind of backbone as plain weights: the image size is an argument, tensors have two names, exits are its own."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 import adaptive
 from adaptive.errors import ExportError
 from adaptive.inference.export.plain_weights import plain_state, write_weights
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,31 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"nowhere.a\.safetensors cannot be written: .*free space or rights"):
         write_weights({"a": torch.zeros(1)}, tmp_path / "nowhere" / "a.safetensors", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    """Whether there is one is looked at before the network is loaded, which takes its time."""
+    file = tmp_path / "a.safetensors"
+    file.write_text("another's")
+    with pytest.raises(ExportError, match=r"a\.safetensors exists; give another name, or --overwrite"):
+        write_weights({"a": torch.zeros(1)}, file, {})
+    assert file.read_text() == "another's"
+    assert list(tmp_path.iterdir()) == [file]
+    write_weights({"a": torch.zeros(1)}, file, {}, overwrite=True)
+    assert file.stat().st_size > 9
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+
+    def die() -> None:
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write_weights({"a": torch.zeros(1)}, file, {})
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) != []
+    write_weights({"a": torch.zeros(1)}, file, {})
+    assert list(tmp_path.iterdir()) == [file]
