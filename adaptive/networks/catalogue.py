@@ -11,7 +11,7 @@ import torch
 
 from adaptive.errors import ModelError, nearest
 from adaptive.networks.backbone import build_backbone, configuration, other_model
-from adaptive.networks.cutting.cut import survey
+from adaptive.networks.cutting.cut import survey_by_name
 from adaptive.networks.multiscale.assemble import is_multi_exit
 from adaptive.networks.multiscale.presets import MSDNETS, RANETS
 from adaptive.networks.multiscale.registration import NETWORKS
@@ -146,9 +146,7 @@ def branch_point_entries(name: str, input_size: int | None = None) -> tuple[int,
         ModelError: no such model, or it does not run on such images.
     """
     assert not is_multi_exit(name)
-    plain = build_backbone(name, input_size)
-    with torch.random.fork_rng(devices=[]):
-        surveyed = survey(plain.model, plain.size, plain.channels)
+    plain, surveyed = survey_by_name(name, input_size)
     total = surveyed.recording.macs // 2  # of a recording with two images
     points = [
         BranchPointEntry(point.name, round(point.share * total), point.share, point.shape, point.crossing)

@@ -48,6 +48,8 @@ class MacCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # a fake tensor is asked for its device; there is nothing to decompose
+            return func(*args, **kwargs)
         if func._overloadpacket not in LINEAR_OPS:
             with self:  # inference mode leaves aten.linear whole; its parts are counted
                 parts = func.decompose(*args, **kwargs)

@@ -19,8 +19,10 @@ from adaptive.networks.backbone import (
     layer_groups,
     spared_from_decay,
 )
-from adaptive.networks.cutting.cut import Cut, cut, sample_images
+from adaptive.networks.cutting.cut import Cut, cut, telling_of_images
+from adaptive.networks.cutting.runs import NeedsNumbersError, sample_images
 from adaptive.networks.exits import EarlyExit, Exit, LastExit, describe
+from adaptive.networks.fake_copy import cheap_to_run
 from adaptive.networks.multiscale.assemble import assemble, is_multi_exit, number_of_exits
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.state import State
@@ -70,10 +72,8 @@ def create_model(
     Raises:
         ModelError: no such backbone or module, a number out of range, or a backbone that cannot be cut.
     """
-    if isinstance(exits, int) and exits < 1:
-        raise ModelError(f"exits = {exits}: a network has at least one exit")
-    if num_classes < 1:
-        raise ModelError(f"num_classes = {num_classes}: the exits need at least one class")
+    heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
+    _check_numbers(exits, num_classes)
     own = is_multi_exit(name)
     if own:
         number = number_of_exits(name, exits, head_width)
@@ -83,10 +83,50 @@ def create_model(
     if own:
         network = assemble(plain, num_classes, equilibrium, collaboration, head_dropout, loaded)
     else:
-        heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
-        network = _assemble(plain, DEFAULT_EXITS if exits is None else exits, heads, equilibrium, collaboration)
+        network = _assemble(plain, exits, heads, equilibrium, collaboration)
+        _verify(plain, network)
     network.untrained -= {name for plain_name in loaded for name in network.names.own[plain_name]}
-    return network
+    return network.train()
+
+
+def outline_model(
+    name: str,
+    num_classes: int = 1000,
+    exits: int | list[str] | None = None,
+    equilibrium: bool | str = True,
+    collaboration: bool | str = True,
+    *,
+    input_size: int | None = None,
+    head_width: int = 0,
+    head_dropout: float = 0.0,
+    **backbone: Any,
+) -> AdaptiveNetwork:
+    """Build the outline of a network: the same names, shapes and costs, on the meta device, without numbers.
+
+    It takes hardly any time and memory, whatever the backbone's size, and cannot run. Where the backbone's code asks
+    for numbers, and for MSDNet and RANet, a network on the CPU takes its place. The arguments are `create_model`'s.
+
+    Raises:
+        ModelError: as `create_model`; the logits are not compared with the plain model's.
+    """
+    given = {"input_size": input_size, "head_width": head_width, "head_dropout": head_dropout, **backbone}
+    if not is_multi_exit(name):
+        _check_numbers(exits, num_classes)
+        heads = _Heads(num_classes, bool(collaboration), head_width, head_dropout)
+        try:
+            with torch.device("meta"):
+                plain = build_backbone(name, input_size, num_classes=num_classes, **backbone)
+                return _assemble(plain, exits, heads, equilibrium, collaboration).train()
+        except (NeedsNumbersError, ModelError):  # mistakes are told of what is built below
+            pass
+    return create_model(name, num_classes, exits, equilibrium, collaboration, **given)
+
+
+def _check_numbers(exits: int | list[str] | None, num_classes: int) -> None:
+    if isinstance(exits, int) and exits < 1:
+        raise ModelError(f"exits = {exits}: a network has at least one exit")
+    if num_classes < 1:
+        raise ModelError(f"num_classes = {num_classes}: the exits need at least one class")
 
 
 def _start(plain: Backbone, pretrained: bool, weights: str | Path | Mapping[str, Tensor] | None) -> set[str]:
@@ -124,15 +164,13 @@ class _Heads:
 
 
 def _assemble(
-    plain: Backbone, exits: int | list[str], heads: _Heads, equilibrium: bool | str, collaboration: bool | str
+    plain: Backbone, exits: int | list[str] | None, heads: _Heads, equilibrium: bool | str, collaboration: bool | str
 ) -> AdaptiveNetwork:
-    """Cut a timm model, put an exit behind every block, and compare the whole with the plain model."""
-    images = sample_images(plain.model, 3, plain.size, plain.channels)
-    pieces = cut(plain.model, exits if isinstance(exits, int) else list(exits), plain.size, plain.channels)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = plain.model.eval()(images)
+    """Cut a timm model and put an exit behind every block."""
+    number = DEFAULT_EXITS if exits is None else exits
+    pieces = cut(plain.model, number if isinstance(number, int) else list(number), plain.size, plain.channels)
     built = heads.build(plain, pieces)
-    network = AdaptiveNetwork(
+    return AdaptiveNetwork(
         [*pieces.blocks],
         built,
         exit_names=[point.name for point in pieces.branch_points],
@@ -145,8 +183,6 @@ def _assemble(
         equilibrium=equilibrium,
         collaboration=collaboration,
     )
-    verify(plain.name, network, images, expected)
-    return network.train()
 
 
 def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> TimmNames:
@@ -170,19 +206,20 @@ def _names(plain: Backbone, pieces: Cut, heads: list[Exit]) -> TimmNames:
     return TimmNames(own, state, classifier_names(model), layer_groups(model), spared_from_decay(model))
 
 
-def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor) -> None:
-    """Compare the last exit with the plain model's logits while samples are taken out at the branch points.
+def _verify(plain: Backbone, network: AdaptiveNetwork) -> None:
+    """Compare the last exit with the plain model's logits while images are taken out at the branch points.
 
-    Args:
-        name: of the backbone, for the message.
-        network: on the CPU; put into eval mode.
-        images: (N, C, H, W).
-        expected: (N, classes), the plain model's logits in eval mode.
+    One image comes to the end, and the plain model computes that one alone: this is the only arithmetic that the start
+    of a large network needs, which takes two images to the first branch point, and a small one three.
 
     Raises:
-        ModelError: they differ by more than 1e-5 of the largest logit.
+        ModelError: the plain model does not run on such images, or the logits differ by more than 1e-5 of the largest.
     """
+    batch = 3 if cheap_to_run(plain.model, plain.size) else 2
+    images = sample_images(plain.model, batch, plain.size, plain.channels)
     network.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), telling_of_images(plain.model, plain.size):
+        expected = plain.model(images[min(len(network.blocks), batch) - 1 :])
     collaboration, network.collaboration = network.collaboration, False
     left = torch.arange(len(images))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -194,11 +231,10 @@ def verify(name: str, network: AdaptiveNetwork, images: Tensor, expected: Tensor
                 left = left[1:]
         logits = network.run_exit(len(network.exits) - 1, state)
     network.collaboration = collaboration
-    wanted = expected[left]
-    margin = TOLERANCE * float(wanted.abs().max())
-    if logits.shape != wanted.shape or not torch.allclose(logits, wanted, rtol=0, atol=margin, equal_nan=True):
+    margin = TOLERANCE * float(expected.abs().max())
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=0, atol=margin, equal_nan=True):
         where = ", ".join(network.exit_names)
         raise ModelError(
-            f"backbone = {name!r}: cut after {where}, its logits differ from the plain model's; "
+            f"backbone = {plain.name!r}: cut after {where}, its logits differ from the plain model's; "
             "name other modules in exits"
         )

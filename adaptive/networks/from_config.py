@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import ModelError
-from adaptive.networks.create import create_model
+from adaptive.networks.create import create_model, outline_model
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.weights.trained_with import TrainedWith, of_model
 
@@ -59,11 +59,17 @@ def build_network(
     if load and model.pretrained:
         _pretrained(model)
     torch.manual_seed(config.train.seed)
+    start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}
+    if weights is not None:
+        start = {"weights": weights}
+    return _checked(config, lambda: _create(create_model, config, num_classes, model.exits, **start))
+
+
+def _checked(config: Config, build: Callable[[], AdaptiveNetwork]) -> AdaptiveNetwork:
+    """Build a network for images as they are decoded (raises ModelError, with the key's name)."""
+    model = config.model
     try:
-        start: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights} if load else {}
-        if weights is not None:
-            start = {"weights": weights}
-        network = _create(config, num_classes, model.exits, **start)
+        network = build()
     except ModelError as error:
         # Its messages begin with the argument's name, which is the key's name in the model section.
         prefix = "model." if str(error).split(" ")[0] in ModelConfig.model_fields else "model: "
@@ -76,19 +82,21 @@ def build_network(
     return network
 
 
-def outline_network(config: Config, num_classes: int) -> AdaptiveNetwork:
-    """Build the configured network without fetching pretrained weights: what they would fill counts as trained.
+def outline_network(config: Config, num_classes: int, load: bool = True) -> AdaptiveNetwork:
+    """Build the outline of the configured network; what pretrained weights would fill counts as trained.
 
-    They change no size, and the machine that plans may have no way to them. A file of weights is read.
+    They change no size, and the machine that plans may have no way to them. Where a file of weights is to be read, the
+    network itself is built. See `adaptive.networks.create.outline_model`.
 
     Raises:
         ModelError: as `build_network`, or timm has no pretrained weights of the backbone.
     """
     model = config.model
-    network = build_network(
-        config.model_copy(update={"model": model.model_copy(update={"pretrained": False})}), num_classes
-    )
-    if model.pretrained:
+    if load and model.weights:
+        return build_network(config, num_classes)
+    check_options(config)
+    network = _checked(config, lambda: _create(outline_model, config, num_classes, model.exits))
+    if load and model.pretrained:
         noted, names = _pretrained(model), network.names
         filled = [own for plain, own in names.own.items()
                   if noted.num_classes == num_classes or not plain.startswith(names.classifier)]  # fmt: skip
@@ -115,12 +123,18 @@ def rebuild_network(config: Config, num_classes: int, exits: list[str]) -> Adapt
         num_classes: C.
         exits: the modules after which its early exits branch off, as its checkpoint names them.
     """
-    return _create(config, num_classes, exits or 1)
+    return _create(create_model, config, num_classes, exits or 1)
 
 
-def _create(config: Config, num_classes: int, exits: int | list[str] | None, **start: Any) -> AdaptiveNetwork:
+def _create(
+    create: Callable[..., AdaptiveNetwork],
+    config: Config,
+    num_classes: int,
+    exits: int | list[str] | None,
+    **start: Any,
+) -> AdaptiveNetwork:
     model = config.model
-    return create_model(
+    return create(
         model.backbone,
         num_classes=num_classes,
         exits=exits,

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptive.config.sections import Config, OptimizerConfig
+from adaptive.networks.fake_copy import fake_like
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, LiveBytes
 from adaptive.training.optimizer import build_optimizer, parameter_groups
@@ -142,7 +143,7 @@ def measure_optimizer(
     mode = FakeTensorMode()
     for group, owned in zip(optimizer.param_groups, sizes.slices(settings), strict=True):
         if settings.stage == 0:
-            group["params"] = [nn.Parameter(mode.from_tensor(p.data)) for p in group["params"]]
+            group["params"] = [nn.Parameter(fake_like(p, mode)) for p in group["params"]]
         else:  # ZeRO gives the optimizer one flat tensor per group
             with mode:
                 group["params"] = [nn.Parameter(torch.empty(owned))]

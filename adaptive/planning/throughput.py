@@ -9,6 +9,8 @@ import time
 import torch
 
 from adaptive.config.sections import Config
+from adaptive.networks.fake_copy import is_outline
+from adaptive.networks.from_config import build_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import memory_format
 from adaptive.training.batch import BatchSizes
@@ -26,14 +28,16 @@ def measure_images_per_second(
 ) -> float:
     """Train a copy of ``network`` in the run's longest phase for some seconds, and return the median step's speed.
 
-    The environment has to describe a group of one rank. Raises MachineError without the device that the run asks for.
+    In place of an outline the network itself is built, with random weights. The environment has to describe a group of
+    one rank. Raises MachineError without the device that the run asks for.
     """
     device = resolve_device(config.train.device)
     init_distributed()
     phase = max(config.resolved_phases(), key=lambda phase: phase.epochs or 0)
     plan = plan_phase(config, phase, len(network.exits))
     setup = Setup(config, BatchSizes(micro_batch, micro_batch, 1, 1), device)
-    learner = build_learner(setup, plan, copy.deepcopy(network))
+    whole = build_network(config, network.num_classes, load=False) if is_outline(network) else copy.deepcopy(network)
+    learner = build_learner(setup, plan, whole)
     set_modes(learner.network, plan)
     task = build_task(setup, plan, learner, plan.weights_from(0, 1, config.train.seed))
     layout = memory_format(config.train.channels_last)

@@ -1,7 +1,8 @@
 """Any timm model cut into blocks at its branch points, by recording forward passes.
 
-1. ``recording`` runs the model on two random images and writes down what it does: a module that is not opened is one
-   operation, an opened one is gone through operation by operation. With everything opened, this is the survey.
+1. ``recording`` runs the model, or its outline (``runs``), on two images and writes down what it does: a module that is
+   not opened is one operation, an opened one is gone through operation by operation. With everything opened, this is
+   the survey.
 2. ``branch_points`` finds in the survey the modules behind which few tensors are needed later, and chooses among them.
 3. ``cut`` records again, with only those modules opened that contain a branch point: once with two images, once with
    three, and once in training mode and double precision.

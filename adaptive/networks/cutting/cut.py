@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from adaptive.networks.backbone import Backbone, build_backbone, configuration
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.cutting.branch_points import BranchPoint, Survey, backbone_end, spread
 from adaptive.networks.cutting.graphs import Emitter, TraceError, batch_dim, merge
-from adaptive.networks.cutting.recording import FORWARD_FEATURES, Op, Recording, Ref, record, refs
+from adaptive.networks.cutting.recording import FORWARD_FEATURES, Op, Recording, Ref, refs
+from adaptive.networks.cutting.runs import NeedsNumbersError, Runs, without_numbers_if_possible
 from adaptive.networks.state import BatchDim
 
 ATTEMPTS = 8  # choices of branch points to try before giving up, when a model's own code forbids some
@@ -40,22 +42,26 @@ class Cut:
     overwritten: list[bool]
 
 
-def sample_images(model: nn.Module, batch: int, size: int, channels: int) -> Tensor:
-    """Fixed random images for recording, (N, C, H, W), on the CPU."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, channels, size, size, generator=generator).to(dtype)
-
-
 def survey(model: nn.Module, size: int, channels: int = 3) -> Survey:
     """Record everything a model does with images of one size, and find where it can be cut.
 
     Raises:
         ModelError: the model does not run on such images.
+        NeedsNumbersError: it cannot be told of a model on the meta device.
     """
-    model.eval()
+    return without_numbers_if_possible(_survey, model, size, channels)
+
+
+def _survey(runs: Runs) -> Survey:
+    with telling_of_images(runs.model, runs.size):
+        return Survey(runs.model, runs.survey())
+
+
+@contextmanager
+def telling_of_images(model: nn.Module, size: int) -> Iterator[None]:
+    """Turn what a model raises on images of a size that does not suit it into a ModelError."""
     try:
-        return Survey(model, record(model, sample_images(model, 2, size, channels)))
+        yield
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = reason_of(error, 200)
         _, height, width = configuration(model).get("input_size", (3, 224, 224))
@@ -79,13 +85,24 @@ def branch_points(
         ModelError: timm has no such model, or it does not run on such images.
     """
     if isinstance(model, str):
-        plain = build_backbone(model, input_size, **backbone)
+        _, surveyed = survey_by_name(model, input_size, **backbone)
     else:
         channels, own_size, _ = configuration(model).get("input_size", (3, 224, 224))
-        plain = Backbone("", model, input_size or own_size, channels)
-    with torch.random.fork_rng(devices=[]):
-        surveyed = survey(plain.model, plain.size, plain.channels)
+        with torch.random.fork_rng(devices=[]):
+            surveyed = survey(model, input_size or own_size, channels)
     return [(point.name, point.share, point.shape) for point in surveyed.branch_points()]
+
+
+def survey_by_name(name: str, input_size: int | None = None, **arguments: Any) -> tuple[Backbone, Survey]:
+    """Build a plain timm model, without numbers where its code allows that, and survey it; see `survey`."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                plain = build_backbone(name, input_size, **arguments)
+            return plain, survey(plain.model, plain.size, plain.channels)
+        except (NeedsNumbersError, ModelError):  # mistakes are told of what is built below
+            plain = build_backbone(name, input_size, **arguments)
+            return plain, survey(plain.model, plain.size, plain.channels)
 
 
 def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) -> Cut:
@@ -97,38 +114,46 @@ def cut(model: nn.Module, exits: int | list[str], size: int, channels: int = 3) 
         size: side of the square input in pixels.
         channels: of the input.
 
+    A model on the meta device is cut as well: what comes out is an outline, on that device.
+
     Raises:
+        NeedsNumbersError: the model is on the meta device, and its code asks for values.
         ModelError: there is no such branch point, or the model's code cannot be recorded there.
     """
     with torch.random.fork_rng(devices=[]):
-        surveyed = survey(model, size, channels)
-        if isinstance(exits, list):
-            named = surveyed.named(exits)
-            try:
-                return _cut_at(model, surveyed, named, size, channels)
-            except TraceError as error:
-                raise ModelError(f"exits = {exits}: cannot cut there; {error}; name other modules") from error
-        unopenable: set[str] = set()
-        for _ in range(ATTEMPTS):
-            chosen = spread(surveyed.branch_points(unopenable), exits)
-            try:
-                return _cut_at(model, surveyed, chosen, size, channels)
-            except TraceError as error:
-                if not error.module or error.module in unopenable:
-                    raise ModelError(
-                        f"exits = {exits}: cannot cut this backbone; {error}; "
-                        "name modules that `adaptive models BACKBONE` lists, or take another backbone"
-                    ) from error
-                unopenable.add(error.module)
-        raise ModelError(
-            f"exits = {exits}: found no cut; cannot open {', '.join(sorted(unopenable))}; name modules outside of these"
-        )
+        return without_numbers_if_possible(lambda runs: _cut(runs, exits), model, size, channels)
 
 
-def _cut_at(model: nn.Module, surveyed: Survey, points: list[BranchPoint], size: int, channels: int) -> Cut:
+def _cut(runs: Runs, exits: int | list[str]) -> Cut:
+    surveyed = _survey(runs)
+    if isinstance(exits, list):
+        named = surveyed.named(exits)
+        try:
+            return _cut_at(runs, surveyed, named)
+        except TraceError as error:
+            raise ModelError(f"exits = {exits}: cannot cut there; {error}; name other modules") from error
+    unopenable: set[str] = set()
+    for _ in range(ATTEMPTS):
+        chosen = spread(surveyed.branch_points(unopenable), exits)
+        try:
+            return _cut_at(runs, surveyed, chosen)
+        except TraceError as error:
+            if not error.module or error.module in unopenable:
+                raise ModelError(
+                    f"exits = {exits}: cannot cut this backbone; {error}; "
+                    "name modules that `adaptive models BACKBONE` lists, or take another backbone"
+                ) from error
+            unopenable.add(error.module)
+    raise ModelError(
+        f"exits = {exits}: found no cut; cannot open {', '.join(sorted(unopenable))}; name modules outside of these"
+    )
+
+
+def _cut_at(runs: Runs, surveyed: Survey, points: list[BranchPoint]) -> Cut:
+    model = runs.model
     opened = {parent for point in points for parent in point.parents}
     opened |= set(_parents_of_end(surveyed))
-    two, three, training = _recordings(model, opened, size, channels)
+    two, three, training = runs.evaluating(2, opened), runs.evaluating(3, opened), runs.training(2, opened)
     ops = merge(two, three, training)
     ends = [_end_of(two, point.name) for point in points]
     ends.append(backbone_end(model, two))
@@ -156,18 +181,6 @@ def _cut_at(model: nn.Module, surveyed: Survey, points: list[BranchPoint], size:
     head = Block(model, graphs[-1], _unreached(model, blocks))
     dims = [tuple(batch_dim(index, two, three) for index in crossing) for crossing in crossings]
     return Cut(blocks[:-1], head, points, dims, [tap in two.changed for tap in taps])
-
-
-def _recordings(model: nn.Module, opened: set[str], size: int, channels: int) -> tuple[Recording, Recording, Recording]:
-    """Batch 2 and 3 in eval mode; batch 2 in training mode and double precision on a copy."""
-    model.eval()
-    two, three = (record(model, sample_images(model, n, size, channels), opened) for n in (2, 3))
-    images = sample_images(model, 2, size, channels)
-    try:
-        double = copy.deepcopy(model).double().train()
-        return two, three, record(double, images.double(), opened)
-    except RuntimeError:  # code that fixes a precision somewhere: then at least the mode is told apart
-        return two, three, record(copy.deepcopy(model).train(), images, opened)
 
 
 def _parents_of_end(surveyed: Survey) -> tuple[str, ...]:

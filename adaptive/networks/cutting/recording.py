@@ -1,4 +1,4 @@
-"""Records a forward pass: runs a model for real and notes what it does, module by module or operation by operation.
+"""Records a forward pass: runs a model and notes what it does, module by module or operation by operation.
 
 A module that is not opened is one operation, whatever it does inside; of an opened one every tensor operation is noted.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,20 +116,22 @@ def refs(value: Any) -> set[int]:
     return {leaf.index for leaf in leaves(value) if isinstance(leaf, Ref)}
 
 
-def record(model: nn.Module, images: Tensor, opened: set[str] | None = None) -> Recording:
+def record(model: nn.Module, images: Tensor, opened: set[str] | None = None, count: bool = True) -> Recording:
     """Run a model on a batch and write down what it does.
 
     Args:
         model: any module; its mode (train or eval) is left as it is.
         images: (N, C, H, W).
         opened: names of the modules to run through besides the model itself; None opens all that have children.
+        count: whether multiply-adds are counted, which looks at every operation inside of every module.
     """
     if opened is None:
         opened = {name for name, module in model.named_modules() if next(module.children(), None) is not None}
     # The counter looks at dispatched operations, the recorder at Python calls: they do not see each other.
     counter = MacCounter()
     recorder = _Recorder(model, opened, lambda: counter.macs)
-    with torch.no_grad(), _recorded_calls(recorder), _marked_features(model, recorder), counter, recorder:
+    counting = counter if count else nullcontext()
+    with torch.no_grad(), _recorded_calls(recorder), _marked_features(model, recorder), counting, recorder:
         recorder.tag(images, Ref(0))
         recorder.note(images)
         result = model(images)

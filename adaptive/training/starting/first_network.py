@@ -22,7 +22,7 @@ class FirstNetwork(NamedTuple):
 
 
 def first_network(config: Config, classes: Sequence[str], goes_on: bool = False, fetch: bool = True) -> FirstNetwork:
-    """Build the network of a completed configuration, on the CPU.
+    """Build the network of a completed configuration, on the CPU; its outline to plan with, where no weights are read.
 
     Args:
         config: see `adaptive.training.starting.settings.complete`.
@@ -35,7 +35,7 @@ def first_network(config: Config, classes: Sequence[str], goes_on: bool = False,
         ConfigError: the run of model.from_run is none.
     """
     if goes_on:
-        return FirstNetwork(build_network(config, len(classes), load=False))
+        return FirstNetwork((build_network if fetch else outline_network)(config, len(classes), load=False))
     if config.model.from_run:
         source = open_run(Path(config.model.from_run))
         network, told = begin_from(config, source, classes)

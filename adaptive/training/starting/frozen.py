@@ -77,9 +77,19 @@ def _counted(plan: PhasePlan) -> list[int]:
 def _random(network: AdaptiveNetwork) -> set[nn.Parameter]:
     """Return the parameters that hold random values; norms and biases begin with a constant that does no harm."""
     ends = {p for exit_ in _exits(network) for p in _end(exit_)}
-    silent = {p for link in _links(network) for p in link.parameters() if not link.projection.weight.any()}
+    silent = {p for link in _links(network) for p in link.parameters() if _adds_nothing(link)}
     found = {p for name, p in network.named_parameters() if name in network.untrained}
-    return {p for p in found - silent if p in ends or bool((p != p.flatten()[0]).any())}
+    return {p for p in found - silent if p in ends or _varies(p)}
+
+
+def _varies(parameter: nn.Parameter) -> bool:
+    """Whether not all of a parameter is one constant; of an outline's, which has no numbers, whether it is a matrix."""
+    return parameter.ndim > 1 if parameter.is_meta else bool((parameter != parameter.flatten()[0]).any())
+
+
+def _adds_nothing(link: CollaborationLink) -> bool:
+    weight = link.projection.weight
+    return link.projection.start_at_zero if weight.is_meta else not weight.any()
 
 
 def _reset(network: AdaptiveNetwork) -> set[nn.Parameter]:
