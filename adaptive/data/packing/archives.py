@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, decompressed, members
+from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, decompressed, members, open_tar
 from adaptive.errors import DataError, reason_of
 
 _HEADER = 512
@@ -47,7 +47,7 @@ def list_members(path: Path, inside: Member | None = None) -> tuple[list[Member]
         size = inside.size if inside else os.fstat(file.fileno()).st_size
         try:
             part = HeaderReader(io.BufferedReader(_ByteRange(file, start, size), _BUFFER))
-            with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
+            with open_tar(part) as tar:
                 found, ignored = _regular(tar, shown)
                 end = tar.offset
         except BROKEN as error:
@@ -73,7 +73,7 @@ def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> tuple[d
     try:
         with decompressed(path) as file:
             reader = HeaderReader(file, _MAX_DECOMPRESSED)
-            with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
+            with open_tar(reader) as tar:
                 for member in members(tar):
                     names.append(member.name)
                     if len(names) > _MAX_MEMBERS:

@@ -6,7 +6,7 @@ This is the one module that imports webdataset.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import NamedTuple
 
@@ -31,12 +31,15 @@ from adaptive.data.seeding import AUGMENT, Seeds, preserved
 from adaptive.data.shards.cache import ShardCache, check_cache, shard_files
 from adaptive.data.shards.index import DatasetIndex, SplitInfo, check_shards
 from adaptive.data.shards.prefetch import Prefetcher
-from adaptive.data.shards.reader import ShardFiles, ShardReader
+from adaptive.data.shards.reader import ShardFiles, ShardReader, ShardTable
 
 
 @dataclass(frozen=True)
 class SplitShards:
-    """The shards of a split, how many of them are open or prefetched at a time, and how many bad samples may be met."""
+    """The shards of a split, how many of them are open or prefetched at a time, and how many bad samples may be met.
+
+    ``tables`` are the headers of shards that this process has scanned; what it forks inherits them.
+    """
 
     files: ShardFiles
     info: SplitInfo
@@ -44,6 +47,7 @@ class SplitShards:
     capacity: int
     prefetch: int
     max_bad: int
+    tables: dict[int, ShardTable] = field(default_factory=dict)
 
     @classmethod
     def of(cls, index: DatasetIndex, data: DataConfig, split: str, window: int) -> SplitShards:
@@ -138,10 +142,17 @@ class BatchSource:
         """Return the source without its first batch."""
         return replace(self, first=self.first + 1)
 
+    def scan_headers(self) -> None:
+        """Scan the headers of the shards that the batches need, once for all worker processes and further passes."""
+        shards = self.shards
+        reader = ShardReader(shards.files, shards.info.shards, 1, shards.tables)
+        needed = (self.schedule.needs(number) for number in range(self.first, self.last))
+        reader.scan_those_here(sorted({self.schedule.shard(at) for start, end in needed for at in range(start, end)}))
+
     def read(self) -> Iterator[_Undecoded]:
         """Yield the stored samples of this worker's batches, batch by batch."""
         shards = self.shards
-        files = ShardReader(shards.files, shards.info.shards, shards.capacity)
+        files = ShardReader(shards.files, shards.info.shards, shards.capacity, shards.tables)
         self.reader = SampleReader(files, shards.info, shards.num_classes, self.replace_bad, shards.max_bad)
         prefetcher = self._start_prefetcher()
         try:

@@ -147,8 +147,12 @@ class EvaluationStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self._pass = Ledger(self.bad.limit)
-        source: Source = BatchSource(self._schedule, 0, len(self), self._shards, self._transform, replace_bad=False)
-        if self._decoded is not None:
+        source: Source
+        if self._decoded is None:
+            source = BatchSource(self._schedule, 0, len(self), self._shards, self._transform, replace_bad=False)
+            if self._loading.workers:  # they end with each pass
+                source.scan_headers()
+        else:
             source = InMemorySource(self._schedule, 0, len(self), self._decoded, None)
         yield from load_batches(source, self._loading, self.bad, self._pass)
 

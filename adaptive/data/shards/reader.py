@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
-import tarfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 
 from adaptive.data.faults import CHECKSUM, COUNT, LABEL, MEMBER, MISSING, TRUNCATED, UNREADABLE, BadDataError
 from adaptive.data.shards.index import IndexWatch, ShardInfo
-from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
+from adaptive.data.shards.tar_members import members_of
 from adaptive.errors import one_line
 
 # Extensions that pack writes. Members of any other kind, pickles above all, are never read.
@@ -28,6 +25,8 @@ LABEL_BYTES = 64  # a longer text is no label
 _KEY_BYTES = 250  # of a key that are kept for messages
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25  # seconds, doubled after every failed attempt
+
+FileIdentity = tuple[int, int, int, int]  # device, inode, size in bytes, modification time in ns
 
 
 class ShardFiles(Protocol):
@@ -38,6 +37,9 @@ class ShardFiles(Protocol):
 
     def shown(self, shard: ShardInfo) -> str:
         """Return a shard's path or URL for messages."""
+
+    def holds(self, shard: ShardInfo) -> bool:
+        """Say whether a shard can be opened without fetching it."""
 
     def close(self) -> None:
         """Close connections."""
@@ -68,6 +70,10 @@ class LocalFiles:
     def shown(self, shard: ShardInfo) -> str:
         """Return its path."""
         return str(self.folder / shard.name)
+
+    def holds(self, shard: ShardInfo) -> bool:
+        """Say yes: where it is missing, opening it says so."""
+        return True
 
     def close(self) -> None:
         """Do nothing: there are no connections."""
@@ -103,21 +109,24 @@ class ReadCounts:
 
 
 @dataclass(frozen=True)
-class _ShardTable:
+class ShardTable:
     """Offsets of a shard's samples: rows of image offset and size, label offset and size (bytes), and their keys.
 
-    A sample that lacks one of the two has a row of -1, and an entry in ``incomplete``.
+    A sample that lacks one of the two has a row of -1, and an entry in ``incomplete``. ``file`` is the file that they
+    are of.
     """
 
     offsets: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     incomplete: dict[int, str]
+    file: FileIdentity
 
 
 class ShardReader:
     """Reads samples of one split by shard and position in it, with at most ``capacity`` files open at a time.
 
-    A shard's headers are scanned at its first use and kept (about 50 bytes per sample). ``done`` counts disk accesses.
+    A shard's headers are scanned at its first use and kept in ``tables``, by its number (about 50 bytes per sample);
+    other readers of the split may go on with them. ``done`` counts disk accesses.
     """
 
     def __init__(
@@ -125,12 +134,13 @@ class ShardReader:
         files: ShardFiles,
         shards: Sequence[ShardInfo],
         capacity: int,
+        tables: dict[int, ShardTable] | None = None,
     ) -> None:
         self.files = files
         self.shards = shards
         self.capacity = capacity
         self.done = ReadCounts()
-        self._tables: dict[int, _ShardTable] = {}
+        self._tables = {} if tables is None else tables
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ends: dict[int, int] = {}
 
@@ -155,6 +165,17 @@ class ShardReader:
                 time.sleep(_FIRST_PAUSE * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
+    def scan_those_here(self, shards: Iterable[int]) -> None:
+        """Scan the headers of shards, by their numbers, that need not be fetched, and close them.
+
+        Those that cannot be scanned are left to `read`, which says why.
+        """
+        for shard in shards:
+            if shard not in self._tables and self.files.holds(self.shards[shard]):
+                with suppress(OSError, BadDataError):
+                    self._table(self.files.shown(self.shards[shard]), shard, self._descriptor(shard))
+                self._forget(shard)
+
     def close(self) -> None:
         """Close all files, and the connections to a store."""
         for shard in list(self._open):
@@ -163,9 +184,7 @@ class ShardReader:
 
     def _read(self, shown: str, shard: int, position: int) -> RawSample:
         descriptor = self._descriptor(shard)
-        if shard not in self._tables:
-            self._tables[shard] = self._scan(shown, descriptor, self.shards[shard])
-        table = self._tables[shard]
+        table = self._table(shown, shard, descriptor)
         key = one_line(table.keys[position].decode(errors="replace"))
         if position in table.incomplete:
             raise BadDataError(f"shard {shown}, sample {key}: {table.incomplete[position]}; pack again", MEMBER, key)
@@ -180,6 +199,11 @@ class ShardReader:
         except ValueError:
             message = f"shard {shown}, sample {key}: label {text[:20]!r} is not a number; pack again"
             raise BadDataError(message, LABEL, key) from None
+
+    def _table(self, shown: str, shard: int, descriptor: int) -> ShardTable:
+        if shard not in self._tables:
+            self._tables[shard] = self._scan(shown, descriptor, self.shards[shard])
+        return self._tables[shard]
 
     def _piece(self, shard: int, descriptor: int, offset: int, size: int) -> bytes:
         done = self.done
@@ -203,6 +227,8 @@ class ShardReader:
         self._open[shard] = descriptor
         self._ends[shard] = 0
         self.done.opens += 1
+        if shard in self._tables and self._tables[shard].file != _identity(descriptor):
+            del self._tables[shard]  # of a file that was replaced since
         if hasattr(os, "posix_fadvise"):
             # Samples are read in small pieces from anywhere in the shard: let the kernel read all of it ahead.
             with suppress(OSError):
@@ -214,7 +240,7 @@ class ShardReader:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _scan(self, shown: str, descriptor: int, shard: ShardInfo) -> _ShardTable:
+    def _scan(self, shown: str, descriptor: int, shard: ShardInfo) -> ShardTable:
         if (size := os.fstat(descriptor).st_size) != shard.bytes:
             message = f"shard {shown} has {size} bytes, the index says {shard.bytes}; copy it again or pack again"
             raise BadDataError(message, TRUNCATED if size < shard.bytes else CHECKSUM, whole=True)
@@ -231,21 +257,22 @@ class ShardReader:
                 incomplete[number] = f"has no {missing}, only {', '.join(sorted(parts))}"
             else:
                 offsets[number] = (*image, *parts["cls"])
-        return _ShardTable(
+        return ShardTable(
             offsets,
             np.array([key.encode(errors="replace")[:_KEY_BYTES] for key, _ in samples], dtype=np.bytes_),
             incomplete,
+            _identity(descriptor),
         )
+
+
+def _identity(descriptor: int) -> FileIdentity:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def samples_of(shown: str, descriptor: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """Return the samples of a shard: key, and offset and size of each member's bytes, by extension."""
     return group_samples(members_of(shown, descriptor))
-
-
-def members_of(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
-    """Return name, offset of the data and size in bytes of every regular file in a tar (raises BadDataError)."""
-    return _members(shown, descriptor)
 
 
 def group_samples(members: Iterable[tuple[str, int, int]]) -> list[tuple[str, dict[str, tuple[int, int]]]]:
@@ -259,48 +286,6 @@ def group_samples(members: Iterable[tuple[str, int, int]]) -> list[tuple[str, di
             samples.append((key, {}))
         samples[-1][1][extension.lower()] = (offset, size)
     return samples
-
-
-def _members(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
-    """Return name, offset of the data and size in bytes of every file in a tar.
-
-    Every worker scans every shard, and tarfile takes ten times as long as the two fields need: they are parsed here,
-    and tarfile is used for archives with other headers than the plain ones that pack writes (long names, links).
-    """
-    found = []
-    try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-            offset = 0
-            while (header := content[offset : offset + tarfile.BLOCKSIZE]).strip(b"\0"):
-                if header[156:157] != tarfile.REGTYPE or header[257:262] != b"ustar" or header[345] or header[99]:
-                    return _members_of_any_tar(shown, descriptor)
-                size = int(header[124:135], 8)
-                if size < 0 or offset + tarfile.BLOCKSIZE + size > len(content):
-                    return _members_of_any_tar(shown, descriptor)
-                found.append((header[: header.index(0)].decode(), offset + tarfile.BLOCKSIZE, size))
-                offset += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    except (ValueError, IndexError):  # no numbers or text where they belong, cut off, or an empty file
-        return _members_of_any_tar(shown, descriptor)
-    return found
-
-
-def _members_of_any_tar(shown: str, descriptor: int) -> list[tuple[str, int, int]]:
-    """Do the same for any tar; sparse files are skipped, a truncated one is listed with one byte more than it has."""
-    end = os.fstat(descriptor).st_size
-    found = []
-    try:
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            file.seek(0)
-            with tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:  # type: ignore[call-overload]
-                for member in members(tar):
-                    if member.isreg() and not member.issparse():
-                        found.append((member.name, member.offset_data, min(member.size, end - member.offset_data + 1)))
-    except (*BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
-            raise
-        message = f"shard {shown} is not a tar file ({error}); copy it again or pack again"
-        raise BadDataError(message, MEMBER, whole=True) from None
-    return found
 
 
 def is_apple_double(name: str) -> bool:

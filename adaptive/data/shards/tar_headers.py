@@ -60,6 +60,16 @@ class HeaderReader:
             raise tarfile.ReadError(f"more than {self._limit} bytes once decompressed")
 
 
+def open_tar(file: HeaderReader) -> tarfile.TarFile:
+    """Open an uncompressed tar, whose first header is read (raises tarfile.TarError, also where that is hostile)."""
+    try:
+        return tarfile.open(fileobj=file, mode="r:")  # type: ignore[call-overload]
+    except (OSError, *BROKEN):
+        raise
+    except Exception as error:  # as in `members`
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
+
+
 def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar, each once.
 

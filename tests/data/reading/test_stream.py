@@ -1,6 +1,8 @@
 import io
 import itertools
+import os
 import random
+import shutil
 import tarfile
 
 import numpy as np
@@ -14,6 +16,7 @@ from adaptive.data.reading.order import epoch_order
 from adaptive.data.reading.pipeline import Loading
 from adaptive.data.reading.stream import PADDING, EvaluationStream, LoaderOptions, TrainStream
 from adaptive.data.shards.index import SplitInfo, load_index, write_index
+from adaptive.data.shards.reader import ShardReader
 from adaptive.errors import ConfigError, DataError
 from adaptive.files import file_sha256 as sha256
 
@@ -273,3 +276,42 @@ def test_images_come_in_the_layout_asked_for(digits, erasing):
         assert plain.images.is_contiguous()
         assert last.images.is_contiguous(memory_format=torch.channels_last)
         assert same(plain, last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_headers_are_scanned_once_for_all_validations_and_workers(digits, tmp_path, monkeypatch, split, workers):
+    """Each shard once, counted over all processes; a shard that was replaced meanwhile is scanned anew."""
+    counted, scan = tmp_path / "scans", ShardReader._scan
+
+    def counting(self, shown, descriptor, shard):
+        with counted.open("a") as file:
+            file.write(f"{shard.name}\n")
+        return scan(self, shown, descriptor, shard)
+
+    monkeypatch.setattr(ShardReader, "_scan", counting)
+    folder = tmp_path / "copy"
+    shutil.copytree(digits, folder)
+    shards = load_index(folder).split(split).shards
+    stream = evaluation(folder, split, workers=workers)
+    first, second = list(stream), list(stream)
+    assert sorted(counted.read_text().split()) == [shard.name for shard in shards]
+    for one, other in zip(first, second, strict=True):
+        assert same(one, other)
+    again = folder / shards[0].name
+    again.write_bytes(again.read_bytes())
+    os.utime(again, (1, 1))
+    for one, other in zip(first, stream, strict=True):
+        assert same(one, other)
+    assert sorted(counted.read_text().split()).count(shards[0].name) == (2 if not workers else 1 + workers)
+
+
+def test_a_shard_that_cannot_be_scanned_beforehand_is_the_readers_to_report(small):
+    stream = evaluation(small, workers=1, max_bad=0)
+    path = small / load_index(small).split("val").shards[0].name
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))
+    with pytest.raises(DataError, match="is not a tar file"):
+        list(stream)
+    path.write_bytes(content)
+    assert sum(int((batch.labels >= 0).sum()) for batch in stream) == stream.total

@@ -18,13 +18,12 @@ from adaptive.data.shards.reader import (
     LABEL_BYTES,
     group_samples,
     is_apple_double,
-    members_of,
     split_name,
 )
-from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members
+from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members, open_tar
+from adaptive.data.shards.tar_members import Member, members_of
 
 Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and offset and size of the members by extension
-Member = tuple[str, int, int]  # name, and offset and size of the data
 
 LEFT_BY_MACOS = "attributes that macOS adds"
 NO_SAMPLE = "member of no sample"
@@ -89,7 +88,7 @@ def _scan(file: IO[bytes], contents: TarContents) -> list[Member]:
     found: list[Member] = []
     size = os.fstat(file.fileno()).st_size
     try:
-        with tarfile.open(fileobj=HeaderReader(file), mode="r:") as tar:  # type: ignore[call-overload]
+        with open_tar(HeaderReader(file)) as tar:
             for member in members(tar):
                 if member.isreg() and not member.issparse():
                     found.append((member.name, member.offset_data, member.size))
