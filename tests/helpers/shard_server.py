@@ -103,7 +103,7 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             if how == "long":
                 content += b"more"
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) if body or how != "unknown" else 0))
             self.end_headers()
             if not body:
                 return

@@ -27,7 +27,7 @@ from adaptive.data.packing.writer import prepare_worker
 from adaptive.data.reading.samples import decode_sample
 from adaptive.data.remote.transfer import Mismatch
 from adaptive.data.remote.urls import is_remote, open_remote
-from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, location
+from adaptive.data.shards.index import DatasetIndex, ShardInfo, load_index, location, named_twice
 from adaptive.data.shards.reader import IMAGE_EXTENSIONS, LocalFiles, RawSample, ShardReader
 from adaptive.errors import MachineError, one_line
 from adaptive.files import file_sha256
@@ -81,7 +81,7 @@ def verify(
         MachineError: a process was killed, or no space for a shard of a URL in the folder for temporary files.
     """
     settings = settings or DataConfig(path=folder)
-    index = load_index(folder, settings)
+    index = load_index(folder, settings, named_once=False)
     shards = [shard for split in index.splits.values() for shard in split.shards]
     fine = 0
     results: dict[str, _ShardResult] = {}
@@ -129,7 +129,7 @@ class _ShardResult:
 def _class_faults(
     folder: str, index: DatasetIndex, results: dict[str, _ShardResult], as_named: bool
 ) -> Iterator[DatasetFault]:
-    if twice := [name for name, times in Counter(index.classes).items() if times > 1]:
+    if twice := named_twice(index.classes):
         message = f"{folder}: the index names {len(twice)} classes twice ({listed(twice)}); pack again"
         yield DatasetFault(CLASSES, "", "", message)
     labels: dict[str, Counter[int]] = {}

@@ -146,7 +146,8 @@ class RemoteFolder(ABC):
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, None where it is not known (raises BadDataError, as `fetch` does)."""
         cancel = threading.Event()
-        return self._retry(name, lambda: ByteCounter(0).wait(self.start_size(name), self.timeout, cancel), cancel)
+        size = self._retry(name, lambda: ByteCounter(0).wait(self.start_size(name), self.timeout, cancel), cancel)
+        return size or None  # servers that make their answers as they go say 0 in advance
 
     def _retry(self, name: str, attempt: Callable[[], T], cancel: threading.Event) -> T:
         tried = 0

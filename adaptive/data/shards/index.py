@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
@@ -102,15 +103,17 @@ def write_index(
     return index
 
 
-def load_index(folder: str | Path, settings: DataConfig | None = None) -> DatasetIndex:
+def load_index(folder: str | Path, settings: DataConfig | None = None, named_once: bool = True) -> DatasetIndex:
     """Read and verify ``folder``/index.json.
 
     Args:
         folder: of the dataset, or its URL.
         settings: how a URL is read; by default with the defaults of the configuration.
+        named_once: refuse an index that names a class twice.
 
     Raises:
-        DataError: the folder or the index is missing, is not one of ours, or its fingerprint does not fit its content.
+        DataError: the folder or the index is missing, is not one of ours, its fingerprint does not fit its content, or
+            it names a class twice.
         ConfigError: a command instead of a folder, which data.pipe does not allow.
         MachineError: the package for this kind of URL is not installed.
     """
@@ -126,7 +129,15 @@ def load_index(folder: str | Path, settings: DataConfig | None = None) -> Datase
     index = _validate(tree, shown)
     if index.fingerprint != fingerprint(index.classes, index.splits):
         raise DataError(f"{shown} was changed after packing: its fingerprint does not fit its content; pack again")
+    if named_once and (twice := named_twice(index.classes)):
+        listed = ", ".join(twice[:5])
+        raise DataError(f"{shown} names {len(twice)} classes twice ({listed}); rename one of each, and pack again")
     return index
+
+
+def named_twice(classes: list[str]) -> list[str]:
+    """Return the names that are those of several classes."""
+    return [name for name, times in Counter(classes).items() if times > 1]
 
 
 def _read_local(folder: Path) -> tuple[str, bytes]:

@@ -187,7 +187,7 @@ class ShardReader:
         table = self._table(shown, shard, descriptor)
         key = one_line(table.keys[position].decode(errors="replace"))
         if position in table.incomplete:
-            raise BadDataError(f"shard {shown}, sample {key}: {table.incomplete[position]}; pack again", MEMBER, key)
+            raise BadDataError(f"shard {shown}, sample {key}: {table.incomplete[position]}", MEMBER, key)
         image_at, image_size, label_at, label_size = (int(value) for value in table.offsets[position])
         image = self._piece(shard, descriptor, image_at, image_size)
         text = self._piece(shard, descriptor, label_at, min(label_size, LABEL_BYTES))
@@ -253,8 +253,7 @@ class ShardReader:
         for number, (_, parts) in enumerate(samples):
             image = next((parts[extension] for extension in parts if extension in IMAGE_EXTENSIONS), None)
             if image is None or "cls" not in parts:
-                missing = "image (jpg or png)" if image is None else "label (cls)"
-                incomplete[number] = f"has no {missing}, only {', '.join(sorted(parts))}"
+                incomplete[number] = lacking(image is not None, parts)
             else:
                 offsets[number] = (*image, *parts["cls"])
         return ShardTable(
@@ -286,6 +285,22 @@ def group_samples(members: Iterable[tuple[str, int, int]]) -> list[tuple[str, di
             samples.append((key, {}))
         samples[-1][1][extension.lower()] = (offset, size)
     return samples
+
+
+def lacking(has_image: bool, parts: Iterable[str]) -> str:
+    """Return what a sample of these members lacks, and what to do."""
+    parts = sorted(parts)
+    missing = "label (cls)" if has_image else "image (jpg, jpeg or png)"
+    sentence = f"has no {missing}, only {', '.join(parts)}"
+    dotted = [part for part in parts if part.rpartition(".")[2] in {*IMAGE_EXTENSIONS, "cls"} and "." in part]
+    if dotted:
+        return f"{sentence}; a key ends at the first dot of a name: rename it, with no other dot than the extension's"
+    if has_image and "json" in parts:
+        return (
+            f"{sentence}; a class in json or txt, as img2dataset writes, is not read: add a member cls with the "
+            "class's number, or unpack the images into class folders and pack these"
+        )
+    return f"{sentence}; add it, or remove the sample"
 
 
 def is_apple_double(name: str) -> bool:

@@ -221,6 +221,14 @@ def test_damage_is_one_line_that_names_shard_and_key(small, workers):
         (lambda ms: [(n, b"dog" if n == "val-00000003.cls" else d) for n, d in ms], "val-00000003: label b'dog'"),
         (lambda ms: [(n, d) for n, d in ms if n != "val-00000003.cls"], r"val-00000003: has no label"),
         (lambda ms: [(n.replace("3.png", "3.pyd"), d) for n, d in ms], r"has no image .* only cls, json, pyd"),
+        (
+            lambda ms: [(n.replace("3.png", "3.seg.png"), d) for n, d in ms],
+            "has no image .* only cls, json, seg.png; a key ends at the first dot",
+        ),
+        (
+            lambda ms: [(n, d) for n, d in ms if n[-3:] != "cls"],
+            "a class in json or txt, as img2dataset writes, is not",
+        ),
         (lambda ms: ms[:-3], "holds 199 samples, the index says 200"),
     ],
 )

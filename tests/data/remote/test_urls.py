@@ -197,6 +197,9 @@ def test_sizes_are_checked_at_once_before_anything_starts(server, settings, monk
     server.faults = {"train-00001.tar": Faulty("long")}
     with pytest.raises(DataError, match=r"train-00001\.tar has \d+ bytes, the index says \d+"):
         check_shards(index, server.url, "train", settings=data)
+    server.faults = {"train-00001.tar": Faulty("unknown")}  # HEAD says 0 bytes, GET gives them
+    check_shards(index, server.url, "train", settings=data)
+    assert load_index(server.url, data) == index
     server.faults = {"train-00001.tar": Faulty("503")}
     with pytest.raises(DataError, match="HTTP 503"):
         check_shards(index, server.url, "train", settings=data)

@@ -18,6 +18,7 @@ from adaptive.data.shards.reader import (
     LABEL_BYTES,
     group_samples,
     is_apple_double,
+    lacking,
     split_name,
 )
 from adaptive.data.shards.tar_headers import BROKEN, HeaderReader, members, open_tar
@@ -158,20 +159,5 @@ def sample_faults(samples: Iterable[Sample]) -> list[tuple[str, str]]:
         if len(images) > 1:
             faults.append((key, f"has {len(images)} images ({', '.join(images)}); keep one of them"))
         if not images or "cls" not in parts:
-            faults.append((key, _lacking(bool(images), parts)))
+            faults.append((key, lacking(bool(images), parts)))
     return faults
-
-
-def _lacking(has_image: bool, parts: Iterable[str]) -> str:
-    parts = sorted(parts)
-    missing = "label (cls)" if has_image else "image (jpg, jpeg or png)"
-    sentence = f"has no {missing}, only {', '.join(parts)}"
-    dotted = [part for part in parts if part.rpartition(".")[2] in {*IMAGE_EXTENSIONS, "cls"} and "." in part]
-    if dotted:
-        return f"{sentence}; a key ends at the first dot of a name: rename it, with no other dot than the extension's"
-    if has_image and "json" in parts:
-        return (
-            f"{sentence}; a class in json or txt, as img2dataset writes, is not read: add a member cls with the "
-            "class's number, or unpack the images into class folders and pack these"
-        )
-    return f"{sentence}; add it, or remove the sample"

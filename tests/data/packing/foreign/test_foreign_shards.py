@@ -10,6 +10,7 @@ from PIL import Image
 from adaptive.commands.main import main
 from adaptive.data.packing.verify import verify
 from adaptive.data.shards.index import INDEX_NAME, ShardInfo, SplitInfo, load_index, write_index
+from adaptive.errors import DataError
 from adaptive.files import file_sha256
 
 
@@ -204,6 +205,8 @@ def test_verify_makes_the_same_checks(folder, index, capsys):
         return [fault.message for fault in verify(str(folder), workers=1, progress=False).faults]
 
     assert any("names 1 classes twice (a)" in message for message in indexed(["a", "b", "a"]))
+    with pytest.raises(DataError, match=r"index.json names 1 classes twice \(a\); rename one of each"):
+        load_index(folder)  # what trains and evaluates begins with it
     assert any("1 of 4 classes have no training image: d (label 3)" in message for message in indexed([*"abcd"]))
     tar(folder / "train-0000.tar", [*pairs([0, 1, 2]), ("2.cls", b"0")])
     assert any("sample 2: has two members cls" in message for message in indexed([*"abc"]))
