@@ -25,6 +25,7 @@ from adaptive.networks.from_config import rebuild_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 from adaptive.networks.weights.fingerprint import fingerprint
+from adaptive.training.checkpoints.reading import read_chosen
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse, verify
 
 
@@ -74,34 +75,46 @@ def load(
     """
     folder = Path(folder)
     config = run_config(folder, overrides)
-    checkpoint = _choose(CheckpointStore(folder / "checkpoints"), which)
-    state = _state(checkpoint)
-    average = checkpoint.tensors("ema")
-    if averaged and not average:
-        raise CheckpointError(f"{checkpoint.path} holds no moving average (train.ema_decay was 0)")
-    use_average = bool(average) if averaged is None else averaged
-    network = rebuild_network(config, len(state.classes), state.exits)
+    store = CheckpointStore(folder / "checkpoints")
+    built: dict[tuple[int, tuple[str, ...]], AdaptiveNetwork] = {}  # which takes long, and is done once
+
+    def read(checkpoint: Checkpoint) -> TrainedRun:
+        state = _state(checkpoint)
+        average = checkpoint.tensors("ema")
+        if averaged and not average:
+            raise CheckpointError(f"{checkpoint.path} holds no moving average (train.ema_decay was 0)")
+        use_average = bool(average) if averaged is None else averaged
+        shape = (len(state.classes), tuple(state.exits))
+        if shape not in built:
+            built[shape] = rebuild_network(config, len(state.classes), state.exits)
+        network = built[shape]
+        _fill(network, average if use_average else checkpoint.tensors("weights"), checkpoint, folder)
+        network.collaboration = bool(state.collaboration)  # links that the phase left out were never trained
+        return TrainedRun(
+            folder=folder,
+            config=config,
+            network=network.eval(),
+            classes=state.classes,
+            transform=eval_transform(config.data),
+            checkpoint=checkpoint,
+            dataset=state.dataset,
+            averaged=use_average,
+            identity=NetworkIdentity(
+                backbone=config.model.backbone, exits=network.exit_names, fingerprint=fingerprint(network)
+            ),
+        )
+
+    return read_chosen(store, lambda: _choose(store, which), read)
+
+
+def _fill(network: AdaptiveNetwork, weights: dict[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
     try:
-        network.load_state_dict(average if use_average else checkpoint.tensors("weights"))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         reason = reason_of(str(error).partition("\n")[2] or error, 200)
         raise CheckpointError(
             f"{checkpoint.path} does not fit the network of {folder / 'config.yaml'}: {reason}; give an intact copy"
         ) from None
-    network.collaboration = bool(state.collaboration)  # links that the checkpoint's phase left out were never trained
-    return TrainedRun(
-        folder=folder,
-        config=config,
-        network=network.eval(),
-        classes=state.classes,
-        transform=eval_transform(config.data),
-        checkpoint=checkpoint,
-        dataset=state.dataset,
-        averaged=use_average,
-        identity=NetworkIdentity(
-            backbone=config.model.backbone, exits=network.exit_names, fingerprint=fingerprint(network)
-        ),
-    )
 
 
 def run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:

@@ -73,13 +73,16 @@ def _examine(path: Path, quick: bool) -> str | None:
         return f"format {manifest.get('format')!r}, this version reads {FORMAT}"
     for name, entry in manifest["files"].items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        size = file.stat().st_size
-        if size != entry["bytes"]:
-            return f"{name} has {size} bytes, expected {entry['bytes']}"
-        if not quick and file_sha256(file) != entry["sha256"]:
-            return f"{name} does not match its checksum"
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes, expected {entry['bytes']}"
+            if not quick and file_sha256(file) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+        except OSError as error:  # a run that goes on has removed it just now, for example
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

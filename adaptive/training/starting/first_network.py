@@ -10,7 +10,7 @@ from adaptive.config.sections import Config
 from adaptive.networks.from_config import build_network, outline_network
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.weights.weights_file import read_header
-from adaptive.training.starting.from_run import SourceRun, begin_from, open_run
+from adaptive.training.starting.from_run import SourceRun, begin_from, open_network
 
 
 class FirstNetwork(NamedTuple):
@@ -37,8 +37,8 @@ def first_network(config: Config, classes: Sequence[str], goes_on: bool = False,
     if goes_on:
         return FirstNetwork((build_network if fetch else outline_network)(config, len(classes), load=False))
     if config.model.from_run:
-        source = open_run(Path(config.model.from_run))
-        network, told = begin_from(config, source, classes)
+        source, old = open_network(Path(config.model.from_run))
+        network, told = begin_from(config, source, classes, old)
         return FirstNetwork(network, source, told)
     network = (build_network if fetch else outline_network)(config, len(classes))
     if config.model.weights and (other := other_classes(config.model.weights, classes)):

@@ -6,7 +6,7 @@ read; no path, permission or schedule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from adaptive.config.sections import Config, ModelConfig
 from adaptive.errors import CheckpointError, ConfigError, ModelError, reason_of
 from adaptive.networks.from_config import build_network, rebuild_network
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.training.checkpoints.reading import read_chosen
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore, newest_or_refuse
 from adaptive.training.phases import plan_phase, reset_classifiers
 from adaptive.training.starting.frozen import still_random
@@ -73,8 +74,17 @@ class SourceRun:
         }
 
 
-def open_run(folder: Path) -> SourceRun:
-    """Find a run's best checkpoint (the newest, where nothing was validated).
+def _read_values(source: SourceRun) -> None:
+    """Read what `complete` asks for, all of one checkpoint."""
+    _ = (source.state, source.averaged)
+
+
+def open_run(folder: Path, read: Callable[[SourceRun], None] = _read_values) -> SourceRun:
+    """Find a run's best checkpoint (the newest, where nothing was validated), and read its plain values.
+
+    Args:
+        folder: of the run.
+        read: what else is to be of the same checkpoint; see `read_chosen`.
 
     Raises:
         ConfigError: there is no run, or none of its checkpoints is valid.
@@ -86,7 +96,14 @@ def open_run(folder: Path) -> SourceRun:
     try:
         # The folder may be anybody's: what it permits or names as a place to read from does not count.
         said = read_saved(folder / "config.yaml")
-        return SourceRun(folder, said, for_inference(said, folder), store.best() or newest_or_refuse(store))
+        config = for_inference(said, folder)
+
+        def opened(checkpoint: Checkpoint) -> SourceRun:
+            source = SourceRun(folder, said, config, checkpoint)
+            read(source)
+            return source
+
+        return read_chosen(store, lambda: store.best() or newest_or_refuse(store), opened)
     except CheckpointError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -124,7 +141,25 @@ def _options(mine: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, An
     ]
 
 
-def begin_from(config: Config, source: SourceRun, classes: Sequence[str]) -> tuple[AdaptiveNetwork, str]:
+def open_network(folder: Path) -> tuple[SourceRun, AdaptiveNetwork]:
+    """Find a run's best checkpoint, and build its own network with the weights (raises as `open_run`, ModelError)."""
+    built: list[tuple[AdaptiveNetwork, set[str]]] = []  # which takes long, and is done once
+
+    def read(source: SourceRun) -> None:
+        if not built:
+            with torch.random.fork_rng(devices=[]):
+                old = rebuild_network(source.config, len(source.state["classes"]), source.state["exits"])
+            built.append((old, set(old.untrained)))
+        network, untrained = built[0]
+        network.untrained = set(untrained)
+        _fill(network, source)
+
+    return open_run(folder, read), built[0][0]
+
+
+def begin_from(
+    config: Config, source: SourceRun, classes: Sequence[str], old: AdaptiveNetwork
+) -> tuple[AdaptiveNetwork, str]:
     """Build the configured network with a run's weights, on the CPU.
 
     The backbone is resampled to another image size as timm does with pretrained weights. Where the classes differ, the
@@ -134,6 +169,7 @@ def begin_from(config: Config, source: SourceRun, classes: Sequence[str]) -> tup
         config: the new run's, completed (see `take_architecture`).
         source: where it begins.
         classes: names of the new run's.
+        old: the run's own network, see `open_network`.
 
     Returns:
         The network, and a line that says what was taken.
@@ -142,7 +178,6 @@ def begin_from(config: Config, source: SourceRun, classes: Sequence[str]) -> tup
         ModelError: the weights do not fit.
     """
     theirs = list(source.state["classes"])
-    old = _loaded(source, theirs)
     network = build_network(config, len(classes), weights=old.backbone_state_dict())
     fresh = set() if theirs == list(classes) else _classifier_names(network)
     if fresh and len(theirs) == len(classes):
@@ -165,10 +200,8 @@ def begin_from(config: Config, source: SourceRun, classes: Sequence[str]) -> tup
     return network, _told(source, theirs, list(classes), old, network)
 
 
-def _loaded(source: SourceRun, classes: list[str]) -> AdaptiveNetwork:
-    """Return the run's own network with its weights, knowing which of its parts never learned."""
-    with torch.random.fork_rng(devices=[]):
-        old = rebuild_network(source.config, len(classes), source.state["exits"])
+def _fill(old: AdaptiveNetwork, source: SourceRun) -> None:
+    """Load a run's weights into its own network, which then knows which of its parts never learned."""
     try:
         old.load_state_dict(source.tensors())
     except RuntimeError as error:
@@ -179,7 +212,6 @@ def _loaded(source: SourceRun, classes: list[str]) -> AdaptiveNetwork:
         old.untrained = set() if model.from_run else old.untrained - backbone
     plans = [plan_phase(source.config, phase, len(old.exits)) for phase in source.config.resolved_phases()]
     old.untrained = still_random(old, plans[: source.checkpoint.phase + 1])
-    return old
 
 
 def _classifier_names(network: AdaptiveNetwork) -> set[str]:

@@ -16,9 +16,11 @@ from adaptive.config.loading import load_config
 from adaptive.data.packing.pack import pack
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import ConfigError
+from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.run import prepare
-from adaptive.training.starting.from_run import begin_from, open_run, take_architecture
+from adaptive.training.starting import from_run
+from adaptive.training.starting.from_run import begin_from, open_network, take_architecture
 from tests.helpers.commands import Forks
 from tests.training.setups import config
 
@@ -95,9 +97,9 @@ def test_other_classes_begin_with_fresh_ends_and_it_is_told(source: Path, tmp_pa
 
 def test_as_many_classes_of_other_names_are_others(source: Path) -> None:
     """A last layer that tells digits says nothing of letters, and frozen it would be wrong without a word."""
-    run = open_run(source)
+    run, old_network = open_network(source)
     settings = run.config.model_copy(update={"model": take_architecture(run.config.model, run)})
-    network, told = begin_from(settings, run, list("abcdefghij"))
+    network, told = begin_from(settings, run, list("abcdefghij"), old_network)
     old = adaptive.load(source).network.state_dict()
     assert not torch.equal(network.state_dict()["exits.0.classifier.weight"], old["exits.0.classifier.weight"])
     assert not torch.equal(network.state_dict()["exits.2.head.head.weight"], old["exits.2.head.head.weight"])
@@ -163,3 +165,30 @@ def test_extending_a_finished_run(source: Path, config_file: Path, tmp_path: Pat
         ended = forks.run([*again, "train.max_steps=2"])
         assert ended.code == 0, ended
     assert load_config(new / "config.yaml").data.mean == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("moment", ["rebuild_network", "for_inference"])
+def test_a_checkpoint_that_is_pruned_meanwhile_is_chosen_again(
+    source: Path, digits: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run goes on."""
+    copied = Path(shutil.copytree(source, tmp_path / "copied"))
+    store = CheckpointStore(copied / "checkpoints")
+    (first,) = store.all()
+    real, saved = getattr(from_run, moment), []
+
+    def late(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if len(saved) < 2:
+            newest = store.all()[-1]
+            tensors = {name: newest.tensors(name) for name in ("weights", "ema")}
+            saved.append(store.save(newest.step + 1, tensors, newest.state(), score=101.0))
+            store.prune(1)
+        return found
+
+    monkeypatch.setattr(from_run, moment, late)
+    prepared = begin(digits, tmp_path / "new", copied)
+    assert saved
+    assert prepared.begins_from is not None
+    assert prepared.begins_from["step"] == saved[-1].step > first.step
+    assert prepared.begins_from["averaged"]
