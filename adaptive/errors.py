@@ -1,10 +1,15 @@
 """Errors that a user can mend: each message names the key, file or flag, its value, and the remedy."""
 
 import difflib
+import errno
+import os
+import pwd
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from adaptive.foreign_text import redacted, shown
+from adaptive.foreign_text import redacted, shell_words, shown
 from adaptive.foreign_text import visible as one_line  # noqa: F401 - for all that raise or print errors
 
 # What a process ends with besides 0 and 1; schedulers act on these numbers.
@@ -135,3 +140,56 @@ class StoppedError(AdaptiveError):
     def told(self, command: str, rank: int = 0) -> str:
         """Return the line for the first rank; the others stopped with it, and have nothing to add."""
         return f"adaptive {command}: {self}" if rank == 0 else ""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM)
+FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
+
+
+@contextmanager
+def told_refusals(kind: type[AdaptiveError] = MachineError) -> Iterator[None]:
+    """Turn an operating system's refusals, in a block or a decorated function, into errors of this kind."""
+    try:
+        yield
+    except OSError as error:
+        known = refusal(error)
+        if known is None:
+            raise
+        raise kind(str(known)) from error
+
+
+def refusal(error: OSError) -> MachineError | None:
+    """Return what an operating system's refusal means to the user, with the remedy; None where it may be our fault."""
+    path = str(error.filename) if error.filename is not None else "a file"
+    if error.errno in REFUSED:
+        return MachineError(f"{path}: {error.strerror}{_whose(path)}")
+    if error.errno in FULL:
+        return MachineError(f"{path}: {error.strerror}; free some space, or choose another place, and call again")
+    if error.errno == errno.EROFS:
+        return MachineError(f"{path}: {error.strerror}; choose another place")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return MachineError(f"{path}: {error.strerror}; allow more, for example ulimit -n 65536, and call again")
+    if error.errno in FAILING:
+        return MachineError(f"{path}: {error.strerror}; the disk or the file server fails, call again when it works")
+    return None
+
+
+def _whose(path: str) -> str:
+    """Return to whom a path belongs that this user may not use, and what that user has to do."""
+    for place in (Path(path), *Path(path).parents):
+        with suppress(OSError):
+            owner = place.stat().st_uid
+            if owner == os.geteuid():
+                return f"; allow it: chmod -R u+rwX {shell_words(place)}"
+            near = place in (Path(path), Path(path).parent)  # what lies further up is not for a run's sake to be opened
+            wish = f"chmod -R go+rX {shell_words(place)}" if near else "access"
+            who = f"{place} belongs to {_user(owner)}, and this is {_user(os.geteuid())}"
+            return f" ({who}); ask for {wish} to read it, and write to a place of your own"
+    return "; be a user who may use it"
+
+
+def _user(number: int) -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return f"user {number}"

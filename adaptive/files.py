@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def write_atomically(path: Path, content: str | bytes, private: bool = False) ->
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def let_umask_count(path: Path) -> None:
+    """Give a file that a library made for its owner alone the mode that any new file has in its folder."""
+    probe = path.with_name(f".{path.name}.mode")
+    probe.unlink(missing_ok=True)
+    try:
+        with probe.open("xb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    path.chmod(mode)
 
 
 def link_out_of(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ from adaptive.config.saved import for_inference, read_saved
 from adaptive.config.sections import Config
 from adaptive.data.images.transforms import eval_transform
 from adaptive.data.shards.index import check_shards, check_split, load_index
-from adaptive.errors import CheckpointError, DataError, reason_of
+from adaptive.errors import CheckpointError, DataError, reason_of, told_refusals
 from adaptive.foreign_text import shown_location
 from adaptive.inference.checks import check_policy
 from adaptive.inference.outputs import Outputs, collect
@@ -56,6 +56,7 @@ class _RunState(BaseModel):
     dataset: str
 
 
+@told_refusals(CheckpointError)
 def load(
     folder: str | Path, which: str = "best", averaged: bool | None = None, overrides: Sequence[str] = ()
 ) -> TrainedRun:
@@ -127,6 +128,7 @@ def run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     return for_inference(said_config(folder), folder, overrides)
 
 
+@told_refusals(CheckpointError)
 def said_config(folder: Path) -> Config:
     """Read what a run's configuration says, which is not to be acted upon (raises as `run_config` does)."""
     config_file = folder / "config.yaml"

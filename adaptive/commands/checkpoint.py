@@ -68,7 +68,8 @@ def _list(arguments: argparse.Namespace) -> int:
     elif entries:
         _print(entries, [phase.name or f"{i}" for i, phase in enumerate(config.resolved_phases(), start=1)])
     if not any(entry.newest for entry in entries):
-        raise CheckpointError(f"{store.folder} holds {'no valid' if entries else 'no'} checkpoint")
+        why = f" valid checkpoint; the newest: {entries[-1].fault}" if entries else " checkpoint"
+        raise CheckpointError(f"{store.folder} holds no{why}")
     return 0
 
 

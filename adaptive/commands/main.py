@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from adaptive import standard_streams
-from adaptive.errors import AdaptiveError, nearest
+from adaptive.errors import AdaptiveError, nearest, refusal
 from adaptive.foreign_text import say
 from adaptive.requirements import missing_package
 
@@ -88,7 +88,10 @@ def _ended(words: list[str], called: str | None) -> int | None:
         print(f"adaptive {called}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     except Exception as error:
-        known = missing_package(error) if isinstance(error, ImportError) else _name_too_long(error)
+        known: AdaptiveError | None = None
+        if isinstance(error, ImportError | OSError):
+            known = missing_package(error) if isinstance(error, ImportError) else refusal(error)
+        known = known or _name_too_long(error)
         # A fault of ours is told whole, but for the secrets that a library's words may hold.
         say(*([known.told(str(called))] if known else traceback.format_exc().splitlines()), file=sys.stderr)
         code = known.exit_code if known else 1

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from adaptive.config.loading import dump_config, load_config
 from adaptive.config.sections import Config
 from adaptive.distributed.launchers import announced_rank, one_of_several
-from adaptive.errors import EXIT_PASSING, AdaptiveError, StoppedError
+from adaptive.errors import EXIT_PASSING, AdaptiveError, StoppedError, refusal
 from adaptive.foreign_text import say, shell_words, shown, without_secrets
 from adaptive.jobs.code_version import check_frozen_code
 from adaptive.jobs.requeue import leave_exit_code
@@ -48,9 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
     except AdaptiveError as error:
         code = _leave_in_a_line(error, error)
     except Exception as error:
-        known = missing_package(error) if isinstance(error, ImportError) else None
-        if known or passing(error):
-            code = _leave_in_a_line(known or told(error), error)
+        known: AdaptiveError | None = None
+        if isinstance(error, ImportError):
+            known = missing_package(error)
+        elif passing(error):
+            known = told(error)
+        elif isinstance(error, OSError):
+            known = refusal(error)
+        if known:
+            code = _leave_in_a_line(known, error)
         else:  # a fault of ours is told whole; leave as below all the same
             say(*traceback.format_exc().splitlines(), file=sys.stderr)
             code = 1

@@ -18,9 +18,9 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 from adaptive.config.checks import check_consistency
 from adaptive.config.keys import documented_keys, is_section, types_in
 from adaptive.config.sections import Config
-from adaptive.errors import ConfigError, nearest, reason_of
+from adaptive.errors import ConfigError, nearest, reason_of, refusal
 from adaptive.foreign_text import without_secrets
-from adaptive.passing_faults import patiently
+from adaptive.passing_faults import passing, patiently
 
 LONGEST_VALUE = 300  # characters of a wrong value in a message
 LARGEST_FILE = 1 << 20  # bytes; the longest configuration of this project has some thousand
@@ -186,6 +186,8 @@ def _parse_file(path: Path) -> dict[str, Any]:
         content = patiently(lambda: _beginning(path), path)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and not passing(error) and (known := refusal(error)):
+            raise ConfigError(f"configuration file {known}") from None
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"configuration file {path} cannot be read: {reason}; give a YAML file") from None
     if len(content) > LARGEST_FILE:

@@ -17,7 +17,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
 from adaptive.data.remote.transfer import RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote, shown_file
-from adaptive.errors import DataError, nearest
+from adaptive.errors import DataError, nearest, told_refusals
 from adaptive.files import file_sha256, write_atomically, write_new
 from adaptive.foreign_text import shell_words, shown_location
 from adaptive.passing_faults import patiently
@@ -103,6 +103,7 @@ def write_index(
     return index
 
 
+@told_refusals(DataError)
 def load_index(folder: str | Path, settings: DataConfig | None = None, named_once: bool = True) -> DatasetIndex:
     """Read and verify ``folder``/index.json.
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptive.errors import ExportError, reason_of
-from adaptive.files import publish_new, sync_folder
+from adaptive.files import let_umask_count, publish_new, sync_folder
 from adaptive.locks import LockHeldError, workshop
 from adaptive.networks.backbone import build_backbone
 from adaptive.networks.multiscale.assemble import is_multi_exit
@@ -82,6 +82,7 @@ def write_weights(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str,
             try:
                 # Each with memory of its own: names that a module has twice are written twice, as timm expects them.
                 save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, temporary, texts)
+                let_umask_count(temporary)
                 with temporary.open("rb") as stream:
                     os.fsync(stream.fileno())
                 if overwrite:

@@ -14,7 +14,7 @@ import timm
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adaptive.errors import ModelError, reason_of
+from adaptive.errors import ModelError, reason_of, told_refusals
 
 SAFETENSORS = ".safetensors"
 EXIT = re.compile(r"(^|\.)exits\.\d+\.")  # in names of an AdaptiveNetwork, whose whole state is no timm model's
@@ -50,6 +50,8 @@ def read_weights(path: Path, known: Collection[str]) -> WeightsFile:
         )
     if not path.is_file():
         raise ModelError(f"weights = {str(path)!r}: no such file; give a .safetensors or .pth file of timm weights")
+    with told_refusals(ModelError):
+        path.open("rb").close()
     try:
         found = timm.models.load_state_dict(str(path), weights_only=True)
         tensors = dict(_flat(found))

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from adaptive.errors import refusal
 from adaptive.files import file_sha256
-from adaptive.passing_faults import passing, patiently
+from adaptive.passing_faults import patiently
 
 FORMAT = 1
 FEW_SECONDS = 5.0  # for one of many manifests that a file server does not give at once
@@ -48,14 +49,15 @@ def verify(path: Path, quick: bool = False) -> str | None:
     try:
         return examine(path, quick)
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        return f"it cannot be read: {refusal(error) or error.strerror}"
 
 
 def examine(path: Path, quick: bool = False) -> str | None:
     """Check a checkpoint as `verify` does.
 
     Raises:
-        OSError: its files cannot be read now, which says nothing of them; that was tried for a while.
+        OSError: this user may not read it, or the file system fails, which was tried for a while: neither says
+            anything of the checkpoint.
     """
     return patiently(lambda: _examine(path, quick), path)
 
@@ -63,9 +65,7 @@ def examine(path: Path, quick: bool = False) -> str | None:
 def _examine(path: Path, quick: bool) -> str | None:
     try:
         manifest = _parsed(path)
-    except OSError as error:
-        if passing(error):
-            raise
+    except (FileNotFoundError, NotADirectoryError):
         manifest = None
     if manifest is None:
         return "no readable manifest.json (writing was interrupted)"
@@ -81,8 +81,8 @@ def _examine(path: Path, quick: bool) -> str | None:
                 return f"{name} has {size} bytes, expected {entry['bytes']}"
             if not quick and file_sha256(file) != entry["sha256"]:
                 return f"{name} does not match its checksum"
-        except OSError as error:  # a run that goes on has removed it just now, for example
-            return f"{name} cannot be read: {error.strerror}"
+        except (FileNotFoundError, NotADirectoryError):  # a run that goes on has removed it just now
+            return f"{name} is missing"
     return None
 
 

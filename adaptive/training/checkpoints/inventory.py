@@ -42,11 +42,14 @@ def take_inventory(store: CheckpointStore, keep_every: int = 0, quick: bool = Fa
     measured: dict[Checkpoint, tuple[int, float]] = {}
     for checkpoint in store.all():
         faults[checkpoint] = verify(checkpoint.path, quick)
+        measured[checkpoint] = 0, 0.0
         try:
             files = [path.stat() for path in checkpoint.path.iterdir()]
             measured[checkpoint] = sum(file.st_size for file in files), checkpoint.path.stat().st_mtime
         except FileNotFoundError:
             del faults[checkpoint]
+        except OSError:
+            pass  # which its fault says
     found = list(faults)
 
     def is_sound(checkpoint: Checkpoint) -> bool:

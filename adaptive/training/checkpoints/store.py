@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from adaptive.errors import CheckpointError, MachineError, PassingError, reason_of
-from adaptive.files import file_sha256, sync_folder, write_atomically
+from adaptive.errors import CheckpointError, MachineError, PassingError, reason_of, refusal, told_refusals
+from adaptive.files import file_sha256, let_umask_count, sync_folder, write_atomically
 from adaptive.passing_faults import passing
 from adaptive.training.checkpoints.checkpoint_manifest import FORMAT as FORMAT
 from adaptive.training.checkpoints.checkpoint_manifest import MANIFEST as MANIFEST
@@ -125,6 +125,7 @@ class CheckpointStore:
             aside.mkdir()
             for name, content in tensors.items():
                 save_file(_writable(content), aside / f"{name}.safetensors")
+                let_umask_count(aside / f"{name}.safetensors")
             (aside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             files = {p.name: _entry(p) for p in sorted(aside.iterdir())}
             about = {"format": FORMAT, "step": step, "phase": phase, "epoch": epoch, "score": score}
@@ -161,7 +162,14 @@ class CheckpointStore:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def all(self) -> list[Checkpoint]:
-        """Return the published checkpoints, oldest first, damaged ones included."""
+        """Return the published checkpoints, oldest first, damaged ones included.
+
+        Raises:
+            CheckpointError: this user may not look into the folder.
+        """
+        if self.folder.is_dir():
+            with told_refusals(CheckpointError):
+                os.scandir(self.folder).close()  # pathlib would find nothing, and say nothing
         named = {path.name.removeprefix(REPLACED): path for path in self.folder.glob(f"{REPLACED}{PUBLISHED}*")}
         named |= {path.name: path for path in self.folder.glob(f"{PUBLISHED}*")}
         found = []
@@ -178,6 +186,7 @@ class CheckpointStore:
 
         Raises:
             PassingError: one cannot be read for a fault that may pass, which is no reason to go back to another.
+            CheckpointError: this user may not read one.
         """
         passed_over: list[str] = []
         for checkpoint in reversed(self.all()):
@@ -185,6 +194,8 @@ class CheckpointStore:
                 fault = examine(checkpoint.path)
             except OSError as error:
                 if not passing(error):
+                    if known := refusal(error):
+                        raise CheckpointError(str(known)) from error
                     passed_over.append(f"{checkpoint.path.name}: it cannot be read ({error.strerror})")
                     continue
                 raise PassingError(
