@@ -31,6 +31,7 @@ from adaptive.errors import (
 )
 from adaptive.jobs.requeue import outcome, worth_another_try
 from adaptive.passing_faults import exit_code_of, passing, patiently
+from adaptive.training import preflight
 from adaptive.training.checkpoints.store import CheckpointStore
 from adaptive.training.preflight import check_run_folder
 
@@ -161,7 +162,11 @@ def test_a_hiccup_that_lasts_ends_with_the_file_and_a_code_to_start_again(
     with pytest.raises(ConfigError, match=r"run\.yaml cannot be read: Input/output error") as told:
         load_config(file)
     assert exit_code_of(told.value) == EXIT_PASSING
-    Hiccup(monkeypatch, f".probe-{os.getpid()}", errno.EIO, 1000, "write_bytes")
+
+    def failing(dir: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(preflight, "TemporaryFile", failing)
     with pytest.raises(MachineError, match="cannot be written: Input/output error") as told:
         check_run_folder(tmp_path)
     assert exit_code_of(told.value) == EXIT_PASSING
