@@ -59,15 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.config.loading import load_config
-    from adaptive.jobs.requeue import HISTORY
     from adaptive.jobs.submission import (
         check_time,
         freeze,
         render_evaluation,
         render_training,
         seed_numbers,
-        slurm,
-        write_script,
+        submitting,
     )
     from adaptive.training.starting.settings import complete
 
@@ -86,19 +84,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _show(arguments, script, evaluation)
         return 0
-    _refuse_second(folder)
-    path = freeze(configs, folder, script)
+    with submitting(folder):
+        _refuse_second(folder)
+        told = _submit(freeze(configs, folder, script), folder, config, resources, arguments.evaluate)
+    _tell(arguments, told)
+    return 0
+
+
+def _submit(path: Path, folder: Path, config: Config, resources: Resources, evaluate: bool) -> dict[str, Any]:
+    """Give the frozen script to Slurm, and return what is told and kept of the job."""
+    from adaptive.files import write_atomically
+    from adaptive.jobs.requeue import HISTORY
+    from adaptive.jobs.submission import render_evaluation, slurm, write_script
+
     told: dict[str, Any] = {"job": slurm("sbatch", "--parsable", str(path)).partition(";")[0], "script": str(path)}
     told["log"] = str(folder / (f"slurm-{told['job']}.log" if not resources.seeds else f"slurm-{told['job']}-SEED.log"))
     told["run_folder"] = str(folder)
     told["history"] = str((folder / "seed-SEED" if resources.seeds else folder) / HISTORY)
-    if arguments.evaluate:
+    write_atomically(path.with_name("job.json"), json.dumps(told))  # before anything else may fail: it is in the queue
+    if evaluate:
         second = path.with_name("evaluate.sbatch")
         write_script(second, render_evaluation(config, resources, told["job"]))
         told["evaluate_job"] = slurm("sbatch", "--parsable", str(second)).partition(";")[0]
-    (path.parent / "job.json").write_text(json.dumps(told), encoding="utf-8")
-    _tell(arguments, told)
-    return 0
+        write_atomically(path.with_name("job.json"), json.dumps(told))
+    return told
 
 
 def checks(config: Config, resources: Resources) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.errors import MachineError
-from adaptive.files import code_root, installed_version, write_atomically
+from adaptive.files import code_root, file_sha256, installed_version, write_atomically
 from adaptive.foreign_text import redacted
 
 PARTS = ("adaptive", "launcher", "slurm", "configs")
+LISTING = "frozen.json"  # in a frozen copy: its files and their checksums
 LOOKING = 20.0  # seconds that git may take
 
 
@@ -36,18 +37,28 @@ def batch_scripts() -> Path:
 
 
 def copy_code(folder: Path) -> None:
-    """Copy the package and the batch scripts to a folder, which is replaced if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Copy the package and the batch scripts to a folder that does not exist, and list what is in it."""
     left_out = shutil.ignore_patterns("__pycache__", "*.pyc", "slurm")
     shutil.copytree(code_root() / "adaptive", folder / "adaptive", ignore=left_out)
     shutil.copytree(batch_scripts(), folder / "slurm")
+    list_code(folder)
+
+
+def list_code(folder: Path) -> None:
+    """Write the checksums of a frozen copy's files into it, by which a job knows that it is whole."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LISTING)
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    write_atomically(folder / LISTING, json.dumps(sums, indent=1))
 
 
 def check_frozen_code() -> None:
-    """Refuse to run, in a Slurm job, another copy of the code than the one that its batch script names.
+    """Refuse to run, in a Slurm job, another copy of the code than its batch script names, or a part of it.
+
+    One task of a node compares a frozen copy with its listing.
 
     Raises:
-        MachineError: ADAPTIVE_HOME is another folder than the one that this module was imported from.
+        MachineError: ADAPTIVE_HOME is another folder than the one that this module was imported from, or a frozen copy
+            that lacks files or was changed.
     """
     home = os.environ.get("ADAPTIVE_HOME")
     if not home or "SLURM_JOB_ID" not in os.environ:
@@ -55,10 +66,29 @@ def check_frozen_code() -> None:
     remedy = "leave ADAPTIVE_HOME first on PYTHONPATH (python -P, not -I or -E), or unset it outside of batch scripts"
     try:
         if Path(home).samefile(code_root()):
+            if os.environ.get("SLURM_LOCALID", "0") == "0":
+                _check_whole(Path(home))
             return
     except OSError as error:
         remedy = f"it cannot be read here: {error.strerror}; mount it, in a container too"
     raise MachineError(f"ADAPTIVE_HOME = {home!r} is this job's code, but {str(code_root())!r} runs; {remedy}")
+
+
+def _check_whole(home: Path) -> None:
+    """Compare a frozen copy with its listing; a checkout has none (raises MachineError)."""
+    try:
+        listed = dict(json.loads((home / LISTING).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        raise MachineError(f"{home / LISTING} cannot be read; submit again") from None
+    for name, digest in listed.items():
+        try:
+            found = file_sha256(home / name)
+        except OSError:
+            raise MachineError(f"ADAPTIVE_HOME = {str(home)!r}: {name} is missing; submit again") from None
+        if found != digest:
+            raise MachineError(f"ADAPTIVE_HOME = {str(home)!r}: {name} is not what was frozen; submit again")
 
 
 def code_version() -> dict[str, Any]:

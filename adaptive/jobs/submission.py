@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import jinja2
 from adaptive.config.saved import granted, write_config
 from adaptive.config.sections import Config
 from adaptive.errors import MachineError, UsageError, one_line
-from adaptive.files import write_atomically
-from adaptive.foreign_text import redacted
+from adaptive.files import sync_folder, write_atomically
+from adaptive.foreign_text import redacted, shell_words
 from adaptive.jobs.code_version import batch_scripts, copy_code, write_code_version
+from adaptive.locks import LockHeldError, workshop
 
 MOST_SEEDS = 1000  # a configuration is written for each
+SUBMITTING = ".submitting"  # in the run folder, while it is submitted
 WARNING = 300  # seconds before the time limit at which the run is asked to save
 EARLY, START = 60, 60  # seconds by which Slurm may be early, and in which no run gets to its first step
 # Settings of the batch scripts that a job keeps as they were when it was submitted.
@@ -193,25 +196,64 @@ def _render(
     )
 
 
+@contextmanager
+def submitting(folder: Path) -> Iterator[None]:
+    """Keep a run folder from a second submission until this one is in the queue.
+
+    Raises:
+        MachineError: there is another, or the folder cannot be written.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(workshop(folder / SUBMITTING))
+        except LockHeldError as error:
+            where = f" ({error.holder})" if error.holder else ""
+            remedy = f"if it has gone, rm {shell_words(error.file)}" if error.silent else "wait for it to end"
+            raise MachineError(
+                f"train.run_folder = {str(folder)!r} is being submitted by another adaptive submit{where}; {remedy}"
+            ) from None
+        except OSError as error:
+            raise MachineError(f"{folder} cannot be written: {error}; choose another train.run_folder") from None
+        yield
+
+
 def freeze(configs: dict[str, Config], folder: Path, script: str) -> Path:
     """Write configurations by file name, the code, and the script to a run folder; return the script's path.
+
+    They are written aside, and take the place of an earlier submission's by a rename; call within `submitting`.
 
     Raises:
         MachineError: the folder cannot be written.
     """
-    frozen = folder / "submitted"
+    frozen, beside = folder / "submitted", folder / SUBMITTING
+    new, replaced = beside / "new", beside / "replaced"
     try:
-        frozen.mkdir(parents=True, exist_ok=True)
-        for old in frozen.glob("config*.yaml"):
-            old.unlink()
-        for name, config in configs.items():
-            write_config(config, frozen / name)
-        copy_code(frozen / "code")
+        beside.mkdir(parents=True, exist_ok=True)
+        _tidy(frozen, new, replaced)  # what a killed submission left
+        try:
+            new.mkdir()
+            for name, config in configs.items():
+                write_config(config, new / name)
+            copy_code(new / "code")
+            write_script(new / "job.sbatch", script)
+            if frozen.exists():
+                frozen.rename(replaced)
+            new.rename(frozen)
+            sync_folder(folder)
+        finally:
+            _tidy(frozen, new, replaced)
         write_code_version(folder)
-        write_script(frozen / "job.sbatch", script)
     except (OSError, shutil.Error) as error:
         raise MachineError(f"{frozen} cannot be written: {error}; choose another train.run_folder") from None
     return frozen / "job.sbatch"
+
+
+def _tidy(frozen: Path, new: Path, replaced: Path) -> None:
+    """Remove what was not published, and what was replaced; what was replaced by nothing comes back."""
+    if replaced.exists() and not frozen.exists():
+        replaced.rename(frozen)
+    for leftover in (new, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_script(path: Path, script: str) -> None:

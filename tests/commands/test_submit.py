@@ -1,18 +1,33 @@
+import itertools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from adaptive.commands.main import main
 from adaptive.config.loading import load_config
 from adaptive.errors import MachineError, UsageError
-from adaptive.jobs import code_version
+from adaptive.files import code_root, code_sources
+from adaptive.jobs import code_version, submission
 from adaptive.jobs.code_version import copy_code, write_code_version
-from adaptive.jobs.submission import Resources, check_time, freeze, render_training, seconds, seed_numbers, slurm
+from adaptive.jobs.submission import (
+    Resources,
+    check_time,
+    freeze,
+    render_training,
+    seconds,
+    seed_numbers,
+    slurm,
+    submitting,
+)
 from tests.helpers.commands import Forks
 from tests.helpers.locations import REPOSITORY
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -212,3 +227,104 @@ def test_the_code_version_names_commit_and_differences(tmp_path: Path, monkeypat
     assert write_code_version(folder)["changed"] == [" M adaptive/errors.py"]
     assert "+changed = 1" in (folder / "code.diff").read_text()
     assert json.loads((folder / "code_version.json").read_text())["dirty"] is True
+
+
+@pytest.fixture
+def slurm_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm that takes every job, numbers them, and keeps them waiting; returns the list of scripts."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    taken = tmp_path / "taken"
+    lines = {"sbatch": f"echo $2 >> {taken}; wc -l < {taken}", "squeue": f"test -e {taken} && echo PENDING"}
+    for name, line in lines.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return taken
+
+
+def submit(words: list[str]) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *words])
+    return ended.value.code
+
+
+def whole(code: Path) -> None:
+    assert sorted(p.relative_to(code) for p in (code / "adaptive").rglob("*.py")) == sorted(
+        p.relative_to(code_root()) for p in code_sources()
+    )
+
+
+@pytest.mark.full
+def test_of_two_submits_into_one_folder_one_is_refused(
+    config_file: Path, slurm_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    words = [str(config_file), "--cpu", f"train.run_folder={tmp_path / 'run'}"]
+    copy, codes = submission.copy_code, []
+
+    def slowly(folder: Path) -> None:
+        monkeypatch.setattr(submission, "copy_code", copy)
+        codes.append(submit(words))
+        copy(folder)
+
+    monkeypatch.setattr(submission, "copy_code", slowly)
+    codes.append(submit(words))
+    assert codes == [1, 0]
+    assert "is being submitted by another adaptive submit" in capsys.readouterr().err
+    assert len(slurm_programs.read_text().splitlines()) == 1
+    whole(tmp_path / "run" / "submitted" / "code")
+    assert submit(words) == 1  # the job is in the queue
+    assert "belongs to job 1 (pending)" in capsys.readouterr().err
+
+
+def test_what_a_job_runs_stays_until_the_new_copy_is_whole(tmp_path: Path, config_file: Path, monkeypatch) -> None:
+    config = load_config(config_file)
+    with submitting(tmp_path / "run"):
+        frozen = freeze({"config.yaml": config}, tmp_path / "run", "echo 1\n").parent
+    copy = submission.copy_code
+
+    def fails(folder: Path) -> None:
+        whole(frozen / "code")
+        assert (frozen / "job.sbatch").read_text() == "echo 1\n"
+        copy(folder)
+        (folder / "adaptive" / "__init__.py").unlink()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(submission, "copy_code", fails)
+    refusal = r"submitted cannot be written: .*No space left"
+    with submitting(tmp_path / "run"), pytest.raises(MachineError, match=refusal):
+        freeze({"config.yaml": config}, tmp_path / "run", "echo 2\n")
+    whole(frozen / "code")
+    assert (frozen / "job.sbatch").read_text() == "echo 1\n"
+    assert [path.name for path in (tmp_path / "run").iterdir() if "submit" in path.name] == ["submitted"]
+
+
+@pytest.mark.full
+def test_a_submit_that_was_killed_is_tidied_by_the_next(tmp_path: Path, config_file: Path) -> None:
+    config, folder = load_config(config_file), tmp_path / "run"
+    freeze({"config.yaml": config}, folder, "echo 1\n")
+
+    def die(event: int) -> None:
+        count = itertools.count()
+
+        def watch(kind: str, arguments: object) -> None:
+            if kind == "os.rename" and "submit" in str(arguments) and next(count) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        with submitting(folder):
+            freeze({"config.yaml": config}, folder, "echo 2\n")
+
+    for event in itertools.count():
+        process = multiprocessing.get_context("fork").Process(target=die, args=(event,))
+        process.start()
+        process.join(PATIENCE)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        with submitting(folder):
+            script = freeze({"config.yaml": config}, folder, "echo 3\n")
+        assert script.read_text() == "echo 3\n"
+        whole(script.parent / "code")
+        assert [path.name for path in folder.iterdir() if "submit" in path.name] == ["submitted"]
+    assert event >= 2

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from adaptive.errors import MachineError
 from adaptive.files import code_root
-from adaptive.jobs.code_version import check_frozen_code, copy_code
+from adaptive.jobs import code_version
+from adaptive.jobs.code_version import check_frozen_code, copy_code, list_code
 from adaptive.jobs.requeue import read_history
 
 SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n'  # starts the one task here
@@ -30,6 +32,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         with (folder / "adaptive" / name).open("a") as file:
             file.write(f"\n{line}\n")
+    list_code(folder)
     return folder
 
 
@@ -118,3 +121,26 @@ def test_a_copy_that_cannot_be_read_is_to_be_mounted(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ADAPTIVE_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(MachineError, match="it cannot be read here: No such file or directory; mount it"):
         check_frozen_code()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda code: (code / "adaptive" / "commands" / "plan.py").unlink(), "adaptive/commands/plan.py is missing"),
+        (lambda code: (code / "slurm" / "lib.sh").write_text("exit 3"), "slurm/lib.sh is not what was frozen"),
+    ],
+    ids=["missing", "changed"],
+)
+def test_a_copy_that_is_not_whole_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], words: str
+) -> None:
+    copy_code(tmp_path / "code")
+    monkeypatch.setattr(code_version, "code_root", lambda: tmp_path / "code")
+    monkeypatch.setenv("ADAPTIVE_HOME", str(tmp_path / "code"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    check_frozen_code()
+    damage(tmp_path / "code")
+    with pytest.raises(MachineError, match=f"{words}; submit again"):
+        check_frozen_code()
+    monkeypatch.setenv("SLURM_LOCALID", "3")  # one task of a node looks
+    check_frozen_code()
