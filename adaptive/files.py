@@ -6,10 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_ASIDE = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
 
 
 def code_root() -> Path:
@@ -60,6 +65,17 @@ def aside_of(path: Path) -> Path:
     Nobody else has it: process numbers alone repeat on other machines, and in containers are often the same.
     """
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def tidy_asides(folder: Path, age: float = 3600.0) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder; what is younger may be in use.
+
+    ``age`` is in seconds.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):
+            if _ASIDE.fullmatch(path.name) and time.time() - path.lstat().st_mtime > age:
+                path.unlink()
 
 
 def write_new(path: Path, content: str | bytes) -> None:

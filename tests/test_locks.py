@@ -13,7 +13,7 @@ import pytest
 
 from adaptive import locks
 from adaptive.locks import Lock, LockHeldError
-from tests.helpers.noflock import ERRNOS, NAMES, leave_lease, take_flock_away, without_flock
+from tests.helpers.noflock import EACH, leave_lease, take_flock_away, without_flock
 from tests.helpers.waiting import PATIENCE
 
 HOLDER = """
@@ -34,7 +34,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT", 0.2)
 
 
-@pytest.fixture(params=[None, *ERRNOS], ids=["flock", *NAMES])
+@pytest.fixture(params=[pytest.param(None, id="flock"), *EACH])
 def number(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """None, or the errno with which flock fails below the test's folder, in this process as well."""
     if request.param is not None:
@@ -76,7 +76,7 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path: Path, num
     assert time.monotonic() - began < 1
 
 
-@pytest.mark.parametrize("kind", ERRNOS, ids=NAMES)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_machine_that_has_gone_is_followed_after_its_silence(
     tmp_path: Path, kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +105,7 @@ def test_a_lock_that_cannot_be_taken_over_is_named_as_silent(tmp_path: Path, mon
     assert refused.value.file == tmp_path / "lock.lease"
 
 
+@pytest.mark.full
 def test_a_holder_that_was_suspended_too_long_is_told(tmp_path: Path) -> None:
     holder = hold(tmp_path / "lock", errno.ENOSYS)
     # From another machine nothing shows but the silence: this one must not see that the process is there.

@@ -25,7 +25,7 @@ from adaptive.data.remote.urls import is_remote
 from adaptive.data.shards.cache import check_cache
 from adaptive.data.shards.index import DatasetIndex, check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, ConfigError, DataError, MachineError, SilentHolderError
-from adaptive.files import link_out_of
+from adaptive.files import link_out_of, tidy_asides
 from adaptive.foreign_text import shell_words, shown_location, visible, without_secrets
 from adaptive.locks import Lock, LockHeldError
 from adaptive.networks.backbone import other_model
@@ -173,6 +173,7 @@ def occupy(folder: Path, patience: float = PATIENCE, lost: Callable[[str], None]
             f"{where} cannot be locked: {error.filename or lock.path}: {error.strerror}; a run is continued by whoever "
             "began it, or by users of a group that may write there (umask 002)"
         ) from None
+    tidy_asides(folder)
     with suppress(OSError):  # a full disk is told of later
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return lock

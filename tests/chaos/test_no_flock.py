@@ -13,7 +13,7 @@ from adaptive import locks
 from adaptive.doctor.checks.network import free_port
 from adaptive.tracking.record import read
 from adaptive.training.checkpoints.store import CheckpointStore
-from tests.helpers.noflock import ERRNOS, NAMES, leave_lease, without_flock
+from tests.helpers.noflock import EACH, leave_lease, without_flock
 from tests.helpers.ranks import rank_environment
 from tests.helpers.shard_server import serve
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -58,7 +58,7 @@ def step(folder: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize("number", ERRNOS, ids=NAMES)
+@pytest.mark.parametrize("number", EACH)
 def test_two_ranks_train_and_nobody_else_does(
     tmp_path: Path, digits: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

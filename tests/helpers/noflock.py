@@ -13,7 +13,11 @@ from filelock import SoftFileLease
 from adaptive import locks
 
 ERRNOS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
-NAMES = [errno.errorcode[number] for number in ERRNOS]
+# For tests that take a second or so with each: all of them in the full set.
+EACH = [
+    pytest.param(number, id=errno.errorcode[number], marks=[pytest.mark.full] if number != errno.ENOLCK else [])
+    for number in ERRNOS
+]
 
 
 @cache

@@ -1,5 +1,6 @@
 """Checks before a run: of its dataset, and of its folder, which is for one run at a time."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,10 @@ from PIL import Image
 from adaptive import locks
 from adaptive.data.packing.pack import pack
 from adaptive.errors import DataError, MachineError
+from adaptive.files import aside_of
 from adaptive.jobs.requeue import worth_another_try
 from adaptive.training.preflight import check_dataset, check_run_folder, occupy
-from tests.helpers.noflock import ERRNOS, NAMES, leave_lease, take_flock_away
+from tests.helpers.noflock import EACH, leave_lease, take_flock_away
 from tests.training.setups import config
 
 
@@ -32,7 +34,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT", 0.2)
 
 
-@pytest.mark.parametrize("number", ERRNOS, ids=NAMES)
+@pytest.mark.parametrize("number", EACH)
 @pytest.mark.usefixtures("short_leases")
 def test_without_flock_a_run_folder_is_for_one_all_the_same(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
@@ -51,7 +53,7 @@ def test_without_flock_a_run_folder_is_for_one_all_the_same(
 def test_a_lock_without_signs_of_life_is_named_and_the_job_requeued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_flock_away(monkeypatch, ERRNOS[0])
+    take_flock_away(monkeypatch, errno.ENOSYS)
     (tmp_path / ".lock.lease").write_text("17\nnode7\n")  # shows none: not of this version
     with pytest.raises(MachineError) as refused:
         occupy(tmp_path, patience=0.5)
@@ -74,3 +76,15 @@ def test_many_processes_of_one_number_may_look_whether_a_folder_can_be_written(t
         for _ in pool.map(check_run_folder, [tmp_path] * 400):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_half_written_by_a_killed_process_goes_with_the_next_start(tmp_path: Path) -> None:
+    old, young = aside_of(tmp_path / "config.yaml"), aside_of(tmp_path / "config.yaml")
+    for path in (old, young, tmp_path / "config.yaml"):
+        path.touch()
+        os.utime(path, (0, 0))
+    os.utime(young)  # an evaluation may be writing it
+    occupy(tmp_path).release()
+    assert not old.exists()
+    assert young.exists()
+    assert (tmp_path / "config.yaml").exists()

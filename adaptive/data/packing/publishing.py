@@ -57,7 +57,7 @@ def staging_folder(staging: Path) -> Iterator[Lock]:
             with machine_errors(staging):
                 lock = held.enter_context(workshop(staging))
         except LockHeldError as error:
-            where = f" by {error.holder}" if error.holder else ""
+            where = f" ({error.holder})" if error.holder else ""
             remedy = f"; if it has gone, rm {shell_words(error.file)}" if error.silent else "; wait for it to end"
             raise DataError(f"{staging} is in use by another adaptive pack{where}{remedy}") from None
         yield lock

@@ -229,12 +229,15 @@ class _NamedFiles(LocalFiles):
 
 
 def _difference(path: Path, shown: str, shard: ShardInfo) -> BadDataError | None:
-    if not path.is_file():
-        return BadDataError(f"shard {shown} does not exist; copy it or pack again", MISSING, whole=True)
-    if (size := path.stat().st_size) != shard.bytes:
+    try:
+        size, digest = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return BadDataError(f"shard {shown} {what}; copy it or pack again", MISSING, whole=True)
+    if size != shard.bytes:
         message = f"shard {shown} has {size} bytes, the index says {shard.bytes}; copy it again or pack again"
         return BadDataError(message, TRUNCATED if size < shard.bytes else CHECKSUM, whole=True)
-    if (digest := file_sha256(path)) != shard.sha256:
+    if digest != shard.sha256:
         message = (
             f"shard {shown}: sha256 {digest[:12]}, the index says {shard.sha256[:12]}; copy it again or pack again"
         )

@@ -140,8 +140,6 @@ class ShardCache:
                         self._download(path, shard, cancel or threading.Event())
         except BadDataError as error:
             self._failed[shard.name] = (time.monotonic(), error)
-            if error.kind in (CHECKSUM, MISSING):
-                self._check_not_replaced()
             raise
         except OSError as error:
             raise MachineError(
@@ -203,6 +201,10 @@ class ShardCache:
             self.remote.fetch(shard.name, part, shard.bytes, check, cancel)
             part.replace(path)
             self.downloads += 1
+        except BadDataError as error:
+            if error.kind in (CHECKSUM, MISSING):
+                self._check_not_replaced()
+            raise
         finally:
             part.unlink(missing_ok=True)
 

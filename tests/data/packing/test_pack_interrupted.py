@@ -15,6 +15,7 @@ from adaptive.data.packing.pack import pack
 from adaptive.data.shards.index import check_shards, load_index
 from adaptive.errors import DataError
 from tests.data.conftest import content, make_photos
+from tests.helpers.noflock import EACH, take_flock_away
 from tests.helpers.waiting import PATIENCE, wait_until
 
 SLOW_PACK = """
@@ -180,3 +181,23 @@ def test_whenever_a_replacing_pack_is_killed_the_next_one_tidies_up(tmp_path, ki
         assert not staging.exists()
     assert event >= 4
     assert content(packed) == content(tmp_path / "clean-new")
+
+
+@pytest.mark.parametrize("number", EACH)
+def test_without_flock_one_packs_all_the_same(tmp_path, number, monkeypatch):
+    take_flock_away(monkeypatch, number)
+    source = make_photos(tmp_path / "photos", classes=2, each=3)
+    refused = []
+
+    def second(*arguments):
+        monkeypatch.setattr(pack_module, "open_source", open_source)
+        with pytest.raises(DataError, match=rf"in use by another adaptive pack \(process {os.getpid()} on "):
+            pack(source, tmp_path / "packed", workers=1, progress=False)
+        refused.append(True)
+        return open_source(*arguments)
+
+    open_source = pack_module.open_source
+    monkeypatch.setattr(pack_module, "open_source", second)
+    pack(source, tmp_path / "packed", workers=1, progress=False)
+    assert refused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "photos"]

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from adaptive.training.engine import operators
 from adaptive.training.engine.operators import free_operators, lock_state, operator_folder
-from tests.helpers.noflock import ERRNOS, NAMES, take_flock_away
+from tests.helpers.noflock import EACH, take_flock_away
 
 
 def locks(folder, monkeypatch):
@@ -61,7 +61,7 @@ def test_the_folder_is_torchs_own(tmp_path, monkeypatch):
     assert operator_folder().is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize("number", ERRNOS, ids=NAMES)
+@pytest.mark.parametrize("number", EACH)
 def test_without_flock_what_a_kill_left_is_removed_too(tmp_path, monkeypatch, number):
     """It was taken for a compilation under way, which torch then waited for without end."""
     take_flock_away(monkeypatch, number)
