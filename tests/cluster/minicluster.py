@@ -1,4 +1,4 @@
-"""The real Slurm cluster that the cluster tests run on: two nodes in namespaces of their own on this machine."""
+"""The real Slurm clusters that the cluster tests run on: nodes in namespaces of their own on this machine."""
 
 from __future__ import annotations
 
@@ -42,16 +42,15 @@ def _path() -> str:
 
 
 class Cluster:
-    """Two nodes, ``node0`` and ``node1``, and ``head``, from which jobs are submitted.
+    """Nodes, ``node0`` and so on, and ``head``, from which jobs are submitted.
 
     The file system is the machine's, but ``/tmp`` and ``/dev/shm`` are each node's own (what the tests need of ``/tmp``
     stays shared). Jobs get the environment that they are submitted with: this one's, and what `sbatch` is given.
     """
 
-    nodes = ("node0", "node1")
-
-    def __init__(self, state: Path, shared: list[Path]) -> None:
+    def __init__(self, state: Path, shared: list[Path], nodes: int = 2) -> None:
         self.home, self.state = CLUSTER, state
+        self.nodes = tuple(f"node{number}" for number in range(nodes))
         below_tmp = [str(path) for path in shared if path.is_relative_to("/tmp")]
         self.environment = {
             **os.environ,

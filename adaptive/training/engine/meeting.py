@@ -89,8 +89,8 @@ def _serve(world: int) -> dist.TCPStore:
             if in_use:
                 raise PassingError(
                     f"MASTER_PORT = {port} is in use on {here}{_holder(port)}; wait for its end, or choose another: "
-                    "deepspeed --master_port, torchrun --master-port, or export MASTER_PORT (a requeued job of Slurm's "
-                    "has another one)"
+                    "deepspeed --master_port, torchrun --master-port, or export MASTER_PORT (each start of a job of "
+                    "Slurm's has its own where it is not set)"
                 ) from None
             raise PassingError(
                 f"rank 0 on {here} cannot serve at MASTER_ADDR = {host}, MASTER_PORT = {port} ({reason_of(error)}); "
