@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -140,6 +141,21 @@ def test_a_rank_that_never_comes_ends_the_other_in_start_up(config, tmp_path):
     assert life.ranks[0].exitcode == 70, life.tail()
     assert f"rank 0 on {host_name()}: no heartbeat for 8 s in stage 'startup' (train.startup_timeout)" in life.tail()
     life.kill()
+
+
+@pytest.mark.full  # the meeting alone: training/engine/test_meeting.py
+def test_a_port_in_use_ends_the_first_rank_in_a_line_and_the_next_start_trains(config, whole, tmp_path):
+    folder = tmp_path / "run"
+    with socket.create_server(("", 0)) as taken:
+        life = Life(config, folder, environment={"MASTER_PORT": str(taken.getsockname()[1])})
+        life.ranks[0].join(PATIENCE)
+        assert life.ranks[0].exitcode == 71, life.tail()
+        line = f"adaptive train: error: MASTER_PORT = {taken.getsockname()[1]} is in use on {host_name()} by process "
+        assert line in life.tail()
+        assert "Traceback" not in life.tail()
+        life.kill()
+    Life(config, folder).finish()
+    expect_the_same(folder, whole)
 
 
 def test_a_killed_rank_ends_the_other_with_an_explanation(config, tmp_path):
