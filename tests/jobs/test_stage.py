@@ -1,14 +1,16 @@
 """Shards on a node's own disk, before training."""
 
+import errno
 import os
 import shutil
+import sys
 
 import pytest
 
 from adaptive.data.shards.cache import ShardCache, shard_files
 from adaptive.data.shards.index import load_index
 from adaptive.errors import DataError, MachineError
-from adaptive.jobs.stage import stage
+from adaptive.jobs.stage import main, stage
 
 
 @pytest.fixture
@@ -53,3 +55,21 @@ def test_what_does_not_fit_or_is_not_what_was_packed_is_refused(digits, index, t
         MachineError, match=r"ADAPTIVE_STAGE = .* has 0 MiB free, the shards need another \d+; free some"
     ):
         stage([str(config)])
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 71), (None, 1)])
+def test_a_task_that_fails_leaves_its_own_code_since_srun_s_is_that_of_a_task_which_it_killed(
+    number, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ADAPTIVE_RESULTS", str(tmp_path))
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setattr(sys, "argv", ["stage.py", "--", str(tmp_path / "none.yaml")])
+    if number is not None:
+
+        def fail(words):
+            raise OSError(number, os.strerror(number), "shard-000000.tar")
+
+        monkeypatch.setattr("adaptive.jobs.stage.stage", fail)
+    assert main() == code
+    assert (tmp_path / "rank-3").read_text() == f"{code}\n"
+    assert capsys.readouterr().err.startswith("adaptive train: error: ")
