@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adaptive.reporting.report_data import RunReport
     from adaptive.runs import TrainedRun
 
+TILE_PIXELS = 1 << 18  # of an image that is kept for a tile, which shows fewer; hundreds of photographs fill memory
 MOST_TILES = 500  # on a page, unless --wall asks for more: thumbnails of 3 kB keep it below 3 MB
 ROWS = 12  # images in a row of the wall
 
@@ -230,7 +231,7 @@ def _tiles(one: _Measured, per_exit: int) -> list[Tile]:
     chosen = choose(one.report, per_exit)
     ids = one.report.ids[chosen].tolist()
     settings = one.trained.config.data
-    images = read_images(one.data, load_index(one.data, settings), one.report.split, ids, settings)
+    images = read_images(one.data, load_index(one.data, settings), one.report.split, ids, settings, TILE_PIXELS)
     return tiles(one.report, chosen, images)
 
 

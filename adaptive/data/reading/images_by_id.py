@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,12 @@ from adaptive.errors import DataError
 
 
 def read_images(
-    folder: str | Path, index: DatasetIndex, split: str, ids: Sequence[int], settings: DataConfig | None = None
+    folder: str | Path,
+    index: DatasetIndex,
+    split: str,
+    ids: Sequence[int],
+    settings: DataConfig | None = None,
+    most_pixels: int | None = None,
 ) -> list[Image.Image]:
     """Return the stored images (RGB, their own sizes) of these sample ids, in the order of ``ids``.
 
@@ -29,6 +35,7 @@ def read_images(
         split: its split.
         ids: numbers of the samples in the split, as batches carry them; repeats are allowed.
         settings: how a URL is read; by default with the defaults of the configuration.
+        most_pixels: larger images are reduced to about so many; by default none is.
 
     Raises:
         DataError: no such split, a shard is missing, an id is beyond the split, or an image cannot be decoded.
@@ -48,7 +55,7 @@ def read_images(
         for row in np.lexsort((positions, shards)).tolist():
             raw = reader.read(int(shards[row]), int(positions[row]))
             try:
-                images[row] = decode_image(raw.image)
+                images[row] = _reduced(decode_image(raw.image), most_pixels)
             except ImageError as error:
                 raise DataError(
                     f"shard {raw.shard}, sample {raw.key}: {error}; copy the shard again or pack again"
@@ -56,3 +63,12 @@ def read_images(
     finally:
         reader.close()
     return [image for image in images if image is not None]
+
+
+def _reduced(image: Image.Image, most_pixels: int | None) -> Image.Image:
+    pixels = image.width * image.height
+    return (
+        image
+        if most_pixels is None or pixels <= most_pixels
+        else image.reduce(math.ceil(math.sqrt(pixels / most_pixels)))
+    )
