@@ -24,7 +24,7 @@ from adaptive.passing_faults import patiently
 
 INDEX_NAME = "index.json"
 VERSION = 1
-MOST_INDEX_BYTES = 1 << 28  # of an index at a URL
+MOST_INDEX_BYTES = 1 << 28  # of a million shards
 _MAX_COUNT = 10**12  # samples or bytes: more is no dataset, and would overflow
 _PARALLEL_REQUESTS = 16
 _LOG = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
     try:
         found = patiently(folder.is_dir, folder)
         there = found and patiently(path.is_file, path)
-        content = patiently(path.read_bytes, path) if there else b""
+        size = patiently(path.stat, path).st_size if there else 0
+        content = patiently(path.read_bytes, path) if there and size <= MOST_INDEX_BYTES else b""
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; check the file's permissions") from None
     if not found:
@@ -155,6 +156,8 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
         )
     if not there:
         raise DataError(f"{folder} holds no {INDEX_NAME}; pack the images with: adaptive pack SOURCE DEST")
+    if size > MOST_INDEX_BYTES:
+        raise DataError(f"{path} has {size} bytes, no index has over {MOST_INDEX_BYTES}; pack the dataset again")
     return str(path), content
 
 

@@ -98,3 +98,10 @@ def test_shards_are_checked(folder):
     (folder / "train-00001.tar").unlink()
     with pytest.raises(DataError, match=r"lacks 1 of 2 train shards: train-00001.tar"):
         check_shards(index, folder, "train")
+
+
+def test_an_index_that_would_fill_memory_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "index.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(DataError, match=r"index.json has 1099511627776 bytes, no index has over 268435456"):
+        load_index(tmp_path)
