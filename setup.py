@@ -25,6 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["adaptive", "adaptive.*"]),
+    py_modules=["adaptive_training"],
     package_data={"adaptive.reporting": ["templates/*"]},
     install_requires=[
         "torch>=2.11,<2.16",
@@ -92,5 +93,5 @@ setup(
         "dev": ["pre-commit>=4"],
     },
     cmdclass={"build_py": BuildWithBatchScripts},
-    entry_points={"console_scripts": ["adaptive = adaptive.commands.main:main"]},
+    entry_points={"console_scripts": ["adaptive = adaptive_training:main"]},
 )

@@ -1,14 +1,20 @@
-"""Packages that are missing here: which one an import needs, and the command that installs it."""
+"""Packages that are missing here, or in the way: which one it is, and the command that mends it."""
 
 from __future__ import annotations
 
+import json
 import re
-from importlib.metadata import PackageNotFoundError, requires
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from adaptive.errors import PackageError, reason_of
+from adaptive.foreign_text import shell_words
 
 DISTRIBUTION = "adaptive-training"
+OTHER = "adaptive"  # a distribution on PyPI, whose package has the name of this one
 
 # What runs an export where neither torch nor timm is: the extra `onnx` of setup.py.
 TORCH_FREE = (
@@ -25,6 +31,11 @@ _IMPORTED_AS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "sklearn": "scikit-lea
 def missing_package(error: ImportError) -> PackageError | None:
     """Return a failed import of somebody else's package as an error of one line; None where the fault is our own."""
     module = (error.name or "").split(".")[0]
+    if module == "adaptive" and (other := other_version()):
+        return PackageError(
+            f"Adaptive is incomplete ({reason_of(error)}): another package of the name, adaptive {other} of PyPI, was "
+            f"installed over it; {reinstall()}"
+        )
     if not module or module == "adaptive":
         return None
     package = _IMPORTED_AS.get(module, module.replace("_", "-"))
@@ -33,6 +44,47 @@ def missing_package(error: ImportError) -> PackageError | None:
             f"{package} cannot be used ({reason_of(error)}); install it anew: pip install --force-reinstall {package}"
         )
     return PackageError(f"{package} is not installed; {_remedy(package)}")
+
+
+def other_version() -> str | None:
+    """Return the version of PyPI's other package named ``adaptive``, or None where it is not installed."""
+    try:
+        return version(OTHER)
+    except PackageNotFoundError:
+        return None
+
+
+def name_taken() -> PackageError | None:
+    """Return what became of this package's ``__init__.py`` where PyPI's other package replaced or removed it."""
+    package, here = sys.modules["adaptive"], Path(__file__).with_name("__init__.py")
+    if "create_model" in getattr(package, "__all__", ()):
+        return None
+    if other := other_version():
+        where = getattr(package, "__file__", None) or here
+        return PackageError(
+            f"{where} is not Adaptive's: another package of the name, adaptive {other} of PyPI, was installed over it; "
+            f"{reinstall()}"
+        )
+    what = "is not Adaptive's" if here.exists() else "is missing"
+    return PackageError(
+        f"{here} {what}: another package of the name, adaptive of PyPI, was installed over it and removed again; "
+        f"{reinstall()}"
+    )
+
+
+def reinstall() -> str:
+    """Return the command that installs this package anew, from where it came, after PyPI's other one is removed."""
+    source = DISTRIBUTION
+    try:
+        came = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        came = {}
+    address = urlsplit(came.get("url", ""))
+    if address.scheme == "file":
+        editable = "-e " if came.get("dir_info", {}).get("editable") else ""
+        source = editable + shell_words(unquote(address.path))
+    removal = f"pip uninstall -y {OTHER} && " if other_version() else ""
+    return f"{removal}pip install --force-reinstall --no-deps {source}"
 
 
 def _remedy(package: str) -> str:

@@ -6,6 +6,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this checkout, installed or not
 
-    from adaptive.commands.main import main
+    from adaptive_training import main
 
     main(["doctor", *sys.argv[1:]])

@@ -14,7 +14,7 @@ from typing import NoReturn
 from adaptive import standard_streams
 from adaptive.errors import AdaptiveError, nearest, refusal
 from adaptive.foreign_text import say
-from adaptive.requirements import missing_package
+from adaptive.requirements import missing_package, name_taken
 
 COMMANDS = {
     "pack": "turn folders of images into WebDataset shards",
@@ -109,6 +109,8 @@ def _name_too_long(error: Exception) -> AdaptiveError | None:
 
 def _run(words: list[str], called: str | None) -> int | None:
     """Parse the words and run the command; None where no command was to be run."""
+    if taken := name_taken():
+        raise taken
     first = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
     if first is not None and first not in COMMANDS:

@@ -31,7 +31,7 @@ def build_wheel(source: Path) -> Path:
     """This checkout's wheel, built in a copy of the sources, which is made."""
     copy_code(source)
     shutil.copytree(REPOSITORY / "launcher", source / "launcher")  # it is not to be taken along
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "adaptive_training.py"):
         shutil.copy(REPOSITORY / name, source)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True, timeout=PATIENCE)
@@ -47,12 +47,13 @@ def python(installed: Path, cwd: Path, *words: str | Path) -> subprocess.Complet
     )
 
 
-def test_it_installs_one_package_with_the_batch_scripts(installed: Path) -> None:
-    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {"adaptive"}
+def test_it_installs_one_package_with_the_batch_scripts_and_the_command(installed: Path) -> None:
+    unpacked = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    assert unpacked == {"adaptive", "adaptive_training.py"}
     scripts = {path.name for path in (installed / "adaptive" / "slurm").iterdir()}
     assert scripts == {path.name for path in (REPOSITORY / "slurm").iterdir()}
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")
-    assert entry_points.read_text() == "[console_scripts]\nadaptive = adaptive.commands.main:main\n"
+    assert entry_points.read_text() == "[console_scripts]\nadaptive = adaptive_training:main\n"
 
 
 def test_commands_work_without_a_checkout(installed: Path, tmp_path: Path, config_file: Path) -> None:

@@ -24,9 +24,10 @@ from adaptive.doctor.programs import answer, run_program, start_script
 from adaptive.doctor.torch_versions import TRIED, install_command, known_fault, tried
 from adaptive.files import code_root, installed_version
 from adaptive.foreign_text import shell_words
+from adaptive.requirements import DISTRIBUTION as OWN
+from adaptive.requirements import other_version, reinstall
 from adaptive.training.engine.operators import lock_age, lock_state
 
-OWN = "adaptive-training"
 OPERATOR = "deepspeed_shm_comm"
 PROBE_SECONDS = 120.0  # importing torch alone takes half a minute from a busy file server
 
@@ -77,6 +78,23 @@ def packages(_: CheckSettings) -> Finding:
         )
     return ok(f"{len(needed)} packages as setup.py asks for: torch {metadata.version('torch')}, "
               f"deepspeed {metadata.version('deepspeed')}, timm {metadata.version('timm')}")  # fmt: skip
+
+
+def name(_: CheckSettings) -> Finding:
+    """Check that no other package has this one's name, and that none has replaced or removed its files."""
+    try:
+        own = metadata.distribution(OWN)
+    except metadata.PackageNotFoundError:
+        own = None
+    listed = (own.files or []) if own is not None and Path(str(own.locate_file(""))).resolve() == code_root() else []
+    missing = [str(file) for file in listed if file.suffix == ".py" and not Path(str(file.locate())).exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return error(f"{missing[0]}{more} of {OWN} is missing in {code_root()}", reinstall())
+    if other := other_version():
+        found = f"adaptive {other} of PyPI, another package of the same name, is installed too"
+        return warning(f"{found}: updated or removed, it takes adaptive/__init__.py along", reinstall())
+    return ok(f"adaptive is {OWN}'s, in {code_root()}")
 
 
 def _without_dashboard() -> str:
@@ -216,6 +234,7 @@ def _lock_problem(lock: Path) -> Finding | None:
 CHECKS = [
     Check("python", "software", python),
     Check("packages", "software", packages),
+    Check("name", "software", name),
     Check("torchvision", "software", torchvision, slow=True, limit=PROBE_SECONDS + 5),
     Check("deepspeed", "software", deepspeed, slow=True, limit=PROBE_SECONDS + 5),
     Check("compiler", "software", compiler),
