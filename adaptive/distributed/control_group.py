@@ -35,6 +35,15 @@ def cpu_quota() -> float | None:
     return None
 
 
+def quota_periods() -> tuple[int, int] | None:
+    """Return over how many periods the quota of cores' time was granted so far, and in how many it was used up."""
+    for folder in (_own_group(""), CGROUP, _own_group("cpu"), CGROUP / "cpu"):
+        counts = dict(line.split() for line in _read(folder / "cpu.stat").splitlines() if len(line.split()) == 2)
+        if int(counts.get("nr_periods", 0)):
+            return int(counts["nr_periods"]), int(counts.get("nr_throttled", 0))
+    return None
+
+
 def process_limit() -> int | None:
     """Return how many processes and threads the control group allows."""
     text = _read(CGROUP / "pids.max") or _read(_own_group("pids") / "pids.max")

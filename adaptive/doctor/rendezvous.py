@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from adaptive.errors import MachineError
@@ -80,6 +81,17 @@ def rendezvous_address(environment: Mapping[str, str]) -> Address:
     """Return where rank 0 listens: at MASTER_PORT, or the next one, for torchrun's agent listens at that itself."""
     port = int(environment["MASTER_PORT"])
     return environment["MASTER_ADDR"], port + (environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+
+
+@dataclass
+class Peer:
+    """Another rank, as rank 0 knows it: its connection, its node's name, and what it told of itself."""
+
+    rank: int
+    connection: Connection
+    node: str
+    first: bool  # of its node's ranks
+    facts: dict[str, str]
 
 
 def listen(port: int, world: int) -> socket.socket:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adaptive.distributed.ranks import Ranks
-from adaptive.doctor.checks.between_nodes import Peer, between_nodes, facts, obey
+from adaptive.doctor.checks.between_nodes import between_nodes, facts, obey
 from adaptive.doctor.checks.gpu import has_gpu
 from adaptive.doctor.checks.slurm import expected_hosts
 from adaptive.doctor.finding import Check, CheckSettings, Finding, error, ok
@@ -15,6 +15,7 @@ from adaptive.doctor.rendezvous import (
     Address,
     Connection,
     LostError,
+    Peer,
     connect,
     gather,
     host,

@@ -140,6 +140,15 @@ SECTIONS = (
         ),
     ),
     PanelSection(
+        "Slow ranks",
+        (
+            _lines("slowest rank's own time over the median's", "ranks/(validation/)?slowest_ratio"),
+            _lines("the slowest rank", "ranks/(validation/)?slowest"),
+            _lines("own time: computing, s", "ranks/(slowest|median)_compute_seconds"),
+            _lines("own time: data, records, saving, s", "ranks/(slowest|median)_(data|records|saving)_seconds"),
+        ),
+    ),
+    PanelSection(
         "Nodes",
         (
             _node("processor, %", "cpu_percent"),
@@ -148,6 +157,8 @@ SECTIONS = (
             _node("GPUs, %", "gpu[0-9]*_percent"),
             _node("GPU memory, %", "gpu[0-9]*_memory_percent"),
             _node("GPU power, W", "gpu[0-9]*_watts"),
+            _node("CPU quota used up, % of periods", "throttled_percent"),
+            _node("swapping, MiB/s", "swapped_mib_s"),
         ),
         open=False,
     ),

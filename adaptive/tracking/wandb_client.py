@@ -118,7 +118,7 @@ def _init(content: dict[str, Any]) -> Run:
     )
     # The records' step is the axis, also of what is logged between two of them.
     run.define_metric("step")
-    for group in ("train/*", "val/*", "val_ema/*", "checkpoint/*", "system/*", "epoch", "samples"):
+    for group in ("train/*", "val/*", "val_ema/*", "checkpoint/*", "system/*", "ranks/*", "epoch", "samples"):
         run.define_metric(group, step_metric="step")
     return run
 

@@ -32,6 +32,7 @@ from adaptive.training import preflight
 from adaptive.training.batch import batch_sizes
 from adaptive.training.callbacks.checkpointing import Checkpointing
 from adaptive.training.callbacks.observers import ConsoleObserver, DashboardObserver, RecordObserver
+from adaptive.training.callbacks.rank_times import RankTimes
 from adaptive.training.callbacks.sample_log import SampleLog
 from adaptive.training.callbacks.system import SystemRecords
 from adaptive.training.callbacks.training_records import TrainingRecords
@@ -142,7 +143,8 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
     init_distributed(collective_timeout(config), meet)
     machine = MachineLoad(prepared.device, whole=ranks.local_rank == 0)
     if ranks.world > 1:
-        peers = Peers(ranks.rank, ranks.world, config.train.peer_timeout, supervisor.progress, machine.sample)
+        limit, own = config.train.peer_timeout, supervisor.own_times
+        peers = Peers(ranks.rank, ranks.world, limit, supervisor.progress, machine.sample, own=own)
         supervisor.watch_peers(peers)
     store = CheckpointStore(folder / "checkpoints")
 
@@ -165,6 +167,8 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
     ]
     if config.tracking.system_seconds and ranks.rank == 0:
         callbacks.append(SystemRecords(config.tracking.system_seconds, machine))
+    if ranks.world > 1 and ranks.rank == 0:
+        callbacks.append(RankTimes(ranks.world, config.tracking.system_seconds))
     if config.tracking.sample_ids:
         callbacks.append(SampleLog(folder, ranks.rank, ranks.world))
     trainer = Trainer(prepared, streams, store, callbacks, supervisor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from adaptive.training.phases import set_modes
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.run_progress import Progress
 from adaptive.training.streams import Streams
+from adaptive.training.supervision.own_time import OwnTime
 from adaptive.training.supervision.supervisor import StopAskedError, Supervisor
 
 Values = Mapping[str, Any]
@@ -93,6 +95,9 @@ class Trainer:
         self.step_ended = time.perf_counter()
         self._active: ActivePhase | None = None
         self.stream, self.validation_stream = streams.train, streams.validation
+        gathers = prepared.config.train.zero_stage == 3
+        self.clock, self.validation_clock = (OwnTime(prepared.device, gathers) for _ in range(2))
+        supervisor.clocks = {"training": self.clock, "validation": self.validation_clock}
 
     @property
     def active(self) -> ActivePhase:
@@ -159,8 +164,9 @@ class Trainer:
         plans = self.prepared.plans
         now = {"step": self.progress.step, "epoch": self.epoch, "samples": self.progress.samples}
         complete = {**now, "phase": plans[min(self.progress.phase, len(plans) - 1)].name, **values}
-        for callback in self.callbacks:
-            callback.on_values(self, complete)
+        with self.clock.part("records"):
+            for callback in self.callbacks:
+                callback.on_values(self, complete)
 
     def message(self, text: str) -> None:
         """Show the user a line."""
@@ -196,7 +202,8 @@ class Trainer:
             MachineError: rank 0 could not write the last ``checkpoint.max_failed`` ones; only it knows.
         """
         self._heartbeat("save")
-        self.saver.wait()  # before the next snapshot takes memory
+        with self.clock.part("saving"):
+            self.saver.wait()  # before the next snapshot takes memory
         tensors, state = capture(self.active.learner, keep=self.rank == 0)
         state |= {
             "progress": {**self.progress.as_dict(), "finished": self.at_end},
@@ -211,7 +218,8 @@ class Trainer:
         if self.active.spikes is not None:
             state["spikes"] = self.active.spikes.state()
         if self.rank == 0:
-            self.saver.save(self.progress.step, tensors, state, self.score, self.progress.phase, self.epoch)
+            with self.clock.part("saving"):
+                self.saver.save(self.progress.step, tensors, state, self.score, self.progress.phase, self.epoch)
         self._heartbeat("step")
 
     def finish_saving(self) -> None:
@@ -225,11 +233,20 @@ class Trainer:
             self.publish({"checkpoint/failed": failed})
 
     def _measure(self, forward: Callable[[Tensor], list[Tensor]]) -> Measurement:
+        clock, answered = self.validation_clock, time.perf_counter()
+        clock.begin()
+
         def watched(images: Tensor) -> list[Tensor]:
+            nonlocal answered
             self._heartbeat("step")
+            clock.add("data", time.perf_counter() - answered)
             if self._stop_asked():
                 raise StopAskedError
-            return forward(images)
+            with clock.computing():
+                logits = forward(images)
+            clock.step_done()
+            answered = time.perf_counter()
+            return logits
 
         stream, exits = self.validation_stream, len(self.prepared.network.exits)
         return measure_exits(watched, stream, exits, self.device, stream.total, all_reduce)
@@ -251,6 +268,7 @@ class Trainer:
         except StopAskedError:
             self._stop()
         self.epoch_end_pending = False
+        self.clock.begin()
 
     def _stop(self) -> None:
         """Save and leave, all ranks together; a disk that is full just then does not make a failure of the stop."""
@@ -285,6 +303,8 @@ class Trainer:
         """Begin the phase, or continue inside it from ``checkpoint``."""
         self._heartbeat("startup")
         self._active = ActivePhase.start(self.prepared, self.progress, checkpoint)
+        self.active.engine.around_gathering(self._gathering)
+        self.clock.begin()
 
     def _end_phase(self) -> None:
         """Copy the learned weights to the template, from which the next phase starts."""
@@ -307,6 +327,7 @@ class Trainer:
                 if applied:
                     self._follow_applied_step()
                 self.step_ended = time.perf_counter()
+                self.clock.step_done()
                 if progress.skipped_in_row >= self.config.train.max_skipped:
                     raise TrainingError(self._divergence())
                 yield
@@ -319,11 +340,14 @@ class Trainer:
         for micro in range(self.batch.accumulation):
             waiting = time.perf_counter()
             batch = next(batches)
-            self.data_seconds += time.perf_counter() - waiting
-            for callback in self.callbacks:
-                callback.on_batch(self, batch)
-            labels = batch.labels.to(self.device, non_blocking=True)
-            loss = active.task.loss(batch.images, labels, (self.progress.step, self.rank, micro))
+            waited = time.perf_counter() - waiting
+            self.data_seconds += waited
+            self.clock.add("data", waited)
+            with self.clock.computing():
+                for callback in self.callbacks:
+                    callback.on_batch(self, batch)
+                labels = batch.labels.to(self.device, non_blocking=True)
+                loss = active.task.loss(batch.images, labels, (self.progress.step, self.rank, micro))
             last = micro == self.batch.accumulation - 1
             if active.spikes:
                 losses += loss.detach() / (self.batch.accumulation * self.batch.world)
@@ -334,6 +358,12 @@ class Trainer:
                 self._notify("on_gradients")
             applied = active.engine.step()
         return applied
+
+    @contextmanager
+    def _gathering(self) -> Iterator[None]:
+        """Surround every gathering of weights: it is no rank's own time."""
+        with self.clock.communicating(), self.validation_clock.communicating():
+            yield
 
     def _follow_applied_step(self) -> None:
         """Move what follows applied steps only: the learning rate and the moving average."""

@@ -1,6 +1,7 @@
 """The doctor on two real nodes: what is wrong between them is named, and nothing hangs."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -34,6 +35,9 @@ def test_what_is_between_nodes_is_measured_and_a_folder_of_one_node_is_named(clu
     assert "main*: 2 nodes" in by_name["partitions", "node0"]["found"]
     for name in ("meeting", "versions", "clocks", "all-reduce"):
         assert by_name[name, "all nodes"]["status"] == "ok", by_name[name, "all nodes"]
+    assert re.search(
+        r"node[01] [0-9.]+ [GT]FLOP/s, node[01] [0-9.]+ [GT]FLOP/s", by_name["speed", "all nodes"]["found"]
+    )
     assert by_name["meeting", "all nodes"]["found"].startswith("2 ranks on 2 nodes met at node0:")
     shared = by_name["shared-folder", "all nodes"]
     assert (shared["status"], shared["found"]) == ("error", "what rank 0 writes to /tmp is not seen by node1")

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -13,7 +16,11 @@ from adaptive.reporting.dashboard_report import show
 from adaptive.tracking.dashboard import Dashboard
 from adaptive.tracking.panels import SECTIONS, Panel
 from adaptive.tracking.record import read
+from adaptive.training.callbacks.rank_times import KINDS
+from adaptive.training.supervision import machine_load
 from adaptive.training.supervision.machine_load import MachineLoad, system_values
+from adaptive.training.supervision.own_time import PARTS
+from adaptive.training.supervision.slow_ranks import Window
 from tests.helpers.commands import Forks
 from tests.reporting.reports import make_run, write
 
@@ -65,21 +72,33 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Listing:
 
 @pytest.fixture
 def gpu_keys(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The keys that a machine with a GPU records: of itself, and among so many that they are recorded together."""
+    """The keys that a machine with a GPU, a CPU quota and little memory records: of itself, and among so many that they
+    are recorded together."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**31))
     for name in ("utilization", "temperature", "power_draw"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 50)
+    periods, swapped = iter(((0, 0), (10, 1))), count()
+    monkeypatch.setattr(machine_load, "quota_periods", lambda: next(periods))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(sin=2**20 * next(swapped), sout=0))
     sample = MachineLoad(torch.device("cuda", 1), whole=True).sample()
     return [set(system_values({f"node-{i}.lab": sample for i in range(nodes)})) for nodes in (1, MANY)]
 
 
+@pytest.fixture(scope="module")
+def rank_keys() -> set[str]:
+    """The keys of ranks that are compared with each other."""
+    times = dict.fromkeys(PARTS, 1.0)
+    window = Window(1, "node-1", 2.0, times, times)
+    return {key for prefix in KINDS.values() for key in window.record(prefix)}
+
+
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
 def test_no_panel_waits_for_what_nobody_writes(
-    panel: Panel, keys: set[str], reported: Listing, gpu_keys: list[set[str]]
+    panel: Panel, keys: set[str], reported: Listing, gpu_keys: list[set[str]], rank_keys: set[str]
 ) -> None:
     if panel.kind == "lines":
         kinds = [keys | gpu_keys[0], keys | gpu_keys[1]] if panel.regex.startswith("^system/") else [keys]
-        for written in kinds:
+        for written in [rank_keys] if panel.regex.startswith("^ranks/") else kinds:
             assert any(re.search(panel.regex, key) for key in written), f"{panel.regex}: {sorted(written)}"
     elif panel.kind == "media":
         assert set(panel.keys) <= reported.media

@@ -1,17 +1,22 @@
 import json
+import os
+import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adaptive.doctor.checks import between_nodes
+from adaptive.doctor.checks import between_nodes, speed
 from adaptive.doctor.checks.network import free_port
 from adaptive.doctor.finding import CheckSettings
+from adaptive.doctor.programs import answer, start_script
 from adaptive.doctor.rendezvous import Connection, LostError, connect, gather, listen
 from adaptive.errors import MachineError
 from tests.helpers.commands import Fork, Forks
@@ -111,6 +116,50 @@ def test_a_run_folder_that_others_see_and_one_that_they_do_not(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("speeds", "status", "words"),
+    [
+        ((9e10, 1.1e11), "ok", "c 90.0 GFLOP/s, a 100.0 GFLOP/s, b 110.0 GFLOP/s per rank, in float32"),
+        (
+            (2e10, 1.2e12),
+            "warning",
+            "rank 1 on c computes 5.0 x slower than the median rank: c 20.0 GFLOP/s, a 100.0 GFLOP/s, b 1.2 TFLOP/s",
+        ),
+    ],
+)
+def test_a_node_that_computes_slowly_is_named(
+    speeds: tuple[float, float], status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "speed", lambda device: lambda: {"speed": 1e11})
+    with (
+        peer("c", lambda asked: {"speed": speeds[0], "asked": asked}, {}) as c,
+        peer("b", lambda asked: {"speed": speeds[1]}, {}) as b,
+    ):
+        found = speed.compare_speed([c, replace(b, rank=2)], 0, "a")
+    assert found.status == status
+    assert words in found.found
+    assert bool(found.remedy) == (status == "warning")
+
+
+def test_a_node_that_cannot_compute_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "speed", lambda device: lambda: {"speed": 1e11})
+    with peer("b", lambda _: {"error": "RuntimeError: no kernel image"}, {}) as b:
+        found = speed.compare_speed([b], 0, "a")
+    assert (found.status, found.found) == ("error", "rank 1 on b cannot compute: RuntimeError: no kernel image")
+
+
+@pytest.mark.full
+def test_who_is_held_back_measures_less() -> None:
+    free = answer(start_script("speed_probe", "cpu").wait(60))["speed"]
+    held = start_script("speed_probe", "cpu")
+    while held.process.poll() is None:
+        os.kill(held.process.pid, signal.SIGSTOP)
+        time.sleep(0.16)
+        os.kill(held.process.pid, signal.SIGCONT)
+        time.sleep(0.04)
+    assert answer(held.wait(60))["speed"] < free / 1.5
+
+
 def start(forks: Forks, rank: int, port: int, *words: str) -> Fork:
     return forks.start(
         ["doctor", "--only", "hostname", "--json", *words],
@@ -127,8 +176,9 @@ def test_two_ranks_meet_and_the_first_tells_of_both(tmp_path: Path, forks: Forks
     assert (first.code, second.code) == (0, 0), (first, second)
     assert second.out == ""
     found = {one["name"]: one for one in json.loads(first.out)["findings"]}
-    assert list(found) == ["hostname", "meeting", "versions", "clocks", "all-reduce"]
-    assert {one["status"] for one in found.values()} == {"ok"}
+    assert list(found) == ["hostname", "meeting", "versions", "clocks", "speed", "all-reduce"]
+    assert {one["status"] for name, one in found.items() if name != "speed"} == {"ok"}
+    assert re.fullmatch(r".*\S+ [0-9.]+ [GT]FLOP/s per rank, in float32", found["speed"]["found"])  # of a busy machine
     assert "2 ranks reduce over gloo" in found["all-reduce"]["found"]
     assert list(tmp_path.iterdir()) == []
 

@@ -184,7 +184,7 @@ def compare_records(whole: list[dict[str, Any]], killed: list[dict[str, Any]]) -
 def without_clocks(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out what no two runs have in common."""
     own = ("train/images_per_second", "train/data_wait_share", "train/memory_gib")
-    of_the_run = [record for record in records if not any(key.startswith("system/") for key in record)]
+    of_the_run = [record for record in records if not any(key.startswith(("system/", "ranks/")) for key in record)]
     return [{key: value for key, value in record.items() if key not in own} for record in of_the_run]
 
 

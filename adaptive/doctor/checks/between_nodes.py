@@ -9,7 +9,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from filelock import FileLock, Timeout
 from adaptive.doctor.checks.disk import scratch
 from adaptive.doctor.checks.gpu import has_gpu
 from adaptive.doctor.checks.network import free_port, likely_interface
+from adaptive.doctor.checks.speed import compare_speed, speed
 from adaptive.doctor.finding import CheckSettings, Finding, error, ok, warning
 from adaptive.doctor.programs import answer, start_script
-from adaptive.doctor.rendezvous import Connection, LostError
+from adaptive.doctor.rendezvous import Connection, LostError, Peer
 from adaptive.files import code_digest
 
 PINGS = 15
@@ -30,17 +30,6 @@ SLOW = 50e6  # bytes/s; a hundred-megabit network
 COLLECTIVE_SECONDS = 60.0
 VISIBLE_WITHIN = 10.0  # seconds; network file systems keep what they know of a folder for some
 LIBRARIES = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "numpy")
-
-
-@dataclass
-class Peer:
-    """Another rank, as rank 0 knows it: its connection, its node's name, and its `facts`."""
-
-    rank: int
-    connection: Connection
-    node: str
-    first: bool  # of its node's ranks
-    facts: dict[str, str]
 
 
 def facts() -> dict[str, str]:
@@ -175,6 +164,7 @@ def between_nodes(
     if any(peer.first for peer in peers):
         asked["shared-folder"] = lambda: shared_folder(settings, peers)
     if all_here:
+        asked["speed"] = lambda: compare_speed(peers, device, own)
         asked["all-reduce"] = lambda: reduce_over_nodes(master, peers, device, own, "gloo")
         if has_gpu() and all(peer.facts.get("gpu") == "yes" for peer in peers):
             asked["nccl-all-reduce"] = lambda: reduce_over_nodes(master, peers, device, own, "nccl")
@@ -201,5 +191,7 @@ def obey(connection: Connection, rank: int, device: int, patience: float) -> int
         elif message["do"] == "reduce":
             words = message["backend"], message["address"], int(message["port"]), rank, int(message["world"])
             connection.send(collective(*words, device)())
+        elif message["do"] == "speed":
+            connection.send(speed(device)())
         elif message["do"] == "end":
             return 0

@@ -7,8 +7,8 @@ without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -153,6 +153,19 @@ class Engine:
             return None
         gradient = safe_get_full_grad(parameter)
         return None if gradient is None else gradient.float() / self.loss_scale
+
+    def around_gathering(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let ``around()`` surround every gathering of a layer's weights from all ranks, as ZeRO 3 needs them."""
+        if self.stage < 3:
+            return
+        coordinator = self.optimizer.parameter_offload.get_param_coordinator()
+        fetch = coordinator.fetch_sub_module
+
+        def surrounded(*arguments: Any, **named: Any) -> None:
+            with around():
+                fetch(*arguments, **named)
+
+        coordinator.fetch_sub_module = surrounded
 
     def destroy(self) -> None:
         """Release hooks and buffers, so that another engine can be built in this process."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import psutil
 import torch
 
+from adaptive.distributed.control_group import quota_periods
+
 MIB = 2**20
 MOST_SINGLE = 8  # nodes that are recorded one by one; of more, the least, the mean and the most
 
@@ -23,19 +25,21 @@ class MachineLoad:
     def __init__(self, device: torch.device, whole: bool) -> None:
         self.device, self.whole = device, whole
         self._sent, self._received, self._since = 0, 0, 0.0
+        self._swapped, self._periods = psutil.swap_memory(), quota_periods()
         if whole:
             psutil.cpu_percent()  # the first call has nothing to compare with
             self._traffic()
 
     def sample(self) -> dict[str, float]:
-        """Return ``cpu_percent``, ``memory_percent``, ``sent_mib_s``, ``received_mib_s``, and of a GPU number n
-        ``gpu<n>_percent``, ``gpu<n>_memory_percent``, ``gpu<n>_watts``, ``gpu<n>_celsius``, as far as it tells.
+        """Return ``cpu_percent``, ``memory_percent``, ``sent_mib_s``, ``received_mib_s``; where it swaps
+        ``swapped_mib_s``; where there is a CPU quota ``throttled_percent``, the periods in which it was used up; of a
+        GPU number n ``gpu<n>_percent``, ``gpu<n>_memory_percent``, ``gpu<n>_watts``, ``gpu<n>_celsius``.
         """
         values = {}
         if self.whole:
             values["cpu_percent"] = psutil.cpu_percent()
             values["memory_percent"] = psutil.virtual_memory().percent
-            values |= self._traffic()
+            values |= self._traffic() | self._throttled()
         if self.device.type == "cuda":
             values |= _gpu(self.device)
         return {name: round(value, 2) for name, value in values.items()}
@@ -44,14 +48,23 @@ class MachineLoad:
         every = psutil.net_io_counters(pernic=True)
         counters = [count for name, count in every.items() if not name.startswith("lo")]
         sent, received = sum(c.bytes_sent for c in counters), sum(c.bytes_recv for c in counters)
+        swapped, before = psutil.swap_memory(), self._swapped
         now = time.monotonic()
         seconds = max(now - self._since, 1e-3)
         values = {
             "sent_mib_s": (sent - self._sent) / MIB / seconds,
             "received_mib_s": (received - self._received) / MIB / seconds,
         }
-        self._sent, self._received, self._since = sent, received, now
+        if moved := swapped.sin - before.sin + swapped.sout - before.sout:
+            values["swapped_mib_s"] = moved / MIB / seconds
+        self._sent, self._received, self._swapped, self._since = sent, received, swapped, now
         return values
+
+    def _throttled(self) -> dict[str, float]:
+        before, self._periods = self._periods, quota_periods()
+        if before is None or self._periods is None or (periods := self._periods[0] - before[0]) <= 0:
+            return {}
+        return {"throttled_percent": 100 * (self._periods[1] - before[1]) / periods}
 
 
 def _gpu(device: torch.device) -> dict[str, float]:

@@ -63,6 +63,7 @@ class Peers:
         progress: returns the steps done and the stage that this rank is in.
         machine: measures this rank's machine, for whoever asks rank 0 (``machines``).
         interval: seconds between two heartbeats; by default 2, and more where there are very many ranks.
+        own: returns this rank's own times, from which rank 0 learns who is slow (`slow_ranks`).
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Peers:
         progress: Callable[[], tuple[int, str]],
         machine: Callable[[], Mapping[str, float]] = dict,
         interval: float | None = None,
+        own: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
         self.rank, self.world, self.limit = rank, world, limit
-        self.progress, self.machine = progress, machine
+        self.progress, self.machine, self.own = progress, machine, own
         self.interval = interval or max(2.0, world / 500)
         self.heartbeats: dict[int, Heartbeat] = {}
         self._answered = time.monotonic()  # when the store last answered
@@ -177,6 +179,8 @@ class Peers:
         heartbeat: dict[str, Any] = {"n": count, "host": host_name(), "step": step, "stage": stage, "ended": ended}
         if measured := self.machine():
             heartbeat["machine"] = dict(measured)
+        if own := self.own():
+            heartbeat["own"] = own
         store.set(str(self.rank), json.dumps(heartbeat))
 
     def _read(self, store: PrefixStore, arrived: bool) -> None:

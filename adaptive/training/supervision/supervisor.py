@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adaptive.errors import DataError
 from adaptive.training.supervision.agreement import Agreement
+from adaptive.training.supervision.own_time import OwnTime
 from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
 from adaptive.training.supervision.watchdog import Watchdog
@@ -28,6 +29,7 @@ class Supervisor:
         self.signals, self.watchdog, self.max_bad = signals, watchdog, max_bad
         self.bad_of_all = 0  # samples that all ranks together could not use, as known at the last exchange
         self.peers: Peers | None = None  # with several ranks, once they have met
+        self.clocks: dict[str, OwnTime] = {}  # this rank's own times, of training and of validation
         self._step, self._stage = 0, "startup"
         self._agreement: Agreement | None = None
 
@@ -57,6 +59,10 @@ class Supervisor:
     def progress(self) -> tuple[int, str]:
         """Return the steps done and the stage, as of the last heartbeat."""
         return self._step, self._stage
+
+    def own_times(self) -> dict[str, dict[str, float]]:
+        """Return this rank's own times, as of the last step and the last batch of a validation."""
+        return {kind: clock.told for kind, clock in self.clocks.items() if clock.told}
 
     def watch_peers(self, peers: Peers) -> None:
         """Let the other ranks know that this one lives, and notice when one of them does not."""
