@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,18 @@ class ActivePhase:
             spikes.load_state(state["spikes"])
         set_modes(learner.network, plan)
         return cls(plan, learner, scheduler, task, last_step, spikes)
+
+    def around_communication(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let ``around()`` surround every exchange with other ranks that comes before a step's last backward pass."""
+        self.engine.around_gathering(around)
+        if (surgery := self.task.surgery) is not None:
+            reduce = surgery.all_reduce
+
+            def surrounded(values: Tensor) -> Tensor:
+                with around():
+                    return reduce(values)
+
+            surgery.all_reduce = surrounded
 
     @property
     def engine(self) -> Engine:

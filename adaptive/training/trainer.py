@@ -303,7 +303,7 @@ class Trainer:
         """Begin the phase, or continue inside it from ``checkpoint``."""
         self._heartbeat("startup")
         self._active = ActivePhase.start(self.prepared, self.progress, checkpoint)
-        self.active.engine.around_gathering(self._gathering)
+        self.active.around_communication(self._communicating)
         self.clock.begin()
 
     def _end_phase(self) -> None:
@@ -360,8 +360,8 @@ class Trainer:
         return applied
 
     @contextmanager
-    def _gathering(self) -> Iterator[None]:
-        """Surround every gathering of weights: it is no rank's own time."""
+    def _communicating(self) -> Iterator[None]:
+        """Surround every exchange inside of a forward pass and loss: it is no rank's own time."""
         with self.clock.communicating(), self.validation_clock.communicating():
             yield
 

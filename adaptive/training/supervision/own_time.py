@@ -4,10 +4,11 @@ All ranks end a step together, so the time of a step says that one is slow, and 
 time up to the first collective operation:
 
 * ``compute``: from a batch's arrival to its loss. Gradients are reduced in the backward pass, at the earliest, so the
-  forward pass is a rank's own at ZeRO 0 to 2. At ZeRO 3 weights are gathered in it, from all ranks; the time of these
-  gatherings is taken off. (Synchronised BatchNorm exchanges statistics in the forward pass too: there, a rank that
-  computes slowly is told by the rest of its forward pass only in part.) The backward pass is slow where the forward
-  pass is, so a share of the step stands for the whole.
+  forward pass is a rank's own at ZeRO 0 to 2. At ZeRO 3 weights are gathered in it, from all ranks, and gradient
+  surgery adds up the exits' gradients before the backward pass; the time of these exchanges is taken off.
+  (Synchronised BatchNorm exchanges statistics in the forward pass too: there, a rank that computes slowly stands out by
+  the rest of its forward pass alone.) The backward pass is slow where the forward pass is, so that part of the step
+  stands for the whole.
 * ``data``: waiting for the next batch.
 * ``records``: writing records, and handing them to the console and W&B (rank 0).
 * ``saving``: waiting for a checkpoint to be written (rank 0).

@@ -207,6 +207,7 @@ def train_with_a_slow_rank(tree: Any, kind: str, slow: int) -> list[str]:
         network = type(prepared.network)
         delayed = {
             "compute": (network, "forward", lambda self: self.training),
+            "surgery": (network, "forward", lambda self: self.training),
             "validation": (network, "forward", lambda self: not self.training),
             "saving": (Saver, "_write", lambda self: True),
             "records": (RecordObserver, "on_values", lambda self: True),
@@ -244,6 +245,7 @@ def _delay_batches(stream: Any) -> None:
     ("kind", "stage", "words"),
     [
         ("compute", 3, "compute"),
+        ("surgery", 0, "compute"),
         ("data", 0, "data"),
         ("records", 0, "records"),
         ("saving", 0, "saving"),
@@ -253,7 +255,8 @@ def _delay_batches(stream: Any) -> None:
 def test_why_a_rank_is_slow_is_told(kind: str, stage: int, words: str, digits: Path, tmp_path: Path) -> None:
     tree = config(
         digits, tmp_path / "run",
-        train={"epochs": 40, "global_batch": 64, "max_steps": 100 if kind == "validation" else 50, "zero_stage": stage},
+        train={"epochs": 40, "global_batch": 64, "max_steps": 100 if kind == "validation" else 50, "zero_stage": stage,
+               "gradient_surgery": "pcgrad" if kind == "surgery" else "none"},
         evaluate={"every_epochs": 1 if kind == "validation" else 100, "batch": 10},
         checkpoint={"every_epochs": 100, "every_steps": 1 if kind == "saving" else 0},
         tracking={"every_steps": 1 if kind == "records" else 10, "system_seconds": 0.1, "gradient_norms": False},
