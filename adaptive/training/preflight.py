@@ -76,10 +76,11 @@ MIB = 2**20
 PATIENCE = 120.0  # seconds; file servers take up to 90 to notice that a machine has gone
 
 
-def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
+def check_dataset(config: Config, rank: int = 0, local_rank: int = 0) -> DatasetIndex:
     """Load the index and check splits, shards and class count (raises DataError or ConfigError).
 
-    A URL's shards are asked for by rank 0 alone.
+    A folder's shards are looked for by the first rank of each node, a URL's by rank 0 alone: all ranks together would
+    ask the file system for every shard once per rank. A rank that finds a fault tells the others.
     """
     data = config.data
     remote = is_remote(data.path)
@@ -90,7 +91,7 @@ def check_dataset(config: Config, rank: int = 0) -> DatasetIndex:
             check_split(index, f"data.{key}", split)
             if remote:
                 check_cache(index, split, data)
-            if not remote or rank == 0:
+            if (rank if remote else local_rank) == 0:
                 check_shards(index, data.path, split, settings=data, quiet=rank != 0)
     except DataError as error:
         raise DataError(f"data.path = {shown_location(data.path)!r}: {error}") from None

@@ -80,16 +80,18 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     if config.model.sync_batchnorm and device.type != "cuda":
         raise ConfigError("model.sync_batchnorm = true needs a GPU, and this machine has none; set it to false")
     batch = batch_sizes(config, ranks.world)
-    index = preflight.check_dataset(config, ranks.rank)
+    index = preflight.check_dataset(config, ranks.rank, ranks.local_rank)
     if config.data.in_memory:
         check_memory(index, config.data)
     folder = Path(str(config.train.run_folder))
-    preflight.check_run_folder(folder)
-    preflight.check_links(folder)
+    if ranks.local_rank == 0:  # what these ask a file system is the same for all ranks of a node
+        preflight.check_run_folder(folder)
+        preflight.check_links(folder)
     goes_on = bool(CheckpointStore(folder / "checkpoints").all())
     network, source, told = first_network(config, index.classes, goes_on)
     preflight.check_exit_weights(config, len(network.exits))
-    preflight.check_disk_space(folder, network, config)
+    if ranks.local_rank == 0:
+        preflight.check_disk_space(folder, network, config)
     notes = preflight.check_training(config, batch, index, network, device.type, goes_on)
     begins_from, begun = source.provenance() if source else None, [told] if told else []
     prepared = Prepared(config, batch, device, ranks, folder, index, network, begins_from, (*begun, *notes))

@@ -1,20 +1,30 @@
-"""Checks before a run: of its dataset, and of its folder, which is for one run at a time."""
+"""Checks before a run: of its dataset, asked for once per node, and of its folder, which is for one run at a time."""
 
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from adaptive import locks
+from adaptive.config.loading import dump_config
 from adaptive.data.packing.pack import pack
+from adaptive.data.reading.loading import LoaderOptions
+from adaptive.data.reading.stream import EvaluationStream, TrainStream
+from adaptive.distributed.ranks import Ranks
+from adaptive.doctor.checks.network import free_port
 from adaptive.errors import DataError, MachineError
 from adaptive.files import aside_of
 from adaptive.jobs.requeue import worth_another_try
 from adaptive.training.preflight import check_dataset, check_run_folder, occupy
+from adaptive.training.run import prepare
+from adaptive.training.supervision.peers import host_name
+from tests.helpers.commands import Forks
 from tests.helpers.noflock import EACH, leave_lease, take_flock_away
+from tests.helpers.ranks import rank_environment
 from tests.training.setups import config
 
 
@@ -88,3 +98,46 @@ def test_what_was_half_written_by_a_killed_process_goes_with_the_next_start(tmp_
     assert not old.exists()
     assert young.exists()
     assert (tmp_path / "config.yaml").exists()
+
+
+class Asked:
+    """Counts what the file system is asked about shards, by os.stat and what is built on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, plain = 0, os.stat
+
+        def counting(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+            self.count += str(path).endswith(".tar")
+            return plain(path, *arguments, **named)
+
+        monkeypatch.setattr(os, "stat", counting)
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_the_first_rank_of_a_node_looks_for_the_shards(
+    local_rank: int, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks, tree = Ranks(local_rank, local_rank, 2, 2), config(digits, tmp_path / "run")
+    asked = Asked(monkeypatch)
+    prepared = prepare(tree, ranks)
+    assert (asked.count > 0) == (local_rank == 0)
+    if local_rank:
+        assert not (tmp_path / "run").exists()  # nor does it ask what else is the same for the node
+        loader = LoaderOptions(ranks.rank, ranks.world)
+        TrainStream(prepared.index, tree.data, "train", loader, seed=0, global_batch=32, micro_batch=2)
+        EvaluationStream(prepared.index, tree.data, "val", loader, batch=10)
+        assert asked.count == 0
+
+
+@pytest.mark.full
+@pytest.mark.ranks
+def test_a_shard_that_a_node_lacks_is_told_to_all_its_ranks(other_digits: Path, tmp_path: Path, forks: Forks) -> None:
+    (other_digits / "train-00001.tar").unlink()
+    file, port = tmp_path / "run.yaml", free_port()
+    file.write_text(dump_config(config(other_digits, tmp_path / "run").model_dump()), encoding="utf-8")
+    ranks = [forks.start(["train", str(file)], environment=rank_environment(rank, 2, port)) for rank in range(2)]
+    ended = [rank.wait(60) for rank in ranks]
+    assert [one.code for one in ended] == [1, 1]
+    for one in ended:
+        assert "train shards: train-00001.tar; copy them or pack again" in one.err
+    assert f"rank 0 on {host_name()} cannot start: " in ended[1].err

@@ -50,14 +50,18 @@ class SplitShards:
     tables: dict[int, ShardTable] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, index: DatasetIndex, data: DataConfig, split: str, window: int) -> SplitShards:
-        """Check a split's shards and return them, of which ``window`` are read at a time (raises DataError)."""
+    def of(cls, index: DatasetIndex, data: DataConfig, split: str, window: int, check: bool = True) -> SplitShards:
+        """Return a split's shards, of which ``window`` are read at a time.
+
+        With ``check`` a folder is looked through for them (DataError); one of several ranks does not: the first of its
+        node has, before they met.
+        """
         info, prefetch = index.split(split), 0
         if is_remote(data.path):  # its sizes are checked once, before the ranks start
             cached = check_cache(index, split, data)
             wanted = data.shuffle_window if data.cache_ahead is None else data.cache_ahead
             prefetch = max(0, min(wanted, cached - window))
-        else:
+        elif check:
             check_shards(index, data.path, split, settings=data, quiet=True)
         files = shard_files(data.path, index, data)
         return cls(files, info, len(index.classes), max(2, window), prefetch, data.max_bad)

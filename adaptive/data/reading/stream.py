@@ -65,7 +65,7 @@ class TrainStream:
         decoded: DecodedSplit | None = None,
         drawn_by: DrawnBy = "epoch",
     ) -> None:
-        self._shards = SplitShards.of(index, data, split, data.shuffle_window)
+        self._shards = SplitShards.of(index, data, split, data.shuffle_window, check=loader.world == 1)
         info = index.split(split)
         loader = _without_workers(loader) if decoded is not None else loader
         self.bad = Ledger(data.max_bad)
@@ -126,7 +126,7 @@ class EvaluationStream:
         batch: int,
         decoded: DecodedSplit | None = None,
     ) -> None:
-        self._shards = SplitShards.of(index, data, split, 2)
+        self._shards = SplitShards.of(index, data, split, 2, check=loader.world == 1)
         info = index.split(split)
         self.total = info.count
         loader = _without_workers(loader) if decoded is not None else loader
