@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from adaptive.foreign_text import redacted, say, shell_words
 if TYPE_CHECKING:
     from adaptive.config.sections import Config
     from adaptive.jobs.submission import Resources
+    from adaptive.planning.checked_plan import CheckedPlan
 
 EPILOG = """\
 What the job trains is written to RUN/submitted: the complete configuration, and a copy of the code, so that later
@@ -75,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ["ADAPTIVE_STAGE"] = arguments.stage
     resources = _resources(arguments, config)
     check_time(resources)
+    configs = _configs(config, seed_numbers(resources.seeds) if resources.seeds else None, resources.name)
+    plans = [checks(one, resources) for one in configs.values()]
+    resources = _with_memory(resources, plans[0])
     script = render_training(config, resources)
     evaluation = render_evaluation(config, resources, "JOB") if arguments.evaluate else None
-    configs = _configs(config, seed_numbers(resources.seeds) if resources.seeds else None, resources.name)
-    for one in configs.values():
-        checks(one, resources)
     folder = Path(str(config.train.run_folder)).absolute()
     if arguments.dry_run:
         _show(arguments, script, evaluation)
@@ -110,7 +112,7 @@ def _submit(path: Path, folder: Path, config: Config, resources: Resources, eval
     return told
 
 
-def checks(config: Config, resources: Resources) -> None:
+def checks(config: Config, resources: Resources) -> CheckedPlan:
     """Make the checks here that would fail in the job (raises AdaptiveError): a plan's, and those of the run folder."""
     from adaptive.errors import MachineError
     from adaptive.planning.checked_plan import check_plan
@@ -122,9 +124,20 @@ def checks(config: Config, resources: Resources) -> None:
     if os.pathsep in str(folder):
         reason = "PYTHONPATH can name no code below a name with a colon; choose another folder"
         raise MachineError(f"train.run_folder = {str(folder)!r}: {reason}")
-    check_plan(config, resources.nodes, resources.ranks_per_node)
+    checked = check_plan(config, resources.nodes, resources.ranks_per_node)
     check_run_folder(next(path for path in (folder, *folder.parents) if path.exists()))
     check_links(folder)
+    return checked
+
+
+def _with_memory(resources: Resources, checked: CheckedPlan) -> Resources:
+    """Add the memory that a node's ranks take, where the user leaves it open: by Slurm's default they may be killed."""
+    from adaptive.jobs.submission import memory_is_said, nodes_have_memory
+    from adaptive.planning.plan import make_plan
+
+    if memory_is_said(resources.extra) or not nodes_have_memory():
+        return resources
+    return replace(resources, memory=make_plan(checked, cuda=resources.gpus).host.node)
 
 
 def _resources(arguments: argparse.Namespace, config: Config) -> Resources:

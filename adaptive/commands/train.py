@@ -111,7 +111,7 @@ def _train(config: Config) -> int:
     limit_threads()
     supervisor = supervise(config, ranks)
     try:
-        prepared = prepare(config, ranks)
+        prepared = prepare(config, ranks, supervisor.clock)
         folder = train(prepared, supervisor, origin(prepared.folder, ranks) if ranks.rank == 0 else None)
     except AdaptiveError as error:
         stopped = isinstance(error, StoppedError)

@@ -39,7 +39,11 @@ Options = list[tuple[str, str | None]]
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a job; ``options`` are further ones by name, ``extra`` words for #SBATCH lines as they are."""
+    """The resources of a job.
+
+    ``memory`` is in bytes per node, None to leave it to Slurm; ``options`` are further ones by name, ``extra`` words
+    for #SBATCH lines as they are.
+    """
 
     nodes: int = 1
     ranks_per_node: int = 1
@@ -50,6 +54,7 @@ class Resources:
     requeue: bool = True
     seeds: str | None = None
     after: str | None = None
+    memory: int | None = None
     options: tuple[tuple[str, str], ...] = ()
     extra: tuple[str, ...] = ()
 
@@ -131,6 +136,7 @@ def render_training(config: Config, resources: Resources) -> str:
         words = [f'{_shell(str(frozen / "config-"))}"$SLURM_ARRAY_TASK_ID".yaml']
     options: Options = [
         *_resources(resources, resources.nodes, resources.ranks_per_node),
+        *([("mem", f"{-(-resources.memory // 2**20)}M")] if resources.memory is not None else []),
         ("requeue" if resources.requeue else "no-requeue", None),
         ("open-mode", "append"),
         ("signal", f"B:USR1@{_lead(resources)[0]}"),
@@ -254,6 +260,24 @@ def _tidy(frozen: Path, new: Path, replaced: Path) -> None:
         replaced.rename(frozen)
     for leftover in (new, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def memory_is_said(extra: Sequence[str]) -> bool:
+    """Whether the user has told Slurm how much memory a job gets, by an option or one of sbatch's variables."""
+    kinds = ("mem", "mem-per-cpu", "mem-per-gpu")
+    given = {word.strip().removeprefix("--").partition("=")[0].partition(" ")[0] for word in extra}
+    return not given.isdisjoint(kinds) or any(
+        os.environ.get(f"SBATCH_MEM_PER_{kind}") for kind in ("NODE", "CPU", "GPU")
+    )
+
+
+def nodes_have_memory() -> bool:
+    """Whether Slurm knows how much memory its nodes have; where it does not, a job that asks for some is refused."""
+    try:
+        found = slurm("sinfo", "--noheader", "--format=%m").split()
+    except MachineError:
+        return True  # no Slurm here: a script is shown
+    return not found or any(word.rstrip("+") not in ("0", "1") for word in found)
 
 
 def write_script(path: Path, script: str) -> None:

@@ -52,6 +52,11 @@ def cheap_to_run(network: nn.Module, size: int) -> bool:
     return parameters < CHEAP_WEIGHTS and parameters * (size / PATCH) ** 2 < CHEAP_COMPUTE and not is_outline(network)
 
 
+def is_recurrent(network: nn.Module) -> bool:
+    """Whether it has recurrent layers, which torch computes, and so counts, in another way on the meta device."""
+    return any(isinstance(module, nn.RNNBase) for module in network.modules())
+
+
 def _copy(network: Network, replace: Callable[[Tensor], Tensor]) -> Network:
     memo: dict[int, Any] = {}
     for parameter in network.parameters():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from adaptive.networks.cost import ExitCost, MacCounter
 from adaptive.networks.cutting.block import Block
 from adaptive.networks.equilibrium import Equilibrium, branch, equilibrium_scope
 from adaptive.networks.exits import Exit
+from adaptive.networks.fake_copy import cheap_to_run, is_outline, is_recurrent, outline
 from adaptive.networks.multiscale.lazy_evaluation import LazyBlock
 from adaptive.networks.state import BatchDim, State
 from adaptive.networks.timm_names import TimmNames
@@ -159,6 +160,12 @@ class AdaptiveNetwork(nn.Module):
             ModelError: the backbone does not run on images of that size.
         """
         size = input_size or self.input_size
+        if not (cheap_to_run(self, size) or is_outline(self) or is_recurrent(self)):
+            with suppress(Exception):  # its code asks for values: it is run for real then, and told of its own errors
+                return outline(self)._counted_costs(size, lazy)
+        return self._counted_costs(size, lazy)
+
+    def _counted_costs(self, size: int, lazy: bool) -> list[ExitCost]:
         like = next(self.parameters())
         images = torch.zeros(1, self.channels, size, size, device=like.device, dtype=like.dtype)
         modes = [(module, module.training) for module in self.modules()]

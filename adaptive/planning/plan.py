@@ -14,6 +14,7 @@ from adaptive.networks.network import AdaptiveNetwork
 from adaptive.planning.activations import Activations, teacher_model, trace_activations
 from adaptive.planning.checked_plan import CheckedPlan
 from adaptive.planning.data_plan import DataPlan, Shards, simulate_epoch
+from adaptive.planning.host_memory import HostMemory, host_memory
 from adaptive.planning.memory import (
     FP32,
     OptimizerBytes,
@@ -102,6 +103,13 @@ class Plan:
     def disk(self) -> int:
         """Bytes of all checkpoints that lie on disk at a time, at most."""
         return self.checkpoint * (self.checked.config.checkpoint.keep + 2)
+
+    @property
+    def host(self) -> HostMemory:
+        """What the processes take of the machines' own memory."""
+        checked, stored = self.checked, max(phase.sizes.stored for phase in self.phases)
+        micro, per_node = checked.batch.micro_batch, checked.ranks_per_node
+        return host_memory(checked.config, self.memory, stored, micro, per_node, self.decoded, self.cuda)
 
     def needed(self, memory: RankMemory) -> int:
         """Return the bytes of a device that this takes: on a GPU with its context and fragmentation."""

@@ -53,6 +53,7 @@ def plan_as_dict(
             "host": memory.host,
             "by_zero_stage": plan.by_stage(),
         },
+        "host_memory": {**asdict(plan.host), "rank": plan.host.rank},
         "traffic": {
             "bytes_sent_per_rank_and_step": plan.bytes_sent,
             "collectives": [asdict(collective) for collective in plan.traffic],
@@ -134,6 +135,11 @@ def _print_memory(plan: Plan, limit: int | None) -> None:
     say(f"by ZeRO stage, GiB: {stages}")
     for kind, size in memory.host.items():
         say(f"besides, {HOST}: {kind} {size / MIB:,.0f} MiB")
+    host = plan.host
+    say(
+        f"memory of the machine: {host.start / GIB:.1f} GiB per rank at its start, {host.training / GIB:.1f} GiB in "
+        f"training, {host.node / GIB:.1f} GiB per node of {plan.checked.ranks_per_node} rank(s)"
+    )
 
 
 def _print_traffic(plan: Plan) -> None:

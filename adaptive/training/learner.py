@@ -28,7 +28,6 @@ from adaptive.training.losses.distillation import (
 )
 from adaptive.training.losses.exit_weights import StepWeights
 from adaptive.training.losses.gradient_surgery import GradientSurgery
-from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.losses.objective import ExitObjective
 from adaptive.training.optimizer import build_optimizer, is_scale_invariant
 from adaptive.training.phases import PhasePlan, prepare_phase, reset_classifiers
@@ -167,12 +166,10 @@ def _build_teacher(
     """Return whoever teaches in this phase but for a frozen network; None without distillation."""
     if plan.gamma == 0:
         return None
-    config, device = setup.config, setup.device
-    context = autocast(config.train.precision, device)
-    kind = config.distillation.teacher
+    kind = setup.config.distillation.teacher
     if kind in ("last", "next"):
         return last_exit if kind == "last" else next_exit
     if kind == "ema":
         assert average is not None, "the configuration was checked for ema_decay"
-        return NetworkTeacher(average.network, context)
-    return model_teacher(config.distillation, config.data, network.num_classes, device, context)
+        return NetworkTeacher(average.network, autocast(setup.config.train.precision, setup.device))
+    return setup.model_teacher(network.num_classes)

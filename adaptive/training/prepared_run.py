@@ -16,7 +16,9 @@ from adaptive.data.shards.index import DatasetIndex
 from adaptive.distributed.ranks import Ranks
 from adaptive.networks.cost import ExitCost
 from adaptive.networks.network import AdaptiveNetwork
+from adaptive.networks.precision import autocast
 from adaptive.training.batch import BatchSizes
+from adaptive.training.losses.model_teacher import ModelTeacher, model_teacher
 from adaptive.training.phases import PhasePlan, plan_phase
 
 
@@ -27,6 +29,23 @@ class Setup:
     config: Config
     batch: BatchSizes
     device: torch.device
+
+    @cached_property
+    def _teachers(self) -> dict[int, ModelTeacher]:
+        return {}
+
+    def model_teacher(self, num_classes: int) -> ModelTeacher:
+        """Return the timm model that teaches, on the device: built once, to be checked and for all phases.
+
+        Raises:
+            ConfigError: see `adaptive.training.losses.model_teacher.model_teacher`.
+        """
+        if num_classes not in self._teachers:
+            config, context = self.config, autocast(self.config.train.precision, self.device)
+            self._teachers[num_classes] = model_teacher(
+                config.distillation, config.data, num_classes, self.device, context
+            )
+        return self._teachers[num_classes]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from adaptive.distributed.same_start import check_same_start
 from adaptive.errors import EXIT_HUNG, AdaptiveError, ConfigError
 from adaptive.files import installed_version
 from adaptive.foreign_text import say
-from adaptive.networks.precision import autocast
 from adaptive.networks.weights import initial_weights
 from adaptive.tracking.console import Console
 from adaptive.tracking.dashboard import open_dashboard
@@ -40,7 +39,6 @@ from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import from_first_rank, init_distributed, resolve_device
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
-from adaptive.training.losses.model_teacher import model_teacher
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.starting import settings
 from adaptive.training.starting.first_network import first_network, other_classes
@@ -50,6 +48,7 @@ from adaptive.training.supervision.causes import explained
 from adaptive.training.supervision.machine_load import MachineLoad
 from adaptive.training.supervision.peers import Peers, host_name
 from adaptive.training.supervision.signals import StopSignals
+from adaptive.training.supervision.start_clock import StartClock
 from adaptive.training.supervision.start_facts import check_same_checkpoint, start_facts
 from adaptive.training.supervision.supervisor import Supervisor
 from adaptive.training.supervision.watchdog import Watchdog
@@ -63,15 +62,20 @@ def supervise(config: Config, ranks: Ranks) -> Supervisor:
     train = config.train
     limits = {"startup": train.startup_timeout, "step": train.step_timeout, "save": train.save_timeout}
     watchdog = Watchdog(Path(str(train.run_folder)), ranks.rank, limits).start("startup")
-    return Supervisor(StopSignals().listen(), watchdog, config.data.max_bad)
+    clock = StartClock(process=True)
+    clock.done("imports")
+    return Supervisor(StopSignals().listen(), watchdog, config.data.max_bad, clock)
 
 
-def prepare(config: Config, ranks: Ranks) -> Prepared:
+def prepare(config: Config, ranks: Ranks, clock: StartClock | None = None) -> Prepared:
     """Check the configuration against machine, dataset and backbone, and build the network on the CPU.
+
+    ``clock`` times what takes long.
 
     Raises:
         AdaptiveError: one of its kinds, naming key, value and remedy. Nothing has been written but the run folder.
     """
+    clock = clock or StartClock()
     if ranks.rank:  # what is told of weights and settings is the same on every rank
         for quiet in (initial_weights.log, settings.LOGGER):
             quiet.setLevel(logging.ERROR)
@@ -83,12 +87,14 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     index = preflight.check_dataset(config, ranks.rank, ranks.local_rank)
     if config.data.in_memory:
         check_memory(index, config.data)
+    clock.done("dataset")
     folder = Path(str(config.train.run_folder))
     if ranks.local_rank == 0:  # what these ask a file system is the same for all ranks of a node
         preflight.check_run_folder(folder)
         preflight.check_links(folder)
     goes_on = bool(CheckpointStore(folder / "checkpoints").all())
     network, source, told = first_network(config, index.classes, goes_on)
+    clock.done("network")
     preflight.check_exit_weights(config, len(network.exits))
     if ranks.local_rank == 0:
         preflight.check_disk_space(folder, network, config)
@@ -97,6 +103,7 @@ def prepare(config: Config, ranks: Ranks) -> Prepared:
     prepared = Prepared(config, batch, device, ranks, folder, index, network, begins_from, (*begun, *notes))
     if not goes_on:
         _check_beginning(prepared)
+    clock.done("checks")
     return prepared
 
 
@@ -110,9 +117,7 @@ def _check_beginning(prepared: Prepared) -> None:
             raise ConfigError(
                 f"distillation.teacher_weights = {weights!r}: {other}; give one trained on this dataset's"
             )
-        cpu = torch.device("cpu")
-        context = autocast(prepared.config.train.precision, cpu)
-        model_teacher(distillation, prepared.config.data, prepared.network.num_classes, cpu, context)
+        prepared.model_teacher(prepared.network.num_classes)
 
 
 def train(prepared: Prepared, supervisor: Supervisor | None = None, origin: Mapping[str, Any] | None = None) -> Path:
@@ -143,6 +148,7 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
         check_same_start(store, ranks.rank, ranks.world, host_name(), start_facts(prepared))
 
     init_distributed(collective_timeout(config), meet)
+    supervisor.clock.done("meeting")
     machine = MachineLoad(prepared.device, whole=ranks.local_rank == 0)
     if ranks.world > 1:
         limit, own = config.train.peer_timeout, supervisor.own_times
@@ -156,7 +162,9 @@ def _train(prepared: Prepared, supervisor: Supervisor, held: ExitStack, origin: 
 
     checkpoint, passed_over = _decided_by_first_rank(ranks, resume_point)
     check_same_checkpoint(prepared, store, checkpoint)
+    supervisor.clock.done("checkpoint")
     streams = Streams.open(prepared, checkpoint)
+    supervisor.clock.done("data")
     callbacks: list[Callback] = []
     if ranks.rank == 0:
         preflight.write_config(config, folder)

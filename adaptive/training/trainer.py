@@ -302,8 +302,10 @@ class Trainer:
     def _start_phase(self, checkpoint: Checkpoint | None = None) -> None:
         """Begin the phase, or continue inside it from ``checkpoint``."""
         self._heartbeat("startup")
+        self.supervisor.clock.done("records")
         self._active = ActivePhase.start(self.prepared, self.progress, checkpoint)
         self.active.around_communication(self._communicating)
+        self.supervisor.clock.done("engine")
         self.clock.begin()
 
     def _end_phase(self) -> None:
@@ -324,6 +326,8 @@ class Trainer:
                 progress.advance(applied, self.batch.global_batch)
                 self._heartbeat("step")
                 self.supervisor.first_step_done()
+                if (line := self.supervisor.clock.finish()) is not None:
+                    self.message(line)
                 if applied:
                     self._follow_applied_step()
                 self.step_ended = time.perf_counter()

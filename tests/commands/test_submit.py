@@ -19,6 +19,8 @@ from adaptive.jobs.submission import (
     Resources,
     check_time,
     freeze,
+    memory_is_said,
+    nodes_have_memory,
     render_training,
     seconds,
     seed_numbers,
@@ -328,3 +330,45 @@ def test_a_submit_that_was_killed_is_tidied_by_the_next(tmp_path: Path, config_f
         whole(script.parent / "code")
         assert [path.name for path in folder.iterdir() if "submit" in path.name] == ["submitted"]
     assert event >= 2
+
+
+def test_a_job_asks_for_the_memory_that_its_ranks_take(
+    config_file: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm, whose nodes it would be asked for
+    words = [str(config_file), "--ranks-per-node", "2", "--cpu", "--dry-run", f"train.run_folder={tmp_path / 'run'}"]
+    asked = [line for line in forks.run(["submit", *words]).out.splitlines() if "--mem" in line]
+    planned = json.loads(forks.run(["plan", *words[:1], "--gpus-per-node=2", words[-1], "--json"]).out)
+    assert asked == [f"#SBATCH --mem={-(-planned['host_memory']['node'] // 2**20)}M"]
+    own = forks.run(["submit", *words, "--sbatch-option=--mem-per-cpu=3G"]).out
+    assert [line for line in own.splitlines() if "--mem" in line] == ["#SBATCH --mem-per-cpu=3G"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "variable", "said"),
+    [
+        ([], "", False),
+        (["--exclude=node7", "--mem-bind=local"], "", False),
+        (["--mem=0"], "", True),
+        (["--mem 8G"], "", True),
+        (["--mem-per-gpu=8G"], "", True),
+        ([], "SBATCH_MEM_PER_NODE", True),
+    ],
+)
+def test_memory_that_the_user_has_asked_for(
+    extra: list[str], variable: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "4G")
+    assert memory_is_said(extra) == said
+
+
+@pytest.mark.parametrize(("told", "known"), [("256000\n64000+", True), ("1", False), ("", True)])
+def test_nodes_whose_memory_slurm_does_not_know(
+    told: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sinfo"
+    program.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert nodes_have_memory() == known

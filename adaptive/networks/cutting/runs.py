@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.networks.cutting.recording import Constant, Recording, leaves, record
-from adaptive.networks.fake_copy import cheap_to_run, is_outline, outline
+from adaptive.networks.fake_copy import cheap_to_run, is_outline, is_recurrent, outline
 
 Found = TypeVar("Found")
 
@@ -77,6 +77,8 @@ class OutlineRuns(Runs):
     def _record(
         self, batch: int, opened: set[str] | None, dtype: torch.dtype | None = None, training: bool = False
     ) -> Recording:
+        if is_recurrent(self.model):
+            raise NeedsNumbersError("its recurrent layers are counted for real alone")
         model = outline(self.model, dtype).train(training)
         try:
             with torch.device("meta"):

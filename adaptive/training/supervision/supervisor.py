@@ -7,6 +7,7 @@ from adaptive.training.supervision.agreement import Agreement
 from adaptive.training.supervision.own_time import OwnTime
 from adaptive.training.supervision.peers import Peers
 from adaptive.training.supervision.signals import StopSignals
+from adaptive.training.supervision.start_clock import StartClock
 from adaptive.training.supervision.watchdog import Watchdog
 
 
@@ -23,10 +24,18 @@ class Supervisor:
         signals: listens for requests to stop.
         watchdog: ends the process when it hangs.
         max_bad: how many bad samples all ranks together may meet (data.max_bad).
+        clock: times the phases of the start.
     """
 
-    def __init__(self, signals: StopSignals | None = None, watchdog: Watchdog | None = None, max_bad: int = 0) -> None:
+    def __init__(
+        self,
+        signals: StopSignals | None = None,
+        watchdog: Watchdog | None = None,
+        max_bad: int = 0,
+        clock: StartClock | None = None,
+    ) -> None:
         self.signals, self.watchdog, self.max_bad = signals, watchdog, max_bad
+        self.clock = clock or StartClock()
         self.bad_of_all = 0  # samples that all ranks together could not use, as known at the last exchange
         self.peers: Peers | None = None  # with several ranks, once they have met
         self.clocks: dict[str, OwnTime] = {}  # this rank's own times, of training and of validation

@@ -17,6 +17,7 @@ from adaptive import AdaptiveNetwork, create_model
 from adaptive.distributed.ranks import Ranks
 from adaptive.errors import ConfigError
 from adaptive.planning.checked_plan import check_plan
+from adaptive.training.learner import _build_teacher
 from adaptive.training.phases import plan_phase
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.run import prepare
@@ -186,3 +187,21 @@ def test_an_export_of_as_many_other_classes_is_another_networks(digits: Path, tm
     teacher = {"gamma": 0.5, "teacher": "model", "teacher_model": "test_resnet", "teacher_weights": str(file)}
     with pytest.raises(ConfigError, match=r"distillation\.teacher_weights = .*other classes \('a'"):
         prepared(digits, tmp_path, None, {"distillation": teacher})
+
+
+def test_a_teacher_is_built_once(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be checked before the ranks meet, and for every phase that it teaches in."""
+    file, built, create = tmp_path / "teacher.safetensors", [], timm.create_model
+    save_file(create("test_vit", num_classes=10).state_dict(), file)
+    teacher = {"gamma": 0.5, "teacher": "model", "teacher_model": "test_vit", "teacher_weights": str(file)}
+    given: dict[str, Any] = {"distillation": teacher, "phases": [{"epochs": 1}, {"epochs": 1}]}
+    found = prepared(digits, tmp_path / "run", None, given)
+
+    def counted(name: str, **arguments: Any) -> Any:
+        built.append(name)
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", counted)
+    teachers = {_build_teacher(found, plan, found.network, None) for plan in found.plans}
+    assert built == []
+    assert len(teachers) == 1
