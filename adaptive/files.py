@@ -45,6 +45,14 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def expanded(path: str) -> Path:
+    """Return a path with ``~`` replaced by the home folder; as it is for a user who has none, a container's say."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, read in pieces."""
     with path.open("rb") as stream:

@@ -13,11 +13,10 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from adaptive.errors import MachineError
-from adaptive.files import code_root
+from adaptive.files import code_root, expanded
 from adaptive.foreign_text import shell_words
 
 PUBLIC = "https://api.wandb.ai"
@@ -41,7 +40,7 @@ def server() -> str:
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(configparser.Error, OSError):
-        settings.read(Path(folder).expanduser() / "settings")
+        settings.read(expanded(folder) / "settings")
     return settings.get("default", "base_url", fallback=PUBLIC).rstrip("/")
 
 
@@ -50,7 +49,7 @@ def find_key(url: str) -> tuple[str, str]:
     for name in LOGIN:
         if key := os.environ.get(name, "").strip():
             return key, name
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    path = expanded(os.environ.get("NETRC") or "~/.netrc")
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         if (entry := netrc.netrc(path).authenticators(urlsplit(url).netloc)) and entry[2]:
             return entry[2], str(path)

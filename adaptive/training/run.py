@@ -38,6 +38,7 @@ from adaptive.training.callbacks.training_records import TrainingRecords
 from adaptive.training.callbacks.validation import Validation
 from adaptive.training.checkpoints.store import Checkpoint, CheckpointStore
 from adaptive.training.engine.group import from_first_rank, init_distributed, resolve_device
+from adaptive.training.engine.operators import check_operator_folder
 from adaptive.training.learner import collective_timeout, warn_about_scale_invariance
 from adaptive.training.prepared_run import Prepared
 from adaptive.training.starting import settings
@@ -92,6 +93,8 @@ def prepare(config: Config, ranks: Ranks, clock: StartClock | None = None) -> Pr
     if ranks.local_rank == 0:  # what these ask a file system is the same for all ranks of a node
         preflight.check_run_folder(folder)
         preflight.check_links(folder)
+        if device.type == "cpu":
+            check_operator_folder()
     goes_on = bool(CheckpointStore(folder / "checkpoints").all())
     network, source, told = first_network(config, index.classes, goes_on)
     clock.done("network")

@@ -26,7 +26,7 @@ from adaptive.data.remote.urls import is_remote, open_remote
 from adaptive.data.shards.index import INDEX_NAME, MOST_INDEX_BYTES, DatasetIndex, IndexWatch, ShardInfo, replaced_error
 from adaptive.data.shards.reader import LocalFiles, ShardFiles
 from adaptive.errors import ConfigError, MachineError
-from adaptive.files import file_sha256, write_atomically
+from adaptive.files import expanded, file_sha256, write_atomically
 from adaptive.foreign_text import shown_location
 from adaptive.locks import FOR_EVER, Lock
 
@@ -53,12 +53,17 @@ class _CachedShard:
 
 
 def cache_folder(settings: DataConfig) -> Path:
-    """Return the folder in which shards of URLs are cached."""
+    """Return the folder in which shards of URLs are cached (raises ConfigError: none is named, there is no home)."""
     if staged := stage_folder():
         return staged
     if settings.cache is not None:
         return Path(settings.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive" / "shards"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "adaptive" / "shards"
+    home = expanded("~")
+    if not home.is_absolute():
+        raise ConfigError("data.cache is not set, and this user has no home folder; name one: data.cache=FOLDER")
+    return home / ".cache" / "adaptive" / "shards"
 
 
 def stage_folder() -> Path | None:

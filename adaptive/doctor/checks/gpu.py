@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -79,7 +78,7 @@ def gpu_processes(_: CheckSettings) -> Finding:
     for word in ended.out.split():
         try:
             process = psutil.Process(int(word))
-            if process.username() == getpass.getuser():
+            if process.uids().real == os.getuid():
                 mine.append((process.pid, " ".join(process.cmdline())[:60]))
         except (psutil.Error, ValueError):
             continue  # another user's, another container's, or gone

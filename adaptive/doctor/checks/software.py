@@ -184,7 +184,7 @@ def extensions_folders() -> list[Path]:
     """Return where torch keeps compiled operators; without TORCH_EXTENSIONS_DIR one folder per Python and CUDA."""
     if root := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return [Path(root)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "torch_extensions"
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
     return sorted(cache.glob(f"{version}*_*")) or [cache]
 
@@ -195,13 +195,21 @@ def _compiled() -> bool:
 
 def extensions(_: CheckSettings) -> Finding:
     """Check that the folder of compiled operators can be written and holds no lock that a killed process left."""
-    for folder in extensions_folders():
+    remedy = f"export TORCH_EXTENSIONS_DIR={shell_words(Path.cwd() / 'torch_extensions')}   # or another of your own"
+    try:
+        folders = extensions_folders()
+    except RuntimeError:
+        return error("this user has no home folder, and DeepSpeed compiles an operator into a folder there", remedy)
+    for folder in folders:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             return error(
                 f"{folder} cannot be written; DeepSpeed compiles an operator into it",
-                f"export TORCH_EXTENSIONS_DIR={shell_words(Path.home() / '.torch_extensions')}",
+                remedy,
             )
+        for path in (path for name in ("", "lock", "build.ninja") for path in folder.glob(f"{OPERATOR}/{name}")):
+            if not os.access(path, os.W_OK):
+                return error(f"{path} cannot be written, which torch does at every start on CPUs", remedy)
         for lock in folder.glob(f"{OPERATOR}*/lock"):
             if problem := _lock_problem(lock):
                 return problem

@@ -19,8 +19,10 @@ from typing import Literal
 
 import psutil
 
+from adaptive.errors import MachineError, reason_of
 from adaptive.locks import NO_FLOCK
 
+OPERATOR = "deepspeed_shm_comm"
 LOGGER = logging.getLogger(__name__)
 LONGEST = 900.0  # seconds that a compilation may take, on another machine that shares the folder
 LockState = Literal["free", "held", "left", "young"]
@@ -28,7 +30,11 @@ LockState = Literal["free", "held", "left", "young"]
 
 def free_operators() -> None:
     """Remove locks of compilations that were killed; say so, and also where one is under way."""
-    for lock in operator_folder().glob("deepspeed_*/lock"):
+    try:
+        folder = operator_folder()
+    except OSError:
+        return  # a GPU needs none, and on CPUs `check_operator_folder` has said so
+    for lock in folder.glob("deepspeed_*/lock"):
         state, age = lock_state(lock), lock_age(lock) or 0.0
         if state == "left":
             if _remove(lock):
@@ -56,6 +62,34 @@ def _remove(lock: Path) -> bool:
         taken.unlink()
         return old
     return False
+
+
+def check_operator_folder() -> None:
+    """Refuse a start on CPUs where DeepSpeed could not compile its operator (raises MachineError).
+
+    That holds also where it is compiled: torch writes a lock and its notes beside it at every start.
+    """
+    blocked, reason = "", ""
+    try:
+        folder = operator_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        needed = (
+            folder,
+            *folder.glob(OPERATOR),
+            *folder.glob(f"{OPERATOR}/lock"),
+            *folder.glob(f"{OPERATOR}/build.ninja"),
+        )
+        blocked = next((str(path) for path in needed if not os.access(path, os.W_OK)), "")
+        reason = "Permission denied"
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        blocked, reason = str(getattr(error, "filename", None) or "the home folder"), reason_of(error)
+        reason = getattr(error, "strerror", None) or reason
+    if blocked:
+        named = os.environ.get("TORCH_EXTENSIONS_DIR")
+        raise MachineError(
+            f"TORCH_EXTENSIONS_DIR {f'= {named!r}' if named else 'is not set'}, and {blocked} cannot be written: {reason}; "
+            "DeepSpeed compiles an operator there: name a folder of your own, export TORCH_EXTENSIONS_DIR=FOLDER"
+        )
 
 
 def lock_state(lock: Path) -> LockState:
@@ -92,7 +126,7 @@ def operator_folder() -> Path:
         return Path(named)
     from torch.utils.cpp_extension import _get_build_directory
 
-    return Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent
+    return Path(_get_build_directory(OPERATOR, verbose=False)).parent
 
 
 def lock_age(lock: Path) -> float | None:
