@@ -87,8 +87,9 @@ def check_operator_folder() -> None:
     if blocked:
         named = os.environ.get("TORCH_EXTENSIONS_DIR")
         raise MachineError(
-            f"TORCH_EXTENSIONS_DIR {f'= {named!r}' if named else 'is not set'}, and {blocked} cannot be written: {reason}; "
-            "DeepSpeed compiles an operator there: name a folder of your own, export TORCH_EXTENSIONS_DIR=FOLDER"
+            f"TORCH_EXTENSIONS_DIR {f'= {named!r}' if named else 'is not set'}, and {blocked} cannot be written: "
+            f"{reason}; DeepSpeed compiles an operator there: name a folder of your own, "
+            "export TORCH_EXTENSIONS_DIR=FOLDER"
         )
 
 
