@@ -1,8 +1,9 @@
 """Finds the rank that all others wait for: the one whose own time of a step stands out, window by window.
 
 A rank is compared with the median of all ranks (of two, with the faster one). It counts as slow when its own time is
-half as much again as the median's, and the difference is a noticeable part of a step, in two windows in a row: noise,
-and a single slow step, name nobody. It is told once, and once more when it keeps up again for as long.
+half as much again as the median's, and the difference is a noticeable part of a step, in four windows in a row; or
+twice the median's in two, so that what is plain is told soon and noise names nobody. It is told once, and once more
+when it has kept up again for two windows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ LEAST = 10  # steps of every rank in a window
 SETTLED = 3  # steps before the first window: libraries start in them
 RATIO, AGAIN = 1.5, 1.25  # own time over the median's: from where a rank is slow, and below which it keeps up again
 SHARE = 0.05  # of a step's time, which the difference to the median must be
-IN_A_ROW = 2  # windows
+PLAIN = 2.0  # from where a window counts twice
+ENOUGH = 4  # of what windows in a row count
 NODE_CAUSES = {  # what a node says of itself that explains a slow rank: least value, and the words for it
     "throttled_percent": (5.0, "its CPU quota is used up in {:.0f} % of the periods"),
     "swapped_mib_s": (1.0, "it swaps {:.1f} MiB/s"),
@@ -87,7 +89,7 @@ class SlowRanks:
     def __init__(self, world: int, step: str = "step", seconds: float = WINDOW) -> None:
         self.world, self.step, self.seconds = world, step, seconds
         self.slow: set[int] = set()
-        self._streak: dict[int, int] = {}  # windows in a row in which a rank was otherwise than it counts as
+        self._streak: dict[int, int] = {}  # of a rank that is otherwise than it counts as: what windows in a row count
         self._base: dict[int, RankSums] = {}
         self._since = float("-inf")
 
@@ -128,8 +130,9 @@ class SlowRanks:
             if slow == (rank in self.slow):
                 self._streak.pop(rank, None)
                 continue
-            self._streak[rank] = self._streak.get(rank, 0) + 1
-            if self._streak[rank] >= IN_A_ROW:
+            plain = not slow or seconds >= PLAIN * usual
+            self._streak[rank] = self._streak.get(rank, 0) + (2 if plain else 1)
+            if self._streak[rank] >= ENOUGH:
                 del self._streak[rank]
                 (turned if slow else recovered).append(rank)
         self.slow = self.slow.union(turned).difference(recovered)

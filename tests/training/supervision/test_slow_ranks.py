@@ -16,7 +16,7 @@ from adaptive.training.supervision.slow_ranks import RankSums, SlowRanks, Window
 from tests.helpers.ranks import run_ranks
 from tests.training.setups import config
 
-DELAY = 0.15  # seconds
+DELAY = 0.25  # seconds
 USUAL = {"compute": 0.1, "data": 0.01}
 
 
@@ -76,6 +76,11 @@ def test_an_even_run_and_a_difference_that_costs_nothing_name_nobody() -> None:
         assert told.window(jitter).lines == ()
     for _ in range(3):  # thrice as long as the others, of steps that take ten seconds
         assert told.window({2: {"compute": 0.4}}, seconds=10.0).lines == ()
+
+
+def test_what_is_less_plain_takes_longer_to_be_told() -> None:
+    told = Told(4)
+    assert [bool(told.window({1: {"compute": 0.17}}).lines) for _ in range(5)] == [False, False, False, True, False]
 
 
 def test_of_two_ranks_the_faster_one_is_the_measure() -> None:
@@ -255,10 +260,10 @@ def _delay_batches(stream: Any) -> None:
 def test_why_a_rank_is_slow_is_told(kind: str, stage: int, words: str, digits: Path, tmp_path: Path) -> None:
     tree = config(
         digits, tmp_path / "run",
-        train={"epochs": 40, "global_batch": 64, "max_steps": 100 if kind == "validation" else 50, "zero_stage": stage,
+        train={"epochs": 40, "global_batch": 64, "max_steps": 100 if kind == "validation" else 60, "zero_stage": stage,
                "gradient_surgery": "pcgrad" if kind == "surgery" else "none"},
         evaluate={"every_epochs": 1 if kind == "validation" else 100, "batch": 10},
-        checkpoint={"every_epochs": 100, "every_steps": 1 if kind == "saving" else 0},
+        checkpoint={"every_epochs": 100, "every_steps": 1 if kind == "saving" else 0, "asynchronous": False},
         tracking={"every_steps": 1 if kind == "records" else 10, "system_seconds": 0.1, "gradient_norms": False},
     )  # fmt: skip
     rank = 0 if kind in ("records", "saving") else 1
