@@ -56,11 +56,11 @@ def test_a_rank_that_stands_still_most_of_the_time_is_named(digits: Path, tmp_pa
     life = Life(config, tmp_path / "run")
     try:
         assert life.until(lambda: life.step >= 100), life.tail()
-        time.sleep(22)
+        time.sleep(15)
         assert "is slow" not in life.tail()
         with throttled(life.ranks[1].pid):
             assert life.until(lambda: SLOW in life.tail()), life.tail()
-            time.sleep(12)
+            time.sleep(5)
         assert life.until(lambda: AGAIN in life.tail()), life.tail()
     finally:
         life.kill()

@@ -160,6 +160,8 @@ class SlowRanks:
         machine: Mapping[str, float],
     ) -> str:
         cause = max(PARTS, key=lambda name: own[name] - median[name])
+        if own["compute"] >= RATIO * median["compute"] and cause == "data":
+            cause = "compute"  # what computes slowly decodes slowly too
         times = f"{cause} {own[cause]:.3f} s a {self.step}, the median rank's is {median[cause]:.3f} s"
         told = [
             words.format(machine[key]) for key, (least, words) in NODE_CAUSES.items() if machine.get(key, 0) >= least

@@ -120,6 +120,12 @@ def test_the_cause_is_what_takes_longer_than_elsewhere(part: str, words: str) ->
     assert window.record()[f"ranks/slowest_{part}_seconds"] == pytest.approx(0.3)
 
 
+def test_a_rank_that_is_slow_at_everything_does_not_blame_its_disk() -> None:
+    told = Told(2)
+    told.window({0: {"data": 0.1}, 1: {"compute": 0.5, "data": 0.5}})
+    assert "(compute 0.500 s a step" in told.window({0: {"data": 0.1}, 1: {"compute": 0.5, "data": 0.6}}).lines[0]
+
+
 def test_nothing_is_compared_before_all_have_done_enough() -> None:
     compared = SlowRanks(2)
     first = {0: RankSums("a", {"steps": 5.0}), 1: RankSums("b", {"steps": 2.0})}
