@@ -73,12 +73,8 @@ def check_operator_folder() -> None:
     try:
         folder = operator_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        needed = (
-            folder,
-            *folder.glob(OPERATOR),
-            *folder.glob(f"{OPERATOR}/lock"),
-            *folder.glob(f"{OPERATOR}/build.ninja"),
-        )
+        built = folder / OPERATOR
+        needed = (path for path in (folder, built, built / "lock", built / "build.ninja") if path.exists())
         blocked = next((str(path) for path in needed if not os.access(path, os.W_OK)), "")
         reason = "Permission denied"
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
