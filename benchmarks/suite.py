@@ -76,7 +76,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "calibration": {"cpu": ["calibration_size"], "cuda": ["calibration_size"]},
     "saving": {"cpu": ["checkpoint", "resume"], "cuda": ["checkpoint", "resume"]},
     "memory": {"cpu": ["plan_memory"], "cuda": ["plan_memory"]},
-    "startup": {"cpu": ["startup"], "cuda": ["startup"]},
+    "startup": {"cpu": ["startup", "build"], "cuda": ["startup"]},
 }
 
 

@@ -48,7 +48,7 @@ def test_every_part_of_the_suite_is_a_command_line_that_its_benchmark_takes(devi
 
 def test_the_suite_lists_runs_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["--only", "data", "startup", "--device", "cpu", "--list"]) == 0
-    scripts = [f"python benchmarks/{name}.py" for name in ("data", "data_in_memory", "startup")]
+    scripts = [f"python benchmarks/{name}.py" for name in ("data", "data_in_memory", "startup", "build")]
     assert capsys.readouterr().out.splitlines() == scripts
     for words, named in ((["--only", "speed"], "--only speed"), (["--source", str(tmp_path / "none")], "none")):
         assert suite.main(words) == 1
