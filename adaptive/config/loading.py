@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adaptive.errors import ConfigError, nearest, reason_of, refusal
 from adaptive.foreign_text import without_secrets
 from adaptive.passing_faults import passing, patiently
 
+LOGGER = logging.getLogger(__name__)
 LONGEST_VALUE = 300  # characters of a wrong value in a message
 LARGEST_FILE = 1 << 20  # bytes; the longest configuration of this project has some thousand
 MOST_VALUES = 100_000  # of a configuration, each alias counted with all that it stands for
@@ -205,11 +206,21 @@ def _beginning(path: Path) -> bytes:
 
 def _fill_in(tree: dict[str, Any], private: Path) -> None:
     """Put the values of a private file in the place of those that were struck out, and of no others."""
-    with suppress(OSError, UnicodeDecodeError):  # somebody else's, or none
+    try:
         text = patiently(lambda: private.read_text(encoding="utf-8"), private)
-        values = _parse_yaml(text, str(private))
-        if isinstance(values, dict):
-            _fill_in_values(tree, values)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, UnicodeDecodeError) as error:  # somebody else's
+        LOGGER.warning(
+            "%s cannot be read (%s): what the configuration strikes out (***) is not known here; give it anew where it "
+            "is needed, for example data.path=LOCATION",
+            private,
+            getattr(error, "strerror", None) or "it is not UTF-8 text",
+        )
+        return
+    values = _parse_yaml(text, str(private))
+    if isinstance(values, dict):
+        _fill_in_values(tree, values)
 
 
 def _fill_in_values(tree: dict[str, Any], values: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C as terminals send it, to a whole process group: training saves, and packing leaves nothing half done."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,3 +138,50 @@ def test_packing_ends_with_one_line_and_goes_on_later(tmp_path: Path) -> None:
     assert group.end() == 130, group.tail()
     assert group.log.read_text() == "adaptive pack: interrupted\n"
     assert not (tmp_path / "packed").exists()
+
+
+RUN = "RUN"
+LONG = [
+    ["evaluate", RUN, "--workers", "2"],
+    ["calibrate", RUN, "--budget", "0.5", "--workers", "2"],
+    ["report", RUN, "--workers", "2", "--out", "page"],
+    ["bench", "inference", RUN, "--batch", "64"],
+    ["export", RUN, "exported"],
+    ["plan", "run.yaml"],
+]
+
+
+@pytest.mark.parametrize("words", LONG, ids=lambda words: words[0])
+def test_a_long_command_ends_with_one_line(words: list[str], existing_run: Path, config: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(existing_run, copy)
+    before = {path.relative_to(copy) for path in copy.rglob("*")}
+    names = {RUN: str(copy), "run.yaml": str(config), "page": str(tmp_path / "page")}
+    names["exported"] = str(tmp_path / "exported")
+    group = Group([ADAPTIVE, *(names.get(word, word) for word in words)], tmp_path / "log")
+    maps = Path(f"/proc/{group.process.pid}/maps")
+    group.until(lambda: "libtorch_cpu" in maps.read_text())
+    group.send(signal.SIGINT)
+    assert group.end() == 130, group.tail()
+    assert group.tail().splitlines()[-1] == f"adaptive {words[0]}: interrupted"
+    assert "Traceback" not in group.tail()
+    assert {path.relative_to(copy) for path in copy.rglob("*")} == before
+    assert not (tmp_path / "exported").exists()
+
+
+def test_verifying_ends_with_one_line(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in ("a", "b"):
+        (tmp_path / "source" / label).mkdir(parents=True)
+        for number in range(60):
+            file = tmp_path / "source" / label / f"{number}.png"
+            Image.effect_noise((700, 700), number % 90 + 1).convert("RGB").save(file)
+    packed = str(tmp_path / "packed")
+    subprocess.run([ADAPTIVE, "pack", str(tmp_path / "source"), packed, "--workers", "2"], check=True)
+    group = Group([ADAPTIVE, "pack", "--verify", packed, "--workers", "2"], tmp_path / "log")
+    group.until(lambda: bool(group.leader.children()))
+    group.send(signal.SIGINT)
+    assert group.end() == 130, group.tail()
+    assert group.log.read_text().splitlines()[-1] == "adaptive pack: interrupted"
+    assert "Traceback" not in group.tail()

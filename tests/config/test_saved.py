@@ -52,6 +52,16 @@ def test_a_private_file_fills_in_only_what_was_struck_out(tmp_path: Path) -> Non
     assert read_saved(file).data.pipe is False
 
 
+def test_a_private_file_that_may_not_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, private = tmp_path / "config.yaml", tmp_path / "config.private.yaml"
+    write_config(config(), file)
+    private.unlink()
+    private.mkdir()  # no rights stop the root that tests may be
+    assert read_saved(file).data.path == "https://***@host/set?***"
+    assert f"{private} cannot be read (Is a directory): " in caplog.text
+    assert "data.path=LOCATION" in caplog.text
+
+
 def test_a_run_decides_nothing_that_is_its_readers(tmp_path: Path) -> None:
     said = config(
         data={

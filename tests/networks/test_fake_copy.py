@@ -42,24 +42,18 @@ def test_small_networks_are_rather_run() -> None:
 
 
 BUILD = """
-import sys, time, torch, timm, adaptive.networks.create
+import sys, torch, adaptive.networks.create
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 torch.set_num_threads(1)
-before, began = peak(), time.process_time()
-network = (timm if sys.argv[1] == "timm" else adaptive.networks.create).create_model("vit_large_patch16_224")
-seconds = time.process_time() - began
+before = peak()
+network = adaptive.networks.create.create_model("vit_large_patch16_224")
 weights = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-print(seconds, (peak() - before) / weights)
+print((peak() - before) / weights)
 """
 
 
 @pytest.mark.full  # a network of 1.2 GB
-def test_the_start_of_a_large_network_costs_little_more_than_its_weights() -> None:
-    measured = {}
-    for builder in ("timm", "adaptive"):
-        words = [sys.executable, "-c", BUILD, builder]
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        measured[builder] = tuple(map(float, said.split()))
-    assert measured["adaptive"][1] <= 1.6
-    assert measured["adaptive"][0] <= 2.5 * measured["timm"][0]
+def test_the_start_of_a_large_network_takes_little_more_memory_than_its_weights() -> None:
+    said = subprocess.run([sys.executable, "-c", BUILD], check=True, capture_output=True, text=True).stdout
+    assert float(said) <= 1.6

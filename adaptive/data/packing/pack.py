@@ -31,7 +31,14 @@ from adaptive.data.packing.recognise import open_source
 from adaptive.data.packing.sources import Item, Source
 from adaptive.data.packing.splitting.hold_out import arrange_splits
 from adaptive.data.packing.splitting.twins import twin_notes
-from adaptive.data.packing.writer import ShardRecord, ShardTask, finished_record, prepare_worker, write_shard
+from adaptive.data.packing.writer import (
+    ShardRecord,
+    ShardTask,
+    finished_record,
+    interrupts_held,
+    prepare_worker,
+    write_shard,
+)
 from adaptive.data.shards.index import DatasetIndex, SplitInfo, write_index
 from adaptive.errors import DataError
 from adaptive.files import write_atomically
@@ -264,7 +271,8 @@ def _run(tasks: Sequence[ShardTask], options: PackOptions) -> dict[str, ShardRec
         ProcessPoolExecutor(workers, initializer=prepare_worker, initargs=(stop, os.getpid())) as pool,
     ):
         try:
-            futures = {pool.submit(write_shard, task): task for task in waiting}
+            with interrupts_held():
+                futures = {pool.submit(write_shard, task): task for task in waiting}
             for future in as_completed(futures):
                 records[futures[future].name] = future.result()
                 progress.advance(len(futures[future].items))

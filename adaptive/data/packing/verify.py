@@ -23,7 +23,7 @@ from adaptive.data.packing.folders.questions import listed
 from adaptive.data.packing.foreign.class_names import class_fault
 from adaptive.data.packing.foreign.tar_check import examine
 from adaptive.data.packing.progress_bar import PackProgress
-from adaptive.data.packing.writer import prepare_worker
+from adaptive.data.packing.writer import interrupts_held, prepare_worker, stop_if_asked
 from adaptive.data.reading.samples import decode_sample
 from adaptive.data.remote.transfer import Mismatch
 from adaptive.data.remote.urls import is_remote, open_remote
@@ -95,9 +95,10 @@ def verify(
             count, mp_context=context, initializer=prepare_worker, initargs=(stop, os.getpid())
         ) as pool,
     ):
-        futures = {
-            pool.submit(_verify_shard, folder, shard, len(index.classes), settings): shard.name for shard in shards
-        }
+        with interrupts_held():
+            futures = {
+                pool.submit(_verify_shard, folder, shard, len(index.classes), settings): shard.name for shard in shards
+            }
         try:
             for future in as_completed(futures):
                 result = results[futures[future]] = future.result()
@@ -107,6 +108,9 @@ def verify(
             raise MachineError("a verifying process was killed, usually for lack of memory; use fewer --workers") from (
                 None
             )
+        except BaseException:  # Ctrl-C above all
+            stop.set()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     faults = [fault for shard in shards for fault in results[shard.name].faults]
@@ -158,6 +162,7 @@ def _verify_shard(folder: str, shard: ShardInfo, classes: int, settings: DataCon
                 result.faults.append(DatasetFault(MEMBER, shard.name, key, f"{where} {sentence}"))
             reader = ShardReader(_NamedFiles(here, name=shown), [shard], capacity=1)
             for position in range(shard.count):
+                stop_if_asked()
                 try:
                     raw = reader.read(0, position)
                     checked = decode_sample(raw, classes, partial(_check, raw))

@@ -10,6 +10,8 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -83,6 +85,28 @@ def prepare_worker(stop: Event, parent: int) -> None:
     threading.Thread(target=watch_parent, name="watch-parent", daemon=True).start()
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended: a process pool interrupted in its start could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+def stop_if_asked() -> None:
+    """End this worker's task where the parent has asked for it (raises Interrupted)."""
+    if _stop is not None and _stop.is_set():
+        raise Interrupted
+
+
 def write_shard(task: ShardTask) -> ShardRecord:
     """Write a shard and its record, each by a rename once it is complete (raises OSError, Interrupted)."""
     path = task.folder / task.name
@@ -93,8 +117,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
         with temporary.open("wb") as stream:
             with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for number, item in enumerate(task.items, start=task.first):
-                    if _stop is not None and _stop.is_set():
-                        raise Interrupted
+                    stop_if_asked()
                     try:
                         image = _prepare(task, item)
                     except ImageError as error:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -101,3 +102,13 @@ def test_an_index_that_appears_meanwhile_stays(folder, capsys, monkeypatch):
     assert run(["pack", "--index", str(folder)]) == 1
     assert "has an index.json already" in capsys.readouterr().err
     assert (folder / "index.json").read_text() == "another's"
+
+
+def test_a_pipe_named_like_a_shard_is_refused_and_not_waited_for(folder, capsys):
+    os.mkfifo(folder / "imagenet1k-train-0002.tar")
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", "--index", str(folder)])
+    assert ended.value.code == 1
+    assert "imagenet1k-train-0002.tar is no regular file or a link that leads nowhere; remove it" in (
+        capsys.readouterr().err
+    )
