@@ -158,6 +158,8 @@ class Engine:
         """Let ``around()`` surround every gathering of a layer's weights from all ranks, as ZeRO 3 needs them."""
         if self.stage < 3:
             return
+        from deepspeed.runtime.compiler import lazy_disable
+
         coordinator = self.optimizer.parameter_offload.get_param_coordinator()
         fetch = coordinator.fetch_sub_module
 
@@ -165,7 +167,7 @@ class Engine:
             with around():
                 fetch(*arguments, **named)
 
-        coordinator.fetch_sub_module = surrounded
+        coordinator.fetch_sub_module = lazy_disable(surrounded)  # torch.compile is kept off the original as well
 
     def destroy(self) -> None:
         """Release hooks and buffers, so that another engine can be built in this process."""
