@@ -33,6 +33,12 @@ LAUNCHERS = {
 }
 
 
+def as_from_a_terminal() -> None:
+    """Heed what the tests themselves may have been told to ignore, in the background of a script."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Group:
     """A process group of a terminal's, and what its processes say."""
 
@@ -40,7 +46,12 @@ class Group:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                words, stdout=stream, stderr=stream, start_new_session=True, env=os.environ | {"DS_ACCELERATOR": "cpu"}
+                words,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+                env=os.environ | {"DS_ACCELERATOR": "cpu"},
+                preexec_fn=as_from_a_terminal,
             )
         self.leader = psutil.Process(self.process.pid)
         self.all: list[psutil.Process] = []

@@ -31,7 +31,8 @@ def test_a_strip_and_an_image_that_memory_cannot_hold_cost_the_others_no_answer(
         with at_most(150):
             rows = list(answers(model, images, 4, 1, 1, bad))
         assert [Path(row["image"]).stem for row in rows] == ["strip", "tower", "one"]
-        assert bad == [f"{tmp_path}/large.png: there is not enough memory for its pixels"]
+        [line] = bad  # for its pixels, or to prepare it: where the last of it goes differs
+        assert line.startswith(f"{tmp_path}/large.png: there is not enough memory ")
 
 
 def test_memory_that_preparing_lacks_is_one_line(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_dry_run_shows_the_script_and_writes_nothing(config_file: Path, forks: F
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--nodes", "3"], "train.global_batch = 64 is not divisible by 3 ranks; use 63 or another number of ranks"),
+        (["--nodes", "3"], "train.global_batch = 64 is not divisible by 3 ranks; use 2 ranks, the largest"),
         (["data.path=/nowhere"], "data.path = '/nowhere': "),
         (["model.backbone=resnet19"], "model.backbone = 'resnet19'"),
         (["train.exit_weights=[1,2]"], "train.exit_weights"),

@@ -79,7 +79,7 @@ def test_a_job_is_frozen_from_it(installed: Path, tmp_path: Path, config_file: P
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(installed / "adaptive" / "__init__.py")
     frozen = tmp_path / "run" / "submitted" / "code"
-    assert sorted(path.name for path in frozen.iterdir()) == ["adaptive", "slurm"]
+    assert sorted(path.name for path in frozen.iterdir()) == ["adaptive", "frozen.json", "slurm"]
     assert (frozen / "slurm" / "lib.sh").is_file()
 
     incomplete = tmp_path / "installed"

@@ -139,7 +139,7 @@ def slurm(program: str, words: list[str]) -> tuple[int, list[str]]:
     parser = argparse.ArgumentParser(program, allow_abbrev=False)
     for option in ("nodes", "ntasks-per-node", "gpus-per-node"):
         parser.add_argument(f"--{option}", type=int, default=1)
-    for option in ("time", "array", "dependency", "signal", "comment"):
+    for option in ("time", "array", "dependency", "signal", "comment", "mem"):
         parser.add_argument(f"--{option}")
     parser.add_argument("started", nargs=argparse.REMAINDER)
     parsed = parser.parse_args(words)
@@ -190,6 +190,9 @@ def make(words: list[str], ranks: int) -> None:
 
 
 def pip(words: list[str], ranks: int) -> None:
+    if words[0] == "uninstall":
+        assert words[1:] == ["-y", "adaptive"], words  # PyPI's other package
+        return
     assert words[0] == "install"
     for word in words[1:]:
         if not word.startswith("-"):

@@ -98,10 +98,10 @@ def test_faults_that_pass_are_no_mistakes(config, monkeypatch) -> None:
 def test_a_configuration_that_cannot_be_read_for_a_moment_is_no_mistake(config, monkeypatch, capsys) -> None:
     monkeypatch.setattr(passing_faults, "PATIENCE", 0.0)
 
-    def fail(*_: object, **__: object) -> str:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
     monkeypatch.setattr(sys, "argv", ["requeue.py", "begin", "--", str(config)])
     assert requeue.main() == 71
     assert "run.yaml cannot be read: Stale file handle" in capsys.readouterr().err

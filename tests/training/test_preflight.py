@@ -19,8 +19,10 @@ from adaptive.doctor.checks.network import free_port
 from adaptive.errors import DataError, MachineError
 from adaptive.files import aside_of
 from adaptive.jobs.requeue import worth_another_try
+from adaptive.networks.weights import initial_weights
 from adaptive.training.preflight import check_dataset, check_run_folder, occupy
 from adaptive.training.run import prepare
+from adaptive.training.starting import settings
 from adaptive.training.supervision.peers import host_name
 from tests.helpers.commands import Forks
 from tests.helpers.noflock import EACH, leave_lease, take_flock_away
@@ -117,6 +119,8 @@ class Asked:
 def test_the_first_rank_of_a_node_looks_for_the_shards(
     local_rank: int, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for log in (initial_weights.log, settings.LOGGER):  # other tests of this process listen to them
+        monkeypatch.setattr(log, "setLevel", lambda level: None)
     ranks, tree = Ranks(local_rank, local_rank, 2, 2), config(digits, tmp_path / "run")
     asked = Asked(monkeypatch)
     prepared = prepare(tree, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -149,6 +150,8 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
         size = patiently(path.stat, path).st_size if there else 0
         content = patiently(path.read_bytes, path) if there and size <= MOST_INDEX_BYTES else b""
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise  # which every command tells
         raise DataError(f"{path} cannot be read: {error.strerror}; check the file's permissions") from None
     if not found:
         raise DataError(
