@@ -28,7 +28,7 @@ def test_a_strip_and_an_image_that_memory_cannot_hold_cost_the_others_no_answer(
             1,
         )
         bad: list[str] = []
-        with at_most(100):
+        with at_most(200):
             rows = list(answers(model, images, 4, 1, 1, bad))
         assert [Path(row["image"]).stem for row in rows] == ["strip", "tower", "one"]
         [line] = bad  # for its pixels, or to prepare it: where the last of it goes differs
