@@ -131,13 +131,16 @@ def checks(config: Config, resources: Resources) -> CheckedPlan:
 
 
 def _with_memory(resources: Resources, checked: CheckedPlan) -> Resources:
-    """Add the memory that a node's ranks take, where the user leaves it open: by Slurm's default they may be killed."""
+    """Add the memory that a node's ranks take, and a quarter, where the user leaves it open.
+
+    By Slurm's default they may be killed; the plan counts neither W&B's process nor what a decoder needs at its peak.
+    """
     from adaptive.jobs.submission import memory_is_said, nodes_have_memory
     from adaptive.planning.plan import make_plan
 
     if memory_is_said(resources.extra) or not nodes_have_memory():
         return resources
-    return replace(resources, memory=make_plan(checked, cuda=resources.gpus).host.node)
+    return replace(resources, memory=make_plan(checked, cuda=resources.gpus).host.node * 5 // 4)
 
 
 def _resources(arguments: argparse.Namespace, config: Config) -> Resources:

@@ -339,7 +339,7 @@ def test_a_job_asks_for_the_memory_that_its_ranks_take(
     words = [str(config_file), "--ranks-per-node", "2", "--cpu", "--dry-run", f"train.run_folder={tmp_path / 'run'}"]
     asked = [line for line in forks.run(["submit", *words]).out.splitlines() if "--mem" in line]
     planned = json.loads(forks.run(["plan", *words[:1], "--gpus-per-node=2", words[-1], "--json"]).out)
-    assert asked == [f"#SBATCH --mem={-(-planned['host_memory']['node'] // 2**20)}M"]
+    assert asked == [f"#SBATCH --mem={-(-(planned['host_memory']['node'] * 5 // 4) // 2**20)}M"]
     own = forks.run(["submit", *words, "--sbatch-option=--mem-per-cpu=3G"]).out
     assert [line for line in own.splitlines() if "--mem" in line] == ["#SBATCH --mem-per-cpu=3G"]
 
