@@ -71,7 +71,7 @@ def theirs(existing_run: Path, digits: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def become_nobody() -> None:
+def become_nobody(operators: str = "/nonexistent") -> None:
     # Libraries import these late, and the interpreter may lie where nobody may look.
     import filecmp  # noqa: F401
     import getopt  # noqa: F401
@@ -80,10 +80,11 @@ def become_nobody() -> None:
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     os.environ["HOME"] = "/nonexistent"
+    os.environ["TORCH_EXTENSIONS_DIR"] = operators
 
 
 def as_nobody(forks: Forks, words: list[str], folder: Path) -> Ended:
-    return forks.start(words, cwd=folder, prepare=(become_nobody, ())).wait()
+    return forks.start(words, cwd=folder, prepare=(become_nobody, (str(folder / "own" / "operators"),))).wait()
 
 
 CHECKPOINT = "run/checkpoints/step-00000001"
