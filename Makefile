@@ -1,5 +1,5 @@
 # make quickstart  sets everything up and trains a first adaptive network on real images, on two CPU ranks
-# make test        lint, types, and the tests of every path through the code: ten minutes on 2 cores
+# make test        lint, types, and the tests of every path through the code: about twelve minutes on 2 cores
 # make test-all    the same with every backbone family, recipe, kill, job on Slurm and reference configuration
 # make test-versions  numerics, data, two ranks and export with the oldest and newest torch, on Python 3.11 to 3.13; PAIRS=all
 # make gpu         tests, tables and a training on a GPU, in ten minutes; ARGS='--minutes 5 --resume', ARGS=--rehearse on a CPU

@@ -21,7 +21,9 @@ if find_spec("hypothesis"):  # a machine with a GPU that runs the device tests a
     settings.load_profile("steady")
 
 # Folders whose files take longest: begun first, none of them keeps one worker busy alone at the end.
-LONGEST_FIRST = ("benchmarks", "chaos", "training", "inference", "end_to_end", "tracking", "cluster", "reporting")
+LONGEST_FIRST = (
+    "benchmarks", "chaos", "docs", "training", "inference", "end_to_end", "tracking", "cluster", "reporting",
+)  # fmt: skip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
