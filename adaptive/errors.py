@@ -142,6 +142,7 @@ class StoppedError(AdaptiveError):
         return f"adaptive {command}: {self}" if rank == 0 else ""
 
 
+_SHOWN = 100  # characters of a name that is too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM)
 FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
@@ -164,6 +165,8 @@ def refusal(error: OSError) -> MachineError | None:
     path = str(error.filename) if error.filename is not None else "a file"
     if error.errno in REFUSED:
         return MachineError(f"{path}: {error.strerror}{_whose(path)}")
+    if error.errno == errno.ENAMETOOLONG:
+        return MachineError(f"{path[:_SHOWN]}...: {error.strerror}; check the path")
     if error.errno in FULL:
         return MachineError(f"{path}: {error.strerror}; free some space, or choose another place, and call again")
     if error.errno == errno.EROFS:

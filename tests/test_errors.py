@@ -36,3 +36,8 @@ def test_a_colleague_s_lock_is_a_refusal(tmp_path: Path) -> None:
     error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".lock"))
     assert str(refusal(error)).startswith(f"{tmp_path / '.lock'}: Permission denied; allow it: chmod -R u+rwX ")
     assert refusal(OSError(errno.ENOENT, "No such file or directory", "x")) is None
+
+
+def test_a_name_that_is_too_long_is_cut() -> None:
+    error = OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000)
+    assert str(refusal(error)) == f"{'x' * 100}...: File name too long; check the path"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import signal
 import sys
@@ -35,7 +34,6 @@ COMMANDS = {
 
 
 INTERMIXED = ("train", "submit", "plan", "evaluate", "calibrate", "report", "bench")  # commands that take overrides
-_SHOWN = 100  # characters of a name that is too long
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,20 +89,12 @@ def _ended(words: list[str], called: str | None) -> int | None:
         known: AdaptiveError | None = None
         if isinstance(error, ImportError | OSError):
             known = missing_package(error) if isinstance(error, ImportError) else refusal(error)
-        known = known or _name_too_long(error)
         # A fault of ours is told whole, but for the secrets that a library's words may hold.
         say(*([known.told(str(called))] if known else traceback.format_exc().splitlines()), file=sys.stderr)
         code = known.exit_code if known else 1
     with suppress(AdaptiveError):
         standard_streams.finish()
     return code
-
-
-def _name_too_long(error: Exception) -> AdaptiveError | None:
-    """Return what a name means that the file system does not take; any of the words of a command may be one."""
-    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
-        return None
-    return AdaptiveError(f"{str(error.filename or '')[:_SHOWN]}...: {error.strerror}; check the path")
 
 
 def _run(words: list[str], called: str | None) -> int | None:

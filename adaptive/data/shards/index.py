@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ from adaptive.config.sections import DataConfig
 from adaptive.data.faults import MISSING, BadDataError
 from adaptive.data.remote.transfer import RemoteFolder
 from adaptive.data.remote.urls import is_remote, open_remote, shown_file
-from adaptive.errors import DataError, nearest, told_refusals
+from adaptive.errors import DataError, nearest, refusal, told_refusals
 from adaptive.files import file_sha256, write_atomically, write_new
 from adaptive.foreign_text import shell_words, shown_location
 from adaptive.passing_faults import patiently
@@ -150,8 +149,8 @@ def _read_local(folder: Path) -> tuple[str, bytes]:
         size = patiently(path.stat, path).st_size if there else 0
         content = patiently(path.read_bytes, path) if there and size <= MOST_INDEX_BYTES else b""
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise  # which every command tells
+        if refusal(error):
+            raise  # told with owner and remedy
         raise DataError(f"{path} cannot be read: {error.strerror}; check the file's permissions") from None
     if not found:
         raise DataError(
