@@ -26,9 +26,10 @@ from adaptive.inference.checks import (
     refuse_broken_answers,
     refuse_broken_images,
 )
+from adaptive.inference.observer import Observer, tell
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.stages import Carried, Observer, cut_into_stages
+from adaptive.inference.stages import Carried, cut_into_stages
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast, memory_format
 from adaptive.networks.weights.fingerprint import fingerprint
@@ -109,6 +110,7 @@ class DynamicClassifier:
         self.device, self._dtype = like.device, like.dtype
         self._layout = memory_format(_is_channels_last(network))
         self._stages = cut_into_stages(network, self.policy, decide_everywhere)
+        self._given = given, accelerate, tuple(batch_sizes)
         self._accelerated = None
         if accelerate is not None:
             prepare = accelerate if callable(accelerate) else preparation(accelerate, self.device)
@@ -128,6 +130,11 @@ class DynamicClassifier:
     def prepared(self) -> int:
         """How many functions, at most one per stage and batch size, have been compiled or captured so far."""
         return self._accelerated.prepared if self._accelerated else 0
+
+    def with_policy(self, policy: Policy, decide_everywhere: bool = False) -> DynamicClassifier:
+        """Return a runner of the same network, run in the same way, in which another policy decides (PolicyError)."""
+        given, accelerate, sizes = self._given
+        return DynamicClassifier(given, policy, self.precision, decide_everywhere, accelerate, sizes)
 
     def predict(self, images: Images) -> Predictions:
         """Images (N, C, H, W) -> labels (N,), confidences (N,) and exits (N,) from 1 to k, on the network's device.
@@ -170,14 +177,16 @@ class DynamicClassifier:
                 probabilities.index_copy_(0, group.positions, values)
                 exits.index_fill_(0, group.positions, stage.exit + 1)
             if stage.is_last:
+                tell(observe, "compaction", stage.exit, 0)
                 break
             stay = (~leaves).nonzero().squeeze(1)  # the decision: the one thing the host waits for
+            if 0 < len(stay) < len(group):
+                group = self._keep(group, stay, padded=True)
+            tell(observe, "compaction", stage.exit, len(stay))
             if len(stay) == 0:
                 break
-            if len(stay) < len(group):
-                group = self._keep(group, stay, padded=True)
-                _tell(observe, "compaction", stage.exit, len(stay))
         check_finite(entered + checksum(probabilities), lambda: self._tensor(images), probabilities)
+        tell(observe, "finish", stage.exit, total)
         return probabilities, exits
 
     @torch.inference_mode()
@@ -255,7 +264,7 @@ class DynamicClassifier:
         else:
             outcome = self._accelerated(number, group.carried, group.rows, count)
             group.rows = len(outcome.leaves)
-            _tell(observe, "stage", stage.exit, count)
+            tell(observe, "stage", stage.exit, count)
         group.carried = outcome.carried
         return outcome.leaves[:count], outcome.probabilities[:count]
 
@@ -320,8 +329,3 @@ def _is_channels_last(network: nn.Module) -> bool:
     """Whether the convolution weights are in channels-last memory (one by one, a pointwise one is in both)."""
     weights = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2:] != (1, 1)]
     return bool(weights) and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-
-
-def _tell(observe: Observer | None, part: str, i: int, samples: int) -> None:
-    if observe is not None:
-        observe(part, i, samples)

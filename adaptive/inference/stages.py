@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adaptive.inference.observer import Observer, tell
 from adaptive.inference.policy import Policy
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.state import BatchDim, State
-
-
-class Observer(Protocol):
-    """Called after every part of a run, as by the profiler's clock."""
-
-    def __call__(self, part: str, i: int, samples: int) -> None:
-        """Part number i, from 0, was done for so many images.
-
-        ``part`` is "block", "exit", "decision" or "compaction"; of an accelerated runner "stage", with the number of
-        its last exit, or "compaction".
-        """
 
 
 class Structure(NamedTuple):
@@ -149,19 +139,16 @@ class Stage:
         values = leaves = None
         for i in self.blocks:
             state = network.run_block(i, state, lazy=i == self.exit)
-            if observe is not None:
-                observe("block", i, count)
+            tell(observe, "block", i, count)
             if not self._answers[i]:
                 continue
             previous = network.run_exit(i, state, previous)
-            if observe is not None:
-                observe("exit", i, count)
+            tell(observe, "exit", i, count)
             if i == self.exit or self._remembers:
                 values = policy.probabilities(i, previous)
                 decision = policy.decide(i, values, memory)
                 memory, leaves = decision.memory, decision.leaves
-                if observe is not None:
-                    observe("decision", i, count)
+                tell(observe, "decision", i, count)
         assert values is not None
         assert leaves is not None
         return Outcome(Carried(state, previous, memory), values, leaves)

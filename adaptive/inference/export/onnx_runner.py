@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from adaptive.data.images.decode import decode_image
 from adaptive.errors import DataError, ExportError, reason_of
 from adaptive.inference.checks import check_finite, check_images, check_policy, checksum
 from adaptive.inference.export.export_manifest import AGAIN, Manifest, StateTensor, require
+from adaptive.inference.observer import Observer, tell
 from adaptive.inference.policy import Policy
 
 Array = NDArray[Any]
@@ -44,6 +46,7 @@ class OnnxClassifier:
         threads: of onnxruntime inside one block; by default as many as there are cores.
         providers: of onnxruntime, the best first, each by its name or as (name, options); by default the CPU.
         session_options: an onnxruntime.SessionOptions for every block, instead of ``threads``.
+        decide_everywhere: decide also where the policy can let nobody leave, to measure what decisions cost.
 
     Attributes:
         manifest: what the folder holds.
@@ -61,12 +64,13 @@ class OnnxClassifier:
         threads: int | None = None,
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         session_options: Any = None,
+        decide_everywhere: bool = False,
     ) -> None:
         folder = Path(folder)
         self.manifest = Manifest.read(folder)
         self.manifest.check_files(folder, "onnx")
         self.classes, self.preprocess = self.manifest.classes, self.manifest.preprocess
-        self.set_policy(self.manifest.policy)
+        self.set_policy(self.manifest.policy, decide_everywhere)
         chosen, options = _providers(providers), _options(threads, session_options)
         self._sessions = [_session(folder / str(block.onnx), chosen, options) for block in self.manifest.blocks]
 
@@ -75,8 +79,12 @@ class OnnxClassifier:
         """Who leaves where; `set_policy` changes it."""
         return self._policy
 
-    def set_policy(self, policy: Policy) -> None:
+    def set_policy(self, policy: Policy, decide_everywhere: bool = False) -> None:
         """Let another policy decide.
+
+        Args:
+            policy: of this network.
+            decide_everywhere: see the class.
 
         Raises:
             PolicyError: it is for another number of exits, or was calibrated for other weights.
@@ -84,10 +92,16 @@ class OnnxClassifier:
         exits = len(self.manifest.blocks)
         check_policy(policy, self.manifest.exits, lambda: self.manifest.fingerprint)
         self._policy = policy
-        self._fires = [policy.can_fire(i) for i in range(exits - 1)] + [True]
+        self._fires = [decide_everywhere or policy.can_fire(i) for i in range(exits - 1)] + [True]
         # A score that depends on the exits before needs their answers, also where nobody can leave.
         remembers = policy.needs_every_exit and any(self._fires[:-1])
         self._decides = [fires or remembers for fires in self._fires]
+
+    def with_policy(self, policy: Policy, decide_everywhere: bool = False) -> OnnxClassifier:
+        """Return a runner of the same files, read once, in which another policy decides; see `set_policy`."""
+        other = copy.copy(self)
+        other.set_policy(policy, decide_everywhere)
+        return other
 
     def predict(self, images: Array) -> ArrayPredictions:
         """Images (N, C, H, W), floats as `preprocess` makes them -> labels, confidences and exits, (N,) each.
@@ -99,8 +113,12 @@ class OnnxClassifier:
         probabilities, exits = self.run(images)
         return ArrayPredictions(probabilities.argmax(axis=1), probabilities.max(axis=1), exits)
 
-    def run(self, images: Array) -> tuple[Array, Array]:
+    def run(self, images: Array, observe: Observer | None = None) -> tuple[Array, Array]:
         """Images (N, C, H, W), floats -> probabilities (N, classes) float32, and exits (N,) int64 from 1 to k.
+
+        Args:
+            images: as `preprocess` makes them; an empty batch is allowed.
+            observe: told what was done, part by part.
 
         Raises:
             DataError: images of another type, shape or size, or that hold NaN or infinite values.
@@ -116,28 +134,33 @@ class OnnxClassifier:
         with _as_export_error(0):
             values: dict[str, Array] = {self.manifest.blocks[0].inputs[0]: images}
         memory = None
+        last = 0
         for i, block in enumerate(self.manifest.blocks):
             if not len(inside):
                 break
-            values = self._block(i, values, len(inside))
+            values, last = self._block(i, values, len(inside)), i
+            tell(observe, "block", i, len(inside))
             if not self._decides[i]:
                 continue
             chances = self._policy.probabilities(i, values[block.logits])
             decision = self._policy.decide(i, chances, memory)
-            memory = decision.memory
+            memory, leaves = decision.memory, decision.leaves
+            tell(observe, "decision", i, len(inside))
             if not self._fires[i]:
                 continue
-            leaves = decision.leaves
             probabilities[inside[leaves]] = chances[leaves]
             left_at[inside[leaves]] = i + 1
-            if leaves.any():
-                stays = np.flatnonzero(~leaves)
+            stays = np.flatnonzero(~leaves)
+            if 0 < len(stays) < len(inside):
                 tensors = [*block.next_state, StateTensor(name=block.logits, batch=(0, 1))]
                 with _as_export_error(i):
                     values = select(values, tensors, stays, len(inside))
                 memory = None if memory is None else memory[stays]
-                inside = inside[stays]
+            inside = inside[stays]
+            tell(observe, "compaction", i, len(inside))
         check_finite(checksum(images) + checksum(probabilities), lambda: images, probabilities)
+        if total:
+            tell(observe, "finish", last, total)
         return probabilities, left_at
 
     def _block(self, i: int, values: Mapping[str, Array], images: int) -> dict[str, Array]:
