@@ -208,6 +208,35 @@ def collect_outputs(
         return collect(network, stream, device, stream.total)
 
 
+def first_images(trained: TrainedRun, split: str, folder: str | None, count: int, flag: str = "--split") -> Tensor:
+    """Read the first images of a split, as the network takes them: (N, C, H, W) on the CPU, at most ``count``.
+
+    Args:
+        trained: of whose dataset.
+        split: its name.
+        folder: of the dataset, or its URL; by default the run's.
+        count: how many.
+        flag: flag or key that gave the split, for messages.
+
+    Raises:
+        DataError: no such dataset or split, or images that cannot be read.
+    """
+    from adaptive.data.reading.stream import EvaluationStream
+
+    data = trained.config.data.model_copy(update={"path": folder or trained.config.data.path})
+    index = load_index(data.path, data)
+    check_split(index, flag, split)
+    check_shards(index, data.path, split, settings=data)
+    parts: list[Tensor] = []
+    for batch in EvaluationStream(index, data, split, batch=min(count, 256)):
+        parts.append(batch.images[batch.labels >= 0])
+        if sum(map(len, parts)) >= count:
+            break
+    if not parts or not sum(map(len, parts)):
+        raise DataError(f"{flag} {split} holds no images to measure times on; give another split")
+    return torch.cat(parts)[:count]
+
+
 def _choose(store: CheckpointStore, which: str) -> Checkpoint:
     if which == "last":
         return newest_or_refuse(store)

@@ -11,12 +11,12 @@ from adaptive.commands.run_options import (
     add_overrides,
     add_weights,
     check_loading,
-    choose_device,
     left_out_words,
     load_run,
     prepare_tables,
     split_outputs,
 )
+from adaptive.commands.timing_options import add_timing, check_timing, timed_run
 from adaptive.foreign_text import say, shell_words
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from adaptive.inference.calibration.calibrate import Target
     from adaptive.inference.outputs import Outputs
     from adaptive.inference.policy import Policy
+    from adaptive.inference.time_model import TimeModel
     from adaptive.runs import TrainedRun
-
-TIMING_BATCH = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="held-out images to choose on; by default data.val_split of the run")
     parser.add_argument("--seed", type=int, default=0, help="of halves and gates (default 0)")
     parser.add_argument("--out", metavar="FILE", help="where the policy goes; by default RUN/policy.json")
-    parser.add_argument("--timing-batch", type=int, help="batch for milliseconds (default evaluate.batch, at most 64)")
+    add_timing(parser)
     add_weights(parser)
     add_overrides(parser)
     add_loading(parser)
@@ -77,22 +76,46 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     from adaptive.errors import PolicyError
     from adaptive.files import json_text
-    from adaptive.inference.calibration.calibrate import fit
 
     check_loading(arguments)
     prepare_tables(arguments)
     given, budget = _target(arguments)
+    check_timing(arguments, used=budget is not None and budget.unit == "ms")
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     if len(trained.network.exits) == 1:
         raise PolicyError(f"{trained.folder} has one exit, where everybody leaves: there is nothing to calibrate")
     split = arguments.split or trained.config.data.val_split
-    macs = [float(cost.macs) for cost in trained.network.costs()]
-    costs, unit = macs, "MACs"
+    out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
     if budget is not None and budget.unit == "ms":
-        trained.network.to(choose_device(arguments.device))
-        costs, unit = _milliseconds(trained, arguments), "ms"
-    target = _in_unit(given, budget, costs)  # one out of range is refused before the images are run
-    outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.val_split")
+        result, policy = _by_the_clock(trained, arguments, split, budget.value, out)
+    else:
+        costs = [float(cost.macs) for cost in trained.network.costs()]
+        target = _in_unit(given, budget, costs)  # one out of range is refused before the images are run
+        outputs = _outputs(trained, arguments, split)
+        policy = _fitted(trained, arguments, split, outputs, costs, target)
+        _save(policy, out)
+        result = _result(trained, policy, outputs, out)
+    if arguments.json:
+        print(json_text(result))
+    else:
+        _print(result, policy)
+    return 0
+
+
+def _outputs(trained: TrainedRun, arguments: argparse.Namespace, split: str) -> Outputs:
+    return split_outputs(trained, arguments, split, "--split" if arguments.split else "data.val_split")
+
+
+def _fitted(
+    trained: TrainedRun,
+    arguments: argparse.Namespace,
+    split: str,
+    outputs: Outputs,
+    costs: list[float] | TimeModel,
+    target: Target,
+) -> Policy:
+    from adaptive.inference.calibration.calibrate import fit
+
     policy = fit(
         outputs.logits,
         outputs.labels,
@@ -101,19 +124,31 @@ def run(arguments: argparse.Namespace) -> int:
         kind=arguments.kind,
         method=arguments.method,
         temperature=arguments.temperature,
-        unit=unit,
         split=split,
         seed=arguments.seed,
+        collaboration=trained.network.collaboration,
     )
-    policy = policy.model_copy(update={"network": trained.identity})
-    out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
-    _save(policy, out)
-    result = _result(trained, policy, outputs, macs, out)
-    if arguments.json:
-        print(json_text(result))
-    else:
-        _print(result, policy)
-    return 0
+    return policy.model_copy(update={"network": trained.identity})
+
+
+def _by_the_clock(
+    trained: TrainedRun, arguments: argparse.Namespace, split: str, milliseconds: float, out: Path
+) -> tuple[dict[str, Any], Policy]:
+    """Choose a policy by a model of time, and hold its promise against the runner."""
+    from adaptive.inference.calibration.calibrate import Target
+    from adaptive.inference.calibration.timed import Clockwork, check_milliseconds
+    from adaptive.inference.promises import template
+
+    with timed_run(trained, arguments, split, arguments.kind) as timing:
+        kind = template(arguments.kind, len(trained.network.exits))
+        check_milliseconds(milliseconds, Clockwork(timing.model, kind, trained.network.collaboration), "--budget")
+        outputs = _outputs(trained, arguments, split)
+        policy = _fitted(trained, arguments, split, outputs, timing.model, Target(budget=milliseconds))
+        _save(policy, out)
+        verdict = timing.verdict(policy)
+    result = _result(trained, policy, outputs, out)
+    conditions = timing.bench.conditions
+    return {**result, "timing": {**verdict.document(conditions), "words": verdict.lines(conditions)}}, policy
 
 
 def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None]:
@@ -122,8 +157,6 @@ def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None
     from adaptive.inference.calibration.budget_argument import Budget
     from adaptive.inference.calibration.calibrate import Target
 
-    if arguments.timing_batch is not None and arguments.timing_batch < 1:
-        raise PolicyError(f"--timing-batch {arguments.timing_batch} is too small; give 1 or more")
     if arguments.budget is not None:
         if arguments.delta is not None:
             raise PolicyError(f"--delta {arguments.delta:g} belongs to --max-loss; leave it out with --budget")
@@ -157,20 +190,12 @@ def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -
         def shown(cost: float) -> str:
             if budget.unit == "share":
                 return f"{cost / costs[-1]:.3g}"
-            return f"{cost:.4g} ms" if budget.unit == "ms" else human(cost)
+            return human(cost)
 
         raise PolicyError(
             f"--budget {shown(value)} is {where}; give something from {shown(costs[0])} to {shown(costs[-1])}"
         )
     return Target(budget=min(max(value, costs[0]), costs[-1]))
-
-
-def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace) -> list[float]:
-    """Measure the milliseconds per image up to each exit here; each at least a little more than the one before."""
-    from adaptive.inference.profile import exit_milliseconds
-
-    batch = arguments.timing_batch or min(arguments.batch or trained.config.evaluate.batch, TIMING_BATCH)
-    return exit_milliseconds(trained.network, batch, precision=trained.config.train.precision)
 
 
 def _save(policy: Policy, path: Path) -> None:
@@ -183,9 +208,11 @@ def _save(policy: Policy, path: Path) -> None:
         raise PolicyError(f"--out {path} cannot be written: {error.strerror}; choose another file") from None
 
 
-def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, macs: list[float], out: Path) -> dict[str, Any]:
+def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, out: Path) -> dict[str, Any]:
     """Return accuracy and cost of the policy on all of the held-out images."""
     from adaptive.inference.outputs import simulate
+
+    macs = [float(cost.macs) for cost in trained.network.costs()]
 
     found = simulate(policy, outputs.probabilities(policy))
     counts = found.counts(len(macs))
@@ -247,9 +274,8 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
         f"top-1 {result['top1']:.2f} % (full network {result['top1_full']:.2f} %) for {human(result['macs'])} MACs an "
         f"image, {100 * share:.1f} % of the full cost"
     )
-    if result["calibration"]["unit"] == "ms":
-        spent, full = result["calibration"]["cost"], result["calibration"]["costs"][-1]
-        say(f"measured here: {spent:.4g} ms an image, the full network {full:.4g}")
+    for line in result.get("timing", {}).get("words", ()):
+        say(line)
     say(f"written: {result['policy']}")
     run = shell_words(result["run"])
     say(f"next: adaptive predict {run} IMAGE..., or adaptive report {run}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BUDGETS = 40
 SHOWN = 8  # budgets in the printed table
 TIMING_BATCH = 64
+ROUNDS = 6  # of measuring milliseconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     result = _result(trained, split, outputs)
     if not arguments.no_timing:
-        result["milliseconds"] = _milliseconds(trained, arguments.batch or trained.config.evaluate.batch)
+        result["milliseconds"] = _milliseconds(trained, arguments, split)
     try:
         result["budgeted"] = _budgeted(trained, arguments, outputs, split)
     except ModelError as error:  # what the exits do is worth knowing all the more
@@ -119,14 +120,32 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
     }
 
 
-def _milliseconds(trained: TrainedRun, batch: int) -> dict[str, Any]:
-    """Measure the milliseconds per image up to each exit on this machine, at a batch of at most 64."""
-    from adaptive.inference.profile import exit_milliseconds, machine_name
+def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace, split: str) -> dict[str, Any]:
+    """Measure a model of time on this machine, at a batch of at most 64, and what it says of every exit."""
+    from adaptive.inference.profile import machine_name
+    from adaptive.inference.promises import Bench, probe, template
+    from adaptive.inference.time_model import middle
+    from adaptive.inference.time_probe import repeats
+    from adaptive.runs import first_images
 
-    network, size = trained.network, min(batch, TIMING_BATCH)
-    device = next(network.parameters()).device
-    times = exit_milliseconds(network, size, rounds=5, precision=trained.config.train.precision)
-    return {"machine": machine_name(device), "device": device.type, "batch": size, "exits": times}
+    network, batch = trained.network, min(arguments.batch or trained.config.evaluate.batch, TIMING_BATCH)
+    exits = len(network.exits)
+    bench = Bench.of(network, "torch", trained.config.train.precision, batch)
+    policy = template(arguments.kind, exits)
+    images = first_images(trained, split, arguments.data, batch)
+    models = probe(bench, bench.runner(policy), policy, images, ROUNDS)
+    conditions, model = bench.conditions, middle(models)
+    return {
+        "machine": machine_name(next(network.parameters()).device),
+        "device": conditions.device,
+        "batch": batch,
+        "threads": conditions.threads,
+        "precision": conditions.precision,
+        "runtime": conditions.runtime,
+        "exits": model.exits,
+        "repeats": repeats(models, [1 / exits] * exits),
+        "model": model.model_dump(),
+    }
 
 
 def _budgeted(
@@ -210,7 +229,8 @@ def _print_tables(result: dict[str, Any]) -> None:
             print(f"exit {entry['exit']}: {count} answers are NaN or infinite, and count as wrong")
     if "milliseconds" in result:
         timing = result["milliseconds"]
-        say(f"ms per image up to each exit at batch {timing['batch']} on {timing['machine']}")
+        noise = f"repeats to {100 * timing['repeats']:.1f} %"
+        say(f"ms per image if all leave at that exit, at batch {timing['batch']} on {timing['machine']}, which {noise}")
     if any(entry["macs_lazy"] < entry["macs"] for entry in result["exits"]):
         lazy = ", ".join(f"{human(entry['macs_lazy'])}" for entry in result["exits"])
         say(f"MACs up to each exit without what only later exits need (lazy evaluation): {lazy}")

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from adaptive.errors import PolicyError
 from adaptive.files import write_atomically
+from adaptive.inference.conditions import Conditions
 from adaptive.inference.frozen_model import FrozenModel
 from adaptive.inference.policy_kinds import Kind
 
@@ -78,6 +79,8 @@ class Calibration(FrozenModel):
     """How many images leave at each exit there."""
     split: str = ""
     """Split of the dataset that they came from."""
+    timing: Conditions | None = None
+    """For ms, what they hold for."""
 
 
 class Decision(NamedTuple):

@@ -6,14 +6,12 @@ side by side.
 
 from __future__ import annotations
 
-import platform
 import random
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ from adaptive.inference.acceleration.accelerated import Acceleration, Prepare
 from adaptive.inference.acceleration.times import AcceleratedTimes, AcceleratedTurns
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.runner import DynamicClassifier
-from adaptive.inference.timing import Spread, synchronize, timed
+from adaptive.inference.timing import Spread, device_name, synchronize, timed
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 
@@ -104,35 +102,12 @@ class _Clock:
             self.samples[i] = samples
 
 
-def exit_milliseconds(network: AdaptiveNetwork, batch: int, rounds: int = 10, precision: str = "fp32") -> list[float]:
-    """Measure what one image takes up to each exit, decisions included, in milliseconds at a batch size: k numbers.
-
-    Medians over ``rounds`` batches of noise for which nobody leaves, after one to warm up.
-    """
-    exits = len(network.exits)
-    nobody = Policy(thresholds=[NOBODY] * (exits - 1) + [EVERYBODY])
-    runner = DynamicClassifier(network, nobody, precision, decide_everywhere=True)
-    side = network.input_size
-    images = torch.randn(batch, network.channels, side, side, generator=torch.Generator().manual_seed(0))
-    images = images.to(runner.device)
-    clock, measured = _Clock(runner.device), []
-    for _ in range(rounds + 1):
-        clock.start()
-        runner.run(images, clock)
-        parts = [sum(v for (_, i), v in clock.times.items() if i == number) for number in range(exits)]
-        measured.append([sum(parts[: i + 1]) / batch for i in range(exits)])
-    return [statistics.median(row[i] for row in measured[1:]) for i in range(exits)]
-
-
 def machine_name(device: torch.device) -> str:
     """Name of the GPU, or of the processor and the number of threads."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return device_name(device)
     threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{device_name(device)}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def profile(

@@ -65,7 +65,7 @@ class ExitTimes(FrozenModel):
     decision: list[float] = Field(default_factory=list)
     ask: list[float] = Field(default_factory=list)
     """Writing the answers and finding out who stays, by the number of images that were in."""
-    copy_: list[float] = Field(default_factory=list, alias="copy")
+    pick: list[float] = Field(default_factory=list)
     """On top of that if somebody leaves: picking out those who stay, by their number."""
     drop: float = 0.0
     """On top of ``ask`` if nobody stays."""
@@ -74,7 +74,7 @@ class ExitTimes(FrozenModel):
     def _fits(self) -> ExitTimes:
         if self.sizes != sorted(set(self.sizes)) or self.sizes[0] < 1:
             raise ValueError(f"sizes {self.sizes}: give numbers of images, rising, from 1")
-        for name in ("block", "exit", "decision", "ask", "copy_"):
+        for name in ("block", "exit", "decision", "ask", "pick"):
             values = getattr(self, name)
             if len(values) not in ((len(self.sizes),) if name == "block" else (0, len(self.sizes))):
                 raise ValueError(f"{name}: {len(values)} times for {len(self.sizes)} sizes")
@@ -86,7 +86,7 @@ class TimeModel(FrozenModel):
 
     conditions: Conditions
     parts: Annotated[list[ExitTimes], Field(min_length=1)]
-    """One per exit; the first block sees whole batches only."""
+    """One per exit; blocks that run for whole batches only, as the first, have the batch's times at every size."""
     finish: float = 0.0
     """What follows the last decision of a batch."""
     steps: bool = False
@@ -130,20 +130,24 @@ class TimeModel(FrozenModel):
         factor = cost / float(np.dot(here, prices))
         return [factor * price for price in prices]
 
+    def scaled(self, factor: float) -> TimeModel:
+        """The same with every time multiplied."""
+
+        def part(times: ExitTimes) -> ExitTimes:
+            lists = {name: [factor * value for value in getattr(times, name)] for name in _LISTS}
+            return times.model_copy(update={"drop": factor * times.drop, **lists})
+
+        return self.model_copy(update={"parts": [*map(part, self.parts)], "finish": factor * self.finish})
+
     def resampled(self, sizes: Sequence[int]) -> TimeModel:
         """The same model told at other sizes, of which the last is the batch (or what it is padded to)."""
 
         def part(times: ExitTimes) -> ExitTimes:
-            own = list(sizes) if len(times.sizes) > 1 else [sizes[-1]]
-            parts = {name: [self._at(times, name, n) for n in own] for name in _LISTS if getattr(times, name)}
-            return ExitTimes.model_validate(
-                {"sizes": own, "drop": times.drop, **{name.rstrip("_"): values for name, values in parts.items()}}
-            )
+            numbers = np.asarray(sizes)
+            lists = {name: self._table(times, name, numbers).tolist() for name in _LISTS if getattr(times, name)}
+            return ExitTimes.model_validate({"sizes": list(sizes), "drop": times.drop, **lists})
 
         return self.model_copy(update={"parts": [part(times) for times in self.parts]})
-
-    def _at(self, times: ExitTimes, name: str, images: int) -> float:
-        return float(self._table(times, name, np.array([images]))[0])
 
     def _table(self, times: ExitTimes, name: str, images: NDArray[np.int_]) -> Array:
         """Milliseconds of a part for numbers of images, 0 where the runtime has no such part."""
@@ -166,7 +170,7 @@ class TimeModel(FrozenModel):
             spent = np.sum([self._table(times, name, images) for name in names], axis=0)
             total += float(_binomial(batch, still_in[i], 1 - still_in[i])[1:] @ spent)
             if asked.fires[i] and i < len(self.parts) - 1:
-                copies = np.array([times.drop, *self._table(times, "copy_", images)])
+                copies = np.array([times.drop, *self._table(times, "pick", images)])
                 stay = still_in[i + 1]
                 # so many stay, less the cases where they are all that were in
                 left = _binomial(batch, stay, 1 - stay) - _binomial(batch, stay, 1 - still_in[i])
@@ -174,7 +178,7 @@ class TimeModel(FrozenModel):
         return total
 
 
-_LISTS = ("block", "exit", "decision", "ask", "copy_")
+_LISTS = ("block", "exit", "decision", "ask", "pick")
 
 
 def middle(models: Sequence[TimeModel]) -> TimeModel:
@@ -197,7 +201,7 @@ def middle(models: Sequence[TimeModel]) -> TimeModel:
 
 def _mean(parts: Sequence[ExitTimes]) -> ExitTimes:
     lists = {
-        name.rstrip("_"): np.mean([getattr(part, name) for part in parts], axis=0).tolist()
+        name: np.mean([getattr(part, name) for part in parts], axis=0).tolist()
         for name in _LISTS
         if getattr(parts[0], name)
     }

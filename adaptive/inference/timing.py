@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -33,6 +35,16 @@ class Spread:
     def scaled(self, factor: float) -> Spread:
         """The same in another unit (factor above 0)."""
         return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def synchronize(device: torch.device) -> None:

@@ -68,9 +68,23 @@ def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
     ]
     places = list(dict.fromkeys(where(run) for run in timed))
     caption = f"Accuracy against milliseconds per image, measured on {'; '.join(places)}. {_explain(series)}"
+    caption += _how_policies_were_timed(timed)
     # A processor's full name is wider than the figure.
     label = "\n".join(["milliseconds per image", *(textwrap.wrap(places[0], 42) if len(places) == 1 else ())])
     return _draw("accuracy_ms", series, (), label, lambda value: f"{value:.3g} ms", caption)
+
+
+def _how_policies_were_timed(runs: Sequence[RunReport]) -> str:
+    """Return what to append to the caption on how milliseconds of policies come about, if any are drawn."""
+    if not any(run.budgeted or run.policy for run in runs):
+        return ""
+    old = [run.name for run in runs if run.timing and run.timing.model is None]
+    if not old:
+        return " Policies by the model of time: every part at the number of images that are still in."
+    return (
+        f" Policies of {', '.join(old)} are computed from full-batch times, and too cheap: their batches shrink. Run "
+        "adaptive evaluate again."
+    )
 
 
 def where(run: RunReport) -> str:

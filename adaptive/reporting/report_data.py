@@ -16,6 +16,7 @@ from adaptive.foreign_text import visible
 from adaptive.inference.checks import check_answers
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
+from adaptive.inference.time_model import Asked, TimeModel
 from adaptive.metrics import measure_outputs
 
 _CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB
@@ -23,12 +24,16 @@ _CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured milliseconds of one image up to each exit, with the machine, device and images per batch."""
+    """Measured milliseconds of one image if all leave at an exit, with the machine, device and images per batch.
+
+    ``model`` tells what policies cost; evaluations before it was measured have none.
+    """
 
     machine: str
     device: str
     batch: int
     milliseconds: list[float]
+    model: TimeModel | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,15 @@ class RunReport(RunFacts):
         return float(np.dot(self.shares, self.macs))
 
     def mean_milliseconds(self, shares: Sequence[float]) -> float:
-        """Mean milliseconds of an image when these shares (k,) leave at each exit; needs a timing."""
+        """Mean milliseconds of an image when these shares (k,) leave at each exit; needs a timing.
+
+        By the model of time, with exits that take nobody not asked. Without one it is the shares of what full batches
+        take, which is too little: batches shrink, and small ones take longer per image.
+        """
         assert self.timing is not None
+        if self.timing.model is not None:
+            taken = [*(share > 0 for share in shares[:-1]), True]
+            return self.timing.model.mean(shares, Asked(taken, taken, taken))
         return float(np.dot(shares, self.timing.milliseconds))
 
     def accuracy_at(self, number: int) -> float | None:
@@ -165,6 +177,7 @@ class _Clock(_File):
     device: str
     batch: int
     exits: list[float]
+    model: TimeModel | None = None
 
 
 class _Point(_File):
@@ -284,7 +297,14 @@ def _from_evaluation(evaluation: Mapping[str, Any], exits: int) -> tuple[Timing 
     clock, curve = evaluation.get("milliseconds"), evaluation.get("budgeted")
     timing = None
     if clock and len(clock["exits"]) == exits:
-        timing = Timing(visible(clock["machine"]), visible(clock["device"]), clock["batch"], list(clock["exits"]))
+        model = TimeModel.model_validate(clock["model"]) if clock.get("model") else None
+        timing = Timing(
+            visible(clock["machine"]),
+            visible(clock["device"]),
+            clock["batch"],
+            list(clock["exits"]),
+            model if model and len(model.parts) == exits else None,
+        )
     if not curve:
         return timing, (), ""
     points = [BudgetPoint(p["cost"], p["top1"], list(p["shares"])) for p in curve["points"]]

@@ -12,6 +12,7 @@ from adaptive.inference.calibration.calibrate import curve
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runner import DynamicClassifier
+from adaptive.inference.time_model import TimeModel
 from adaptive.runs import TrainedRun, collect_outputs, load
 from tests.end_to_end.test_evaluate import read_test_images
 from tests.helpers.commands import Forks, start_command
@@ -85,6 +86,10 @@ def test_budgeted_curve_is_that_of_a_walk_over_single_images(
         assert point["cost"] == pytest.approx(cost, abs=1.001 * (macs[-1] - macs[0]) / len(labels))
     times = result["milliseconds"]["exits"]
     assert 0 < times[0] < times[1] < times[2]
+    model = TimeModel.model_validate(result["milliseconds"]["model"])
+    assert model.exits == pytest.approx(times)
+    assert model.conditions.batch == result["milliseconds"]["batch"]
+    assert {"threads", "precision", "runtime", "repeats"} < set(result["milliseconds"])
 
 
 def test_evaluate_leaves_out_what_it_is_told_to(run: Path, commands: Forks) -> None:
@@ -145,24 +150,54 @@ def test_every_way_to_calibrate(words: list[str], run: Path, commands: Forks, tm
 
 def test_a_budget_in_milliseconds_is_measured_here(run: Path, commands: Forks, tmp_path: Path) -> None:
     out = tmp_path / "policy.json"
+    options = ["--timing-batch", "8", "--rounds", "4", "--threads", "1", "--json", "--out", str(out)]
     middle = "1000000ms"
     for attempt in range(6):
-        ended = commands.run(["calibrate", str(run), "--budget", middle, "--timing-batch", "8", "--out", str(out)])
+        ended = commands.run(["calibrate", str(run), "--budget", middle, *options])
         if attempt and ended.code == 0:
             break
         line = ended.error_line("calibrate")
-        assert "; give something from " in line
-        assert attempt or "above the last exit's" in line
-        highest = float(line.split(" to ")[-1].removesuffix(" ms"))
-        lowest = float(line.split("something from ")[1].split(" ms")[0])
+        assert "(torch, fp32, cpu, batch 8, 1 thread); give a budget in this range" in line
+        lowest = float(line.split("an image takes from ")[1].split(" ms")[0])
+        highest = float(line.split(" exit 1) to ")[1].split(" ms")[0])
         # Halfway up of what was just measured; times differ from run to run, on a busy machine by more than that.
         middle = f"{(lowest + highest) / 2}ms"
     assert ended.code == 0, ended
     policy = Policy.load(out)
-    assert policy.calibration is not None
-    assert policy.calibration.unit == "ms"
-    assert policy.expected_cost <= float(middle.removesuffix("ms"))
-    assert "measured here" in ended.out
+    calibration = policy.calibration
+    assert calibration is not None
+    assert calibration.unit == "ms"
+    assert calibration.timing is not None
+    assert (calibration.timing.batch, calibration.timing.threads, calibration.timing.runtime) == (8, 1, "torch")
+    assert policy.expected_cost <= float(middle.removesuffix("ms")) * (1 + 1e-9)
+    timing = json.loads(ended.out)["timing"]
+    assert timing["ratio"] == pytest.approx(timing["measured"] / timing["promised"])
+    assert timing["conditions"] == calibration.timing.model_dump()
+    assert {"repeats", "full", "again", "images", "shares", "words"} < set(timing)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threads", "0"], "--threads 0 is too small; give 1 or more"),
+        (["--rounds", "3"], "--rounds 3 is too small; give 4 or more"),
+        (["--timing-batch", "0"], "--timing-batch 0 is too small; give 1 or more"),
+        (["--runtime", "onnx", "--precision", "bf16"], "--runtime onnx computes in fp32"),
+        (["--runtime", "onnx", "--device", "cuda"], "--runtime onnx is timed on the processor"),
+        (["--runtime", "tensorrt"], "invalid choice: 'tensorrt'"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_options_of_milliseconds_are_checked_first(words: list[str], said: str, commands: Forks) -> None:
+    ended = commands.run(["calibrate", "no-such-run", "--budget", "3ms", *words])
+    assert ended.code == 2 if "tensorrt" in words else ended.code != 0
+    assert said in ended.err
+
+
+def test_options_of_milliseconds_are_refused_where_nothing_is_timed(commands: Forks) -> None:
+    ended = commands.run(["calibrate", "no-such-run", "--budget", "0.5", "--runtime", "onnx"])
+    line = ended.error_line("calibrate")
+    assert "--runtime onnx goes with a budget in milliseconds (--budget 3.5ms); leave it out" in line
 
 
 def test_predict_gives_what_the_python_way_gives(

@@ -5,7 +5,7 @@ import torch
 
 from adaptive.inference.acceleration.cuda_graphs import Graphs
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.profile import exit_milliseconds, profile
+from adaptive.inference.profile import profile
 from adaptive.inference.timing import Spread
 from tests.inference.acceleration.test_accelerated import Replays
 from tests.inference.test_runner import halving, images, network, stored
@@ -57,12 +57,6 @@ def test_everybody_at_the_first_exit_takes_the_first_blocks_time() -> None:
     assert found.still_in == [1, 0, 0, 0]
     nobody = profile(net, Policy(thresholds=[NOBODY] * 3 + [EVERYBODY]), images(net), rounds=2)
     assert nobody.still_in == [1, 1, 1, 1]
-
-
-def test_milliseconds_rise_from_exit_to_exit() -> None:
-    times = exit_milliseconds(network("test_resnet"), batch=4, rounds=3)
-    assert len(times) == 4
-    assert 0 < times[0] < times[1] < times[2] < times[3]
 
 
 def test_spread_of_one_and_of_several() -> None:

@@ -28,7 +28,7 @@ def model(batch: int = 16, sizes: list[int] = SIZES, factor: float = 1.0, steps:
             exit=times(0.2, 0.05, sizes),
             decision=times(0.3, 0.01, sizes),
             ask=times(0.1, 0.001, sizes),
-            copy=times(0.05, 0.1, sizes),
+            pick=times(0.05, 0.1, sizes),
             drop=0.02,
         )
 
@@ -66,7 +66,7 @@ def drawn(found: TimeModel, shares: list[float], asked: Asked, batches: int) -> 
             if stay == 0:
                 total += part.drop
             elif stay < n:
-                total += at(part, "copy_", stay, found.steps)
+                total += at(part, "pick", stay, found.steps)
             n = stay
         spent.append(total)
     return np.array(spent) / batch
@@ -177,4 +177,4 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_file_brings_the_model_back() -> None:
     found = model()
-    assert TimeModel.model_validate_json(found.model_dump_json(by_alias=True)) == found
+    assert TimeModel.model_validate_json(found.model_dump_json()) == found

@@ -46,7 +46,7 @@ def make_run(
     classes: int = 4,
     policy: bool = True,
     temperatures: bool = True,
-    evaluation: bool = True,
+    evaluation: bool | dict[str, Any] = True,
     names: list[str] | None = None,
     **changes: Any,
 ) -> RunReport:
@@ -68,7 +68,8 @@ def make_run(
     }
     outputs = make_outputs(exits, images, len(names) if names else classes)
     facts = RunFacts(policy=decides, **{**settings, **changes})
-    return build_run(outputs, facts, make_evaluation(exits) if evaluation else None)
+    measured = make_evaluation(exits) if evaluation is True else evaluation or None
+    return build_run(outputs, facts, measured)
 
 
 def make_tiles(run: RunReport, per_exit: int = 6, size: int = 24) -> list[Tile]:

@@ -13,12 +13,14 @@ from PIL import Image
 
 from adaptive.errors import AdaptiveError, MachineError
 from adaptive.inference.calibration.reliability import reliability
+from adaptive.reporting.accuracy_curves import against_milliseconds
 from adaptive.reporting.class_statistics import class_shares, confused_pairs, confusion
 from adaptive.reporting.exit_figures import stem
 from adaptive.reporting.image_wall import choose as choose_images
 from adaptive.reporting.image_wall import square, thumbnail
 from adaptive.reporting.published import REFERENCES, choose, recognise
-from tests.reporting.reports import make_outputs, make_run, make_tiles, write
+from tests.inference.test_time_model import model
+from tests.reporting.reports import make_evaluation, make_outputs, make_run, make_tiles, write
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -208,6 +210,22 @@ def test_runs_of_different_kinds_stand_side_by_side(tmp_path):
 def test_milliseconds_of_a_policy_are_the_shares_of_the_measured_ones():
     run = make_run()
     assert run.mean_milliseconds([0.5, 0.25, 0.25]) == pytest.approx(0.5 * 0.5 + 0.25 * 1.0 + 0.25 * 1.5)
+
+
+def test_milliseconds_of_a_policy_come_from_the_model_of_time():
+    of = model()
+    evaluation = make_evaluation(3)
+    evaluation["milliseconds"] |= {"batch": 16, "exits": of.exits, "model": of.model_dump()}
+    shares = [0.9, 0.08, 0.02]
+    run = make_run(evaluation=evaluation)
+    assert run.mean_milliseconds(shares) == pytest.approx(of.mean(shares))
+    assert run.mean_milliseconds(shares) > 1.15 * np.dot(shares, of.exits)  # what was promised before
+    drawing = against_milliseconds([run])
+    assert drawing is not None
+    assert "model of time" in drawing.caption
+    old = against_milliseconds([make_run()])
+    assert old is not None
+    assert "Policies of digits are computed from full-batch times, and too cheap" in old.caption
 
 
 def test_large_outputs_are_taken_in_pieces():

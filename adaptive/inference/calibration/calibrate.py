@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from adaptive.inference.calibration.risk import control
 from adaptive.inference.calibration.search import cheapest, search
 from adaptive.inference.calibration.temperature import fit_temperatures
 from adaptive.inference.calibration.thresholds import Choice, Scored, check_budget
+from adaptive.inference.calibration.timed import Clockwork, within
 from adaptive.inference.outputs import ExitProbabilities, decisions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Calibration, Gate, Policy
 from adaptive.inference.policy_kinds import KINDS, Kind
+from adaptive.inference.time_model import TimeModel
 
 METHODS = ("search", "geometric", "maximum")
 
@@ -105,7 +107,7 @@ def calibrate(
 def fit(
     logits: Any,
     labels: Any,
-    costs: Sequence[float],
+    costs: Sequence[float] | TimeModel,
     target: Target,
     *,
     kind: Kind = "confidence",
@@ -114,6 +116,7 @@ def fit(
     unit: str = "MACs",
     split: str = "",
     seed: int = 0,
+    collaboration: bool = False,
 ) -> Policy:
     """Build a policy for any target.
 
@@ -124,28 +127,37 @@ def fit(
     Args:
         logits: (k, N, C) of k exits for N held-out images.
         labels: (N,).
-        costs: (k,), of one image up to each exit, strictly rising.
+        costs: (k,), of one image up to each exit, strictly rising; or for a budget in ms per image a model of time,
+            by which the policy is within it. Its calibration then has the prices of the exits where its images leave.
         target: what the policy has to keep.
         kind: score of the policy; see `Policy`.
         method: as in `calibrate`; others than ``search`` for a budget only.
         temperature: divide each exit's logits by a fitted temperature.
-        unit: of the costs, for the record.
+        unit: of the costs, for the record; ms with a model of time.
         split: where the images come from, for the record.
         seed: of all that is drawn.
+        collaboration: with a model of time, whether an exit of the network takes the answer of the one before.
 
     Raises:
         PolicyError: as in `calibrate`; a target that cannot be met.
         ModelError: logits are NaN or infinite.
     """
-    values, truth, prices = _checked("logits", logits, labels, costs, kind, method)
+    timed = costs if isinstance(costs, TimeModel) else None
+    named = costs.linearised([1.0] * len(costs.parts)) if isinstance(costs, TimeModel) else costs
+    values, truth, prices = _checked("logits", logits, labels, named, kind, method)
+    if timed is not None and target.budget is None:
+        raise PolicyError(f"a model of time is for a budget; give costs for {next(iter(target.named()))}")
     if target.budget is None and method != "search":
         raise PolicyError(f"method {method} is for a budget; use method search for {next(iter(target.named()))}")
     middle = (prices[0] + prices[-1]) / 2
     if target.budget is not None:
-        check_budget(target.budget, prices, unit)
+        if timed is None:
+            check_budget(target.budget, prices, unit)
         middle = target.budget
     parts = _Parts.of(len(truth), kind, target, seed)
     ready = _Ready.from_logits(values, truth, prices, kind, middle, parts, temperature, seed)
+    if timed is not None:
+        return ready.within(target, timed, collaboration, method, split)
     return ready.policy(target, ready.choose(target, method, seed), method, unit, split)
 
 
@@ -266,6 +278,21 @@ class _Ready:
             return search(chosen, self.costs, budgets, smooth=method == "search")
         geometric = GeometricCurve(chosen, self.costs)
         return [geometric.at(budget) for budget in budgets]
+
+    def within(self, target: Target, model: TimeModel, collaboration: bool, method: str, split: str) -> Policy:
+        """The policy for a budget in milliseconds by a model of time."""
+        assert target.budget is not None
+        clockwork = Clockwork(model, self.template, collaboration)
+        chosen = self.scored.subset(self.parts.choosing)
+
+        def choose(prices: list[float], budget: float) -> Choice:
+            return replace(self, costs=prices).choose_all([budget], method)[0]
+
+        found = within(chosen, choose, clockwork, target.budget)
+        policy = replace(self, costs=found.prices).policy(target, found.choice, method, "ms", split)
+        assert policy.calibration is not None
+        timing = policy.calibration.model_copy(update={"timing": model.conditions})
+        return policy.model_copy(update={"calibration": timing})
 
     def policy(self, target: Target, choice: Choice, method: str, unit: str, split: str) -> Policy:
         outcome = choice.outcome
