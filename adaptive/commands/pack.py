@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from adaptive.data.packing.pack import PackReport
 
 SUSPECT_LISTED = 5
-_OF_PACKING = ("hold_out", "test_split", "leave_out", "no_splits", "max_side", "max_bad", "overwrite")
+_OF_PACKING = (
+    *("hold_out", "hold_out_test", "test_split", "leave_out", "no_splits", "max_side", "max_bad", "overwrite"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "10000, as their own val becomes split test)",
     )
     parser.add_argument(
+        "--hold-out-test",
+        type=int,
+        default=0,
+        metavar="M",
+        help="move M other training images to a split test, which nothing is chosen on (0); for sources without one",
+    )
+    parser.add_argument(
         "--test-split",
         choices=("val", "test"),
         help="split of SOURCE that is measured at the end: with val, class folders in val/ become split test",
@@ -74,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-bytes", type=int, default=256 << 20, metavar="B", help="size of a shard in bytes (268435456)"
     )
     parser.add_argument("--shard-count", type=int, default=10_000, metavar="N", help="most images in a shard (10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the order and of the hold-out (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of order and hold-out (0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is at DEST")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
@@ -94,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         shard_bytes=arguments.shard_bytes,
         shard_count=arguments.shard_count,
         hold_out=arguments.hold_out,
+        hold_out_test=arguments.hold_out_test,
         max_side=arguments.max_side,
         max_bad=arguments.max_bad,
         seed=arguments.seed,

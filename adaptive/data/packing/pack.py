@@ -57,6 +57,7 @@ class PackOptions:
     shard_bytes: int = SHARD_BYTES
     shard_count: int = SHARD_COUNT
     hold_out: int | None = None
+    hold_out_test: int = 0
     max_side: int | None = None
     max_bad: int = 0
     seed: int = 0
@@ -73,6 +74,7 @@ class PackOptions:
             "shard_bytes": 1,
             "shard_count": 1,
             "hold_out": 0,
+            "hold_out_test": 0,
             "max_side": 1,
             "max_bad": 0,
             "seed": 0,
@@ -112,6 +114,7 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     shard_count: int = SHARD_COUNT,
     hold_out: int | None = None,
+    hold_out_test: int = 0,
     max_side: int | None = None,
     max_bad: int = 0,
     seed: int = 0,
@@ -134,9 +137,10 @@ def pack(
         shard_count: Most images in one shard.
         hold_out: Number of training images to move to a split val; by default 0, for ImageNet and Tiny-ImageNet
             downloads 50,000 and 10,000 (less for parts of them).
+        hold_out_test: Number of training images to move to a split test, where the source has none.
         max_side: Shrink images whose longer side exceeds this many pixels.
         max_bad: Unreadable images to leave out before giving up.
-        seed: Seed of the order in shards and of the hold-out.
+        seed: Seed of the order in shards and of what is held out.
         workers: Processes; by default one per core.
         overwrite: Replace a dataset that is at ``destination``.
         progress: Show progress on stderr.
@@ -153,6 +157,7 @@ def pack(
         shard_bytes,
         shard_count,
         hold_out,
+        hold_out_test,
         max_side,
         max_bad,
         seed,
@@ -179,7 +184,7 @@ def pack_with_report(source: str | Path, destination: str | Path, options: PackO
             check_destination(final, options.overwrite)
         with listing(source, options.progress):
             found = open_source(source, choices)
-            arrange_splits(found, options.test_split, options.hold_out, options.seed)
+            arrange_splits(found, options.test_split, options.hold_out, options.hold_out_test, options.seed)
         with machine_errors(staging):
             tasks = _plan(found, staging, options)
             _keep_or_clean(staging, tasks, options)

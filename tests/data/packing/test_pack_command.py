@@ -80,8 +80,16 @@ def test_a_few_bytes_that_no_pixel_used_are_told(photos, tmp_path, capsys):
     assert "suspect, but counted as fine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [("--hold-out", 3), ("--leave-out", "x"), ("--no-splits",), ("--max-bad", 1)])
+@pytest.mark.parametrize(
+    "words", [("--hold-out", 3), ("--hold-out-test", 3), ("--leave-out", "x"), ("--no-splits",), ("--max-bad", 1)]
+)
 def test_what_says_how_to_pack_is_not_passed_over(tmp_path, words):
     for mode in ("--index", "--verify"):
         with pytest.raises(DataError, match=f"{mode} packs nothing; leave out {words[0]}"):
             run_command(mode, tmp_path, *words)
+
+
+def test_command_holds_out_for_all_three(photos, tmp_path, capsys):
+    assert run_command(photos, tmp_path / "packed", "--hold-out", 3, "--hold-out-test", 4, "--json") == 0
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    assert {name: split["images"] for name, split in splits.items()} == {"train": 5, "val": 3, "test": 4}

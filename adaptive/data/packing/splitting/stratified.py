@@ -23,7 +23,12 @@ LabelledItem = TypeVar("LabelledItem", bound=Labelled)
 
 
 def take(
-    items: list[LabelledItem], count: int, seed: int, flag: str, twins: Mapping[int, Sequence[int]] | None = None
+    items: list[LabelledItem],
+    count: int,
+    seed: int,
+    flag: str,
+    twins: Mapping[int, Sequence[int]] | None = None,
+    draw: int = 1,
 ) -> tuple[list[LabelledItem], list[LabelledItem]]:
     """Return ``count`` images, each class in proportion to its size, and the others; fewer where twins forbid it.
 
@@ -33,6 +38,7 @@ def take(
         seed: of the choice.
         flag: what asks for them, for messages.
         twins: positions of images with the same bytes, by each of these: they are taken all or not at all.
+        draw: number of the choice: of one seed two of them know nothing of each other.
 
     Raises:
         DataError: there are too few images.
@@ -43,7 +49,7 @@ def take(
             f"{flag} {count} is too many: of {len(items)} training images every one of {len(sizes)} classes keeps "
             f"at least one; take {len(items) - len(sizes)} or less"
         )
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed], spawn_key=(1,))))
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed], spawn_key=(draw,))))
     seen: Counter[int] = Counter()
     ranks = np.empty(len(items))
     # Ordered by an image's random rank in its class, divided by the size of the class, the first ``count`` images hold
