@@ -40,7 +40,7 @@ quickstart: setup
 	@echo "  $(RUN)/checkpoints            to continue from, or to deploy"
 	@echo "Try next, after '. $(VENV)/bin/activate':"
 	@echo "  adaptive predict $(RUN) IMAGE...            classify images, each only as deep as it needs"
-	@echo "  adaptive pack FOLDER data/mine --hold-out 500        your own images, one folder per class"
+	@echo "  adaptive pack FOLDER data/mine --hold-out 500 --hold-out-test 500   your own images, one folder per class"
 	@echo "  adaptive train configs/quickstart.yaml data.path=data/mine data.image_size=64 train.run_folder=runs/mine"
 
 setup: $(VENV)/ready

@@ -59,6 +59,7 @@ setup(
         # What runs an export without torch, after `pip install --no-deps adaptive-training`; see requirements.py.
         "onnx": [
             "array-api-compat>=1.12",
+            "filelock>=3.30",
             "numpy>=1.26",
             "onnxruntime>=1.20",
             "pillow>=11",

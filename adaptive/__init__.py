@@ -14,6 +14,7 @@ _HOMES = {
     "DynamicClassifier": "adaptive.inference.runner",
     "OnnxClassifier": "adaptive.inference.export.onnx_runner",
     "Policy": "adaptive.inference.policy",
+    "Seen": "adaptive.inference.drift.seen",
     "calibrate": "adaptive.inference.calibration.calibrate",
     "create_model": "adaptive.networks.create",
     "load": "adaptive.runs",

@@ -19,6 +19,7 @@ OTHER = "adaptive"  # a distribution on PyPI, whose package has the name of this
 # What runs an export where neither torch nor timm is: the extra `onnx` of setup.py.
 TORCH_FREE = (
     "array-api-compat>=1.12",
+    "filelock>=3.30",
     "numpy>=1.26",
     "onnxruntime>=1.20",
     "pillow>=11",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from adaptive.data.shards.index import check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, DataError, reason_of, told_refusals
 from adaptive.foreign_text import shown_location
 from adaptive.inference.checks import check_policy
+from adaptive.inference.in_sample import InSample, policy_on
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.inference.policy import NetworkIdentity, Policy
 from adaptive.networks.from_config import rebuild_network
@@ -160,6 +161,37 @@ def load_policy(path: str, trained: TrainedRun) -> Policy:
         run=str(trained.folder),
     )
     return policy
+
+
+def named(policy: Policy, trained: TrainedRun, folder: str | None = None) -> Policy:
+    """Return a policy that remembers its network, and the dataset (by default the run's) that it was calibrated on."""
+    data = trained.config.data
+    calibration = policy.calibration
+    if calibration is not None:
+        calibration = calibration.model_copy(update={"dataset": load_index(folder or data.path, data).fingerprint})
+    return policy.model_copy(update={"network": trained.identity, "calibration": calibration})
+
+
+def in_sample(
+    trained: TrainedRun, split: str, folder: str | None = None, policy: Policy | None = None, which: str = "best"
+) -> InSample:
+    """Say what the images of a split have chosen: the run's checkpoint, by its validation, or a policy.
+
+    Args:
+        trained: the run.
+        split: that is measured.
+        folder: of the dataset, or its URL; by default the run's.
+        policy: that is measured; of this network.
+        which: as `load` was told: a checkpoint that was named by its step was not chosen.
+
+    Raises:
+        DataError: no such dataset.
+    """
+    data = trained.config.data
+    fingerprint = load_index(folder or data.path, data).fingerprint
+    found = policy_on(policy, split, fingerprint, trained.dataset)
+    validated = which == "best" and trained.checkpoint.score is not None
+    return replace(found, checkpoint=validated and (split, fingerprint) == (data.val_split, trained.dataset))
 
 
 def collect_outputs(

@@ -115,6 +115,7 @@ def _fitted(
     target: Target,
 ) -> Policy:
     from adaptive.inference.calibration.calibrate import fit
+    from adaptive.runs import named
 
     policy = fit(
         outputs.logits,
@@ -128,7 +129,7 @@ def _fitted(
         seed=arguments.seed,
         collaboration=trained.network.collaboration,
     )
-    return policy.model_copy(update={"network": trained.identity})
+    return named(policy, trained, arguments.data)
 
 
 def _by_the_clock(
@@ -223,6 +224,7 @@ def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, out: Path) ->
         "run": str(trained.folder),
         "checkpoint": trained.checkpoint.path.name,
         "images": images,
+        "in_sample": True,
         "left_out": dict(outputs.left_out),
         "split": policy.calibration.split,
         "top1": found.top1(outputs.labels),
@@ -240,13 +242,15 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
     from rich.table import Table
 
     from adaptive.inference.calibration.temperature import HIGHEST, LOWEST
+    from adaptive.inference.in_sample import REMEDY, InSample
     from adaptive.inference.policy import NOBODY
     from adaptive.reporting.tables import human, print_table
 
     asked = ", ".join(f"{name} {value:.6g}" for name, value in result["calibration"]["target"].items())
     unit = f" {result['calibration']['unit']}" if "budget" in result["calibration"]["target"] else ""
     title = f"{policy.kind}, {result['calibration']['method']} ({asked}{unit}) on {result['images']:,} images of "
-    table = Table(title=title + result["split"], title_justify="left")
+    chose = InSample(policy=True, tested="epsilon" in result["calibration"]["target"])
+    table = Table(title=f"{title}{result['split']} ({chose.headline})", title_justify="left")
     for name in ("exit", "threshold", "temperature", "leave here"):
         table.add_column(name, justify="right")
     small = ".3g"  # a gate's scores may all be
@@ -278,4 +282,5 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
         say(line)
     say(f"written: {result['policy']}")
     run = shell_words(result["run"])
-    say(f"next: adaptive predict {run} IMAGE..., or adaptive report {run}")
+    say(f"to know what it brings on other images, {REMEDY}: adaptive report {run}")
+    say(f"next: adaptive predict {run} IMAGE...")

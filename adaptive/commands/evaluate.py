@@ -21,6 +21,7 @@ from adaptive.foreign_text import say, visible
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adaptive.inference.in_sample import InSample
     from adaptive.inference.outputs import Outputs
     from adaptive.runs import TrainedRun
 
@@ -63,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     split = arguments.split or trained.config.data.test_split
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     result = _result(trained, split, outputs)
+    chose = _chose(trained, split, arguments)
+    result |= {"in_sample": bool(chose), "chose": chose.chose}
     if not arguments.no_timing:
         result["milliseconds"] = _milliseconds(trained, arguments, split)
     try:
@@ -75,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json_text(result))
     else:
-        _print_tables(result)
+        _print_tables(result, chose)
     try:
-        figures = _draw(trained, result, name)
+        figures = _draw(trained, result, name, chose.headline)
     except Exception as error:  # a figure more or less: what was measured is printed and written already
         say(f"adaptive evaluate: the figures cannot be drawn: {reason_of(error)}", file=sys.stderr)
         figures = []
@@ -118,6 +121,19 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
         "left_out": dict(outputs.left_out),
         "exits": exits,
     }
+
+
+def _chose(trained: TrainedRun, split: str, arguments: argparse.Namespace) -> InSample:
+    """Say what these images have chosen; a policy that is of no use here has no part in it."""
+    from contextlib import suppress
+
+    from adaptive.errors import PolicyError
+    from adaptive.runs import in_sample, load_policy
+
+    policy = None
+    with suppress(PolicyError):
+        policy = load_policy(str(trained.folder / "policy.json"), trained)
+    return in_sample(trained, split, arguments.data, policy, arguments.checkpoint)
 
 
 def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -193,7 +209,7 @@ def _budgeted(
     }
 
 
-def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
+def _draw(trained: TrainedRun, result: dict[str, Any], name: str, mark: str) -> list[Path]:
     from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
     from adaptive.tracking.record import read
 
@@ -202,27 +218,38 @@ def _draw(trained: TrainedRun, result: dict[str, Any], name: str) -> list[Path]:
     curves = [Curve(f"{label}, exits", [e["macs"] for e in exits], [e["top1"] for e in exits], "anytime")]
     if result["budgeted"]:
         points = sorted(result["budgeted"]["points"], key=lambda point: point["cost"])
-        curves.append(Curve(f"{label}, exits", [p["cost"] for p in points], [p["top1"] for p in points], "budgeted"))
+        curves.append(
+            Curve(
+                f"{label}, exits",
+                [p["cost"] for p in points],
+                [p["top1"] for p in points],
+                "budgeted",
+                f"chosen on other images ({result['budgeted']['images']:,} of {visible(result['budgeted']['split'])})",
+            )
+        )
     title = f"{trained.folder.name}: {result['images']:,} {result['split']} images"
-    figures = [accuracy_against_cost(curves, trained.folder / f"{name}.png", title)]
+    figures = [accuracy_against_cost(curves, trained.folder / f"{name}.png", title, mark)]
     log = trained.folder / "metrics.jsonl"
     if log.is_file():  # a run folder copied without its log is still a network to measure
         figures.append(training_curves(read(log), trained.folder / "training.png"))
     return figures
 
 
-def _print_tables(result: dict[str, Any]) -> None:
+def _print_tables(result: dict[str, Any], chose: InSample) -> None:
+    from adaptive.inference.in_sample import REMEDY
     from adaptive.reporting.tables import exit_table, human, print_table
 
     say(f"{result['run']}: {result['backbone']}, {result['checkpoint']} ({result['weights']} weights)")
     say(f"{result['images']:,} images of {result['split']}{left_out_words(result['left_out'])}")
+    if chose:
+        say(f"{chose.headline}; {REMEDY}")
     full = result["exits"][-1]["macs"]
     times = result.get("milliseconds", {}).get("exits", [None] * len(result["exits"]))
     rows = [
         {**entry, "module": entry["after"], "share": entry["macs"] / full, "ms": milliseconds}
         for entry, milliseconds in zip(result["exits"], times, strict=True)
     ]
-    print_table(exit_table(rows))
+    print_table(exit_table(rows, chose.headline or None))
     for entry in result["exits"]:
         if entry["not_finite"]:
             count = f"{entry['not_finite']:,} of {result['images']:,}"
@@ -244,8 +271,11 @@ def _budgeted_table(result: dict[str, Any], full: float) -> Any:
     from adaptive.reporting.tables import human
 
     budgeted = result["budgeted"]
-    title = f"{budgeted['kind']} policies, thresholds by {budgeted['method']} on {budgeted['images']:,} images of "
-    table = Table(title=title + f"{budgeted['split']}, measured on {result['split']}", title_justify="left")
+    title = (
+        f"{budgeted['kind']} policies, thresholds by {budgeted['method']}, chosen on other images than measured: on "
+    )
+    measured = f"{budgeted['images']:,} of {budgeted['split']}, and measured on {result['split']}"
+    table = Table(title=title + measured, title_justify="left")
     for name in ("budget", "mean MACs", "share", "top-1 %", *(f"exit {e['exit']}" for e in result["exits"])):
         table.add_column(name, justify="right")
     points = budgeted["points"]

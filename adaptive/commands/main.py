@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a network with early exits, or continue a run",
     "evaluate": "measure every exit of a run, and policies",
     "calibrate": "choose on held-out images who leaves where",
+    "policy": "check whether images are still like the calibration's",
     "predict": "classify images, each as deep as it needs",
     "report": "draw a page about runs, with curves and images",
     "dashboard": "set up a W&B workspace, upload offline runs",

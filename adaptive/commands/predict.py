@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
     from adaptive.data.images.image_files import ImageFile
+    from adaptive.inference.drift.seen import Watch
+    from adaptive.inference.policy import Policy
 
 BATCH = 64
 SKIPPED_LISTED = 10  # kinds of skipped files that are told
@@ -40,6 +42,8 @@ class Model:
         answer: arrays -> per image its exit, from 1, and the probability of every class.
         exits: how many there are.
         notice: a line for the user, or nothing.
+        policy: who leaves where.
+        watch: counts them, if asked to.
     """
 
     classes: list[str]
@@ -47,6 +51,8 @@ class Model:
     answer: Callable[[list[Any]], tuple[list[int], list[list[float]]]]
     exits: int
     notice: str = ""
+    policy: Policy | None = None
+    watch: Watch | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy", metavar="FILE", help="who leaves where; by default RUN/policy.json; none: everybody goes to the end"
+    )
+    parser.add_argument(
+        "--seen",
+        metavar="FILE",
+        help="add to this file where the images left, and how sure the exits were, for `adaptive policy check`",
     )
     parser.add_argument("--top", type=int, default=1, metavar="K", help="likeliest classes to name (default 1)")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images at a time (default {BATCH})")
@@ -86,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"adaptive predict: skipped {line}", file=sys.stderr)
     is_export = (Path(arguments.model) / "manifest.json").is_file()
     model = open_export(arguments) if is_export else open_run(arguments)
+    if arguments.seen is not None:
+        model = replace(model, watch=_watch(model, arguments.seen))
     if model.notice:
         say(f"adaptive predict: {model.notice}", file=sys.stderr)
     bad = [f"folder {folder}; the images in it have no answer" for folder in skipped.folders]
@@ -99,9 +112,29 @@ def run(arguments: argparse.Namespace) -> int:
                 answered.append(row)
     finally:  # what was answered before something failed, or the user stopped it, is shown as well
         _print_table(answered, model.exits)
+        if model.watch is not None:
+            own = model.watch.seen
+            total = own.add_to(arguments.seen)
+            say(f"counted {own.images:,} images: {arguments.seen} holds {total.images:,}", file=sys.stderr)
     for message in bad:
         say(f"adaptive predict: error: {message}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _watch(model: Model, path: str) -> Watch:
+    """Refuse a file that cannot take the counts, before anything is answered (raises PolicyError)."""
+    import importlib
+
+    from adaptive.errors import PolicyError
+    from adaptive.inference.drift.seen import Seen, Watch
+
+    importlib.import_module("adaptive.locks")  # if its package is missing, nothing was answered in vain
+    assert model.policy is not None
+    if not Path(path).absolute().parent.is_dir():
+        raise PolicyError(f"--seen {path}: there is no such folder; make it, or choose another file")
+    if Path(path).exists():
+        Seen.load(path).check(model.policy, f"--seen {path}", "the one in use")
+    return Watch(model.policy)
 
 
 def answers(
@@ -149,11 +182,16 @@ def _answered(
     model: Model, ready: list[tuple[ImageFile, Any]], bad: list[str]
 ) -> Iterator[tuple[ImageFile, int, list[float]]]:
     """Answer a batch; where that fails, image by image, so that one of them does not cost the others their answers."""
+    import numpy as np
+
     from adaptive.errors import DataError, ModelError
 
     images, arrays = zip(*ready, strict=True)
     try:
-        return zip(images, *model.answer(list(arrays)), strict=True)
+        exits, chances = model.answer(list(arrays))
+        if model.watch is not None:  # not the runner's own counts: it has answered the first image twice
+            model.watch.add(np.asarray(exits), np.asarray([max(each) for each in chances], np.float32))
+        return zip(images, exits, chances, strict=True)
     except (DataError, ModelError) as error:
         if len(ready) > 1:
             return chain.from_iterable([list(_answered(model, [one], bad)) for one in ready])
@@ -181,7 +219,6 @@ def open_run(arguments: argparse.Namespace) -> Model:
     """Open a run folder (raises AdaptiveError)."""
     import torch
 
-    from adaptive.inference.policy import Policy
     from adaptive.inference.runner import DynamicClassifier
     from adaptive.runs import load_policy
 
@@ -202,7 +239,12 @@ def open_run(arguments: argparse.Namespace) -> Model:
         return exits.tolist(), probabilities.tolist()
 
     return Model(
-        trained.classes, lambda image: trained.transform(image.open()), answer, len(trained.network.exits), notice
+        trained.classes,
+        lambda image: trained.transform(image.open()),
+        answer,
+        len(trained.network.exits),
+        notice,
+        classifier.policy,
     )
 
 
@@ -226,7 +268,13 @@ def open_export(arguments: argparse.Namespace) -> Model:
         probabilities, exits = classifier.run(np.stack(arrays))
         return exits.tolist(), probabilities.tolist()
 
-    return Model(classifier.classes, lambda image: classifier.preprocess(image.open()), answer, classifier.policy.exits)
+    return Model(
+        classifier.classes,
+        lambda image: classifier.preprocess(image.open()),
+        answer,
+        classifier.policy.exits,
+        policy=classifier.policy,
+    )
 
 
 def _print_table(rows: list[dict[str, Any]], exits: int) -> None:

@@ -148,13 +148,16 @@ def _paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured:
+    from adaptive.inference.in_sample import REMEDY
     from adaptive.reporting.report_data import RunFacts, build_run
+    from adaptive.runs import in_sample
 
     trained = load_run(folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     split = arguments.split or trained.config.data.test_split
     policy = _policy(trained, arguments.policy)
     evaluation, notices = _evaluation(trained, split)
     data = arguments.data or trained.config.data.path
+    chose = in_sample(trained, split, arguments.data, policy, arguments.checkpoint)
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
     costs = trained.network.costs()
     facts = RunFacts(
@@ -169,8 +172,11 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
         parameters=[cost.parameters for cost in costs],
         policy=policy,
         folder=shell_words(folder),
+        in_sample=chose,
     )
     report = build_run(outputs, facts, evaluation)
+    if chose:
+        notices.append(f"{chose.headline}; {REMEDY}")
     if outputs.left_out:
         notices.append(f"{report.images:,} images{left_out_words(outputs.left_out)}")
     if policy is None and (notice := no_policy_notice(trained, "so nobody leaves early")):

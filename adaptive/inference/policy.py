@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from adaptive.errors import PolicyError
 from adaptive.files import write_atomically
 from adaptive.inference.conditions import Conditions
+from adaptive.inference.drift.counts import Counts
 from adaptive.inference.frozen_model import FrozenModel
 from adaptive.inference.policy_kinds import Kind
 
@@ -81,6 +82,10 @@ class Calibration(FrozenModel):
     """Split of the dataset that they came from."""
     timing: Conditions | None = None
     """For ms, what they hold for."""
+    dataset: str = ""
+    """Fingerprint of that dataset; empty where it is not known."""
+    seen: Counts | None = None
+    """Where all held-out images leave by the policy, and how sure of them the exits are."""
 
 
 class Decision(NamedTuple):
@@ -133,6 +138,8 @@ class Policy(FrozenModel):
             raise ValueError(f"{len(self.temperatures)} temperatures for {exits} exits")
         if len(self.gates) != (exits - 1 if self.kind == "gate" else 0):
             raise ValueError(f"{len(self.gates)} gates for {exits} exits and kind {self.kind}")
+        if self.calibration and self.calibration.seen and len(self.calibration.seen.cells) != exits:
+            raise ValueError(f"calibration.seen counts {len(self.calibration.seen.cells)} exits of {exits}")
         return self
 
     @property

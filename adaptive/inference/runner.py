@@ -26,6 +26,7 @@ from adaptive.inference.checks import (
     refuse_broken_answers,
     refuse_broken_images,
 )
+from adaptive.inference.drift.seen import Seen, Watch, kept
 from adaptive.inference.observer import Observer, tell
 from adaptive.inference.outputs import Predictions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
@@ -84,9 +85,10 @@ class DynamicClassifier:
             first needed or by `warm_up`. Weights may be changed in place, but not exchanged. Or what prepares a
             function itself, see `AcceleratedStages`.
         batch_sizes: with ``accelerate``, the numbers of images that are prepared for; groups are padded up to them.
+        seen: count where images leave, and how sure the exits are of them; or counts of this policy to go on from.
 
     Raises:
-        PolicyError: the policy is for another number of exits, or was calibrated for other weights.
+        PolicyError: the policy is for another number of exits, or was calibrated for other weights; counts of another.
         ConfigError: ``accelerate`` or ``batch_sizes`` cannot be.
         MachineError: CUDA graphs are asked for on another device.
     """
@@ -99,12 +101,14 @@ class DynamicClassifier:
         decide_everywhere: bool = False,
         accelerate: Acceleration | Prepare | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
+        seen: Seen | bool = False,
     ) -> None:
         given, network = network, network if isinstance(network, AdaptiveNetwork) else network.network
         if policy is None:
             policy = Policy(thresholds=[NOBODY] * (len(network.exits) - 1) + [EVERYBODY])
         check_policy(policy, network.exit_names, lambda: _fingerprint(given, network))
         self.network, self.policy = network.eval(), policy
+        self._watch = Watch.asked(policy, seen)
         self.precision = precision
         like = next(network.parameters())
         self.device, self._dtype = like.device, like.dtype
@@ -130,6 +134,11 @@ class DynamicClassifier:
     def prepared(self) -> int:
         """How many functions, at most one per stage and batch size, have been compiled or captured so far."""
         return self._accelerated.prepared if self._accelerated else 0
+
+    @property
+    def seen(self) -> Seen:
+        """The counts of all images answered so far (raises PolicyError where they are not kept)."""
+        return kept(self._watch)
 
     def with_policy(self, policy: Policy, decide_everywhere: bool = False) -> DynamicClassifier:
         """Return a runner of the same network, run in the same way, in which another policy decides (PolicyError)."""
@@ -186,6 +195,8 @@ class DynamicClassifier:
             if len(stay) == 0:
                 break
         check_finite(entered + checksum(probabilities), lambda: self._tensor(images), probabilities)
+        if self._watch is not None:
+            self._watch.add(exits, probabilities.amax(dim=1))
         tell(observe, "finish", stage.exit, total)
         return probabilities, exits
 
@@ -231,6 +242,8 @@ class DynamicClassifier:
             finished = Finished(group.positions[leave], Predictions(labels, confidences, exits))
             if not bool(checksum(confidences).isfinite()):
                 refuse_broken_answers(values[leave], finished.positions.tolist())
+            if self._watch is not None and len(leave):
+                self._watch.add(exits, confidences)
             if len(leave) < len(group):
                 stay = (~leaves).nonzero().squeeze(1)
                 lives_on = len(stay) == len(group) and self._accelerated is None  # what is accelerated is overwritten

@@ -45,10 +45,10 @@ def against_macs(runs: Sequence[RunReport], published: str | None) -> Drawing:
         for run in runs
     ]
     references = REFERENCES[published] if published else ()
-    caption = f"Accuracy against multiply-adds per image. {_explain(series)}"
+    caption = f"{marked(runs)}Accuracy against multiply-adds per image. {_explain(series)}"
     if references:
         caption += f" Grey: published on {TITLES[str(published)]}, {_sources(references)}."
-    return _draw("accuracy_macs", series, references, "multiply-adds per image", human, caption)
+    return _draw("accuracy_macs", series, references, "multiply-adds per image", human, caption, marked(runs))
 
 
 def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
@@ -67,11 +67,13 @@ def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
         if run.timing
     ]
     places = list(dict.fromkeys(where(run) for run in timed))
-    caption = f"Accuracy against milliseconds per image, measured on {'; '.join(places)}. {_explain(series)}"
+    caption = (
+        f"{marked(timed)}Accuracy against milliseconds per image, measured on {'; '.join(places)}. {_explain(series)}"
+    )
     caption += _how_policies_were_timed(timed)
     # A processor's full name is wider than the figure.
     label = "\n".join(["milliseconds per image", *(textwrap.wrap(places[0], 42) if len(places) == 1 else ())])
-    return _draw("accuracy_ms", series, (), label, lambda value: f"{value:.3g} ms", caption)
+    return _draw("accuracy_ms", series, (), label, lambda value: f"{value:.3g} ms", caption, marked(timed))
 
 
 def _how_policies_were_timed(runs: Sequence[RunReport]) -> str:
@@ -91,6 +93,22 @@ def where(run: RunReport) -> str:
     """Return the machine, device and batch that a run was timed with, as text."""
     assert run.timing is not None
     return f"{run.timing.machine} ({run.timing.device}), batch {run.timing.batch}"
+
+
+def marked(runs: Sequence[RunReport]) -> str:
+    """Return the first words of a caption on runs whose images had chosen something; none where none had."""
+    marks = [run.in_sample.headline for run in runs if run.in_sample]
+    if not marks:
+        return ""
+    if len(runs) == 1:
+        return f"{marks[0][0].upper()}{marks[0][1:]}. "
+    return "; ".join(f"{short(run.name, 18)} {run.in_sample.headline}" for run in runs if run.in_sample) + ". "
+
+
+def entitle(axes: Axes, mark: str) -> None:
+    """Draw a mark above a figure, which is looked at without its caption, too."""
+    if mark:
+        axes.set_title("\n".join(textwrap.wrap(mark, 50)), loc="left", fontsize="small", weight="normal")
 
 
 def _explain(series: Sequence[Series]) -> str:
@@ -115,9 +133,11 @@ def _draw(
     label: str,
     spell: Callable[[float], str],
     caption: str,
+    mark: str,
 ) -> Drawing:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
+        entitle(axes, mark)
         for i, reference in enumerate(references):
             _published(axes, reference, i)
         for i, one in enumerate(series):
@@ -131,7 +151,7 @@ def _draw(
         if len(series) > _NUMBERED_INSIDE:
             _numbers(axes, series)
 
-    rows = -(-(len(series) + len(references) + 2) // 2)
+    rows = -(-(len(series) + len(references) + 2) // 2) + len(textwrap.wrap(mark, 50))
     alt = f"{caption} " + " ".join(
         f"{one.label}: "
         + ", ".join(f"exit {i} {y:.1f} % at {spell(x)}" for i, (x, y) in enumerate(one.anytime, 1))
@@ -183,7 +203,7 @@ def _legend(series: Sequence[Series], references: Sequence[Reference]) -> Iterat
             [], [], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=8, label=drawn(short(one.label, 18))
         )
     if any(one.budgeted for one in series):
-        yield Line2D([], [], color=MUTED, linestyle=DASHES, label="budgeted")
+        yield Line2D([], [], color=MUTED, linestyle=DASHES, label="budgeted: chosen on\nother images")
     if any(one.policy for one in series):
         yield Line2D([], [], **_star(MUTED) | {"markersize": 14}, linestyle="none", label="policy.json")
     for i, reference in enumerate(references):

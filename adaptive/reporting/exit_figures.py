@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptive.inference.calibration.reliability import reliability
-from adaptive.reporting.accuracy_curves import short
+from adaptive.reporting.accuracy_curves import entitle, marked, short
 from adaptive.reporting.class_statistics import class_shares, confusion
 from adaptive.reporting.drawing import Drawing, draw
 from adaptive.reporting.report_data import RunReport
@@ -70,12 +70,13 @@ def leavers(runs: Sequence[RunReport]) -> Drawing | None:
     able = [run for run in runs if run.policy]
     if not able:
         return None
-    caption = "Accuracy of the images that leave at each exit."
+    caption = f"{marked(able)}Accuracy of the images that leave at each exit."
     if len(able) == 1:
         caption += " Hollow: what the last exit would have made of the same images."
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
+        entitle(axes, marked(able))
         for i, run in enumerate(able):
             numbers = [n for n in range(1, len(run.macs) + 1) if len(run.left_at(n))]
             style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}

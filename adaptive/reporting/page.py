@@ -13,6 +13,7 @@ from typing import Any
 from adaptive.errors import MachineError
 from adaptive.files import json_text, write_atomically
 from adaptive.foreign_text import visible
+from adaptive.inference.in_sample import REMEDY
 from adaptive.reporting import exit_figures as figures
 from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
 from adaptive.reporting.class_statistics import class_shares, confused_pairs
@@ -130,6 +131,8 @@ def _run_data(run: RunReport) -> dict[str, Any]:
         "dataset": run.dataset,
         "split": run.split,
         "images": run.images,
+        "in_sample": bool(run.in_sample),
+        "chose": run.in_sample.chose,
         "exits": [
             {
                 "exit": i + 1,
@@ -231,6 +234,7 @@ def _render(
         published=TITLES[published] if published else "",
         references=REFERENCES[published] if published else (),
         data=data,
+        remedy=REMEDY,
         small=max((tile.image.width for s in sections for e in s.exits for tile, _ in e.tiles), default=99) <= 16,
     )
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from adaptive.errors import AdaptiveError
 from adaptive.foreign_text import visible
 from adaptive.inference.checks import check_answers
+from adaptive.inference.in_sample import NOTHING, InSample
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
 from adaptive.inference.time_model import Asked, TimeModel
@@ -61,6 +62,7 @@ class RunFacts:
         parameters: (k,) up to each exit.
         policy: of the run, if any.
         folder: of the run, as a shell reads it, for the commands that the page names.
+        in_sample: what the measured images had chosen before.
     """
 
     name: str
@@ -74,6 +76,7 @@ class RunFacts:
     parameters: list[int]
     policy: Policy | None = None
     folder: str = ""
+    in_sample: InSample = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,20 +36,22 @@ class Curve:
         macs: multiply-adds of one image (for a budgeted curve: on average), rising.
         top1: accuracy in percent, one for each cost.
         kind: "anytime" is one point per exit, numbered; "budgeted" is a policy's curve, drawn dashed.
+        note: on how a budgeted curve came about, for the legend.
     """
 
     label: str
     macs: Sequence[float]
     top1: Sequence[float]
     kind: Literal["anytime", "budgeted"] = "anytime"
+    note: str = ""
 
     def __post_init__(self) -> None:
         if len(self.macs) != len(self.top1):
             raise ValueError(f"curve {self.label!r}: {len(self.macs)} costs for {len(self.top1)} accuracies")
 
 
-def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str = "") -> Path:
-    """Draw top-1 accuracy (%) over multiply-adds into a PNG.
+def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str = "", mark: str = "") -> Path:
+    """Draw top-1 accuracy (%) over multiply-adds into a PNG, below a title and a mark in a line of its own.
 
     Returns the path; raises MachineError if the file cannot be written.
     """
@@ -62,7 +65,8 @@ def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str 
             axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: tick_label(human(value)))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
-        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=visible(title))
+        heading = "\n".join([visible(title), *textwrap.wrap(mark, 60)])
+        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=heading)
         axes.margins(x=0.06, y=0.1)
         if curves:
             axes.legend(loc="lower right", markerscale=0.6)
@@ -114,7 +118,8 @@ def _figure(path: str | Path, columns: int) -> Iterator[tuple[Figure, list[Axes]
 def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     if curve.kind == "budgeted":
-        axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=drawn(f"{curve.label}, budgeted"))
+        label = "\n".join(map(drawn, filter(None, [f"{curve.label}, budgeted", curve.note])))
+        axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=label)
         return
     marker = MARKERS[index % len(MARKERS)]
     above = 3 + index  # a marker hides another curve's number beneath it, not only its marker

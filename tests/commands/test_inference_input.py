@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adaptive.commands.main import main
 from adaptive.errors import AdaptiveError
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.runs import TrainedRun, load
@@ -245,3 +246,38 @@ def test_calibrate_shows_small_thresholds_and_remarks_on_temperatures_at_their_b
     assert "3.2e-06" in shown
     assert "0.2500" in shown
     assert "temperature of exit 1, 3 at its bound (0.05 to 20)" in shown
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--workers", "0", "--json"])
+    assert ended.value.code == 0
+    return strict(capsys.readouterr().out)
+
+
+@pytest.mark.full
+def test_figures_of_images_that_chose_are_marked(
+    existing_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same dataset and split: its val chose the checkpoint, and a policy where one was calibrated on it."""
+    run = shutil.copytree(existing_run, tmp_path / "run")
+    evaluate = ["evaluate", str(run), "--no-timing", "--policy-split", "val"]
+    before = told([*evaluate, "--split", "val"], capsys)
+    assert (before["in_sample"], before["chose"]) == (True, ["checkpoint"])
+    policy = told(["calibrate", str(run), "--budget", "0.8", "--method", "geometric"], capsys)
+    assert policy["in_sample"] is True
+    assert policy["calibration"]["seen"]["cells"]
+    assert Policy.load(run / "policy.json").calibration.dataset == load(run).dataset  # type: ignore[union-attr]
+    for split, step, chose in (
+        ("val", "best", ["checkpoint", "policy"]),
+        ("val", "last", ["policy"]),
+        ("test", "best", []),
+    ):
+        found = told([*evaluate, "--split", split, "--checkpoint", step], capsys)
+        assert (found["in_sample"], found["chose"]) == (bool(chose), chose)
+    out = str(tmp_path / "report.html")
+    for split, marked in (("val", True), ("test", False)):
+        page = told(["report", str(run), "--split", split, "--wall", "0", "--out", out], capsys)
+        assert page["runs"][0]["in_sample"] is marked
+        mark = "<mark>in-sample: these images chose the checkpoint and the policy</mark>"
+        assert (mark in Path(out).read_text()) is marked

@@ -30,6 +30,7 @@ APART = {
     r"pack --index FOLDER": "a folder of shards; data/packing",
     r"IMAGE\.\.\.": "the user's images",
 }
+VERDICTS = (3, 4)  # of images that are other than the calibration's, or too few: as here, where most were trained on
 # Words that make a command quick, behind its own.
 QUICK = {
     "adaptive train configs/quickstart.yaml": "data.image_size=32 train.epochs=6",
@@ -62,12 +63,12 @@ def home(tmp_path: Path, digits: Path) -> Path:
 
     scanned = load_digits()
     for number, (pixels, label) in enumerate(zip(scanned.images, scanned.target, strict=True)):
-        folder = tmp_path / "FOLDER" / ("test" if number % 6 == 0 else "train") / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((32, 32)).save(folder / f"{number}.png")
-    photos = tmp_path / "photos"
-    for label in "0123456789":
-        shutil.copytree(tmp_path / "FOLDER" / "test" / label, photos / label)
+        for folder in (
+            tmp_path / "FOLDER" / str(label),
+            *([tmp_path / "photos" / str(label)] if number % 6 == 0 else ()),
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((32, 32)).save(folder / f"{number}.png")
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/cifar10").symlink_to("mine")  # which the README's first command packs
@@ -98,7 +99,7 @@ def test_every_command_that_one_machine_can_run_does(home: Path, forks: Forks) -
             shutil.copytree(home / "FOLDER", place / "photos")
         code, told = started(forks, [*command.words[1:], *more], place)
         run += 1
-        if code:
+        if code and not (text.startswith("adaptive policy check") and code in VERDICTS):
             failed.append(f"{command}: {code} {told[-300:]}")
         if text.startswith("adaptive train configs/quickstart.yaml data.path=data/mine"):
             assert failed == []

@@ -13,11 +13,13 @@ from PIL import Image
 
 from adaptive.errors import AdaptiveError, MachineError
 from adaptive.inference.calibration.reliability import reliability
-from adaptive.reporting.accuracy_curves import against_milliseconds
+from adaptive.inference.in_sample import InSample
+from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds
 from adaptive.reporting.class_statistics import class_shares, confused_pairs, confusion
-from adaptive.reporting.exit_figures import stem
+from adaptive.reporting.exit_figures import leavers, stem
 from adaptive.reporting.image_wall import choose as choose_images
 from adaptive.reporting.image_wall import square, thumbnail
+from adaptive.reporting.page import report_data
 from adaptive.reporting.published import REFERENCES, choose, recognise
 from tests.inference.test_time_model import model
 from tests.reporting.reports import make_evaluation, make_outputs, make_run, make_tiles, write
@@ -273,3 +275,25 @@ def test_pictures_keep_their_look():
     assert thumbnail(digit).startswith("data:image/png;base64,")
     tile = next(tile for tile in make_tiles(make_run(), 20) if not tile.right)
     assert "wrong, it is" in tile.description
+
+
+def test_a_page_of_images_that_chose_says_so_in_its_headlines(tmp_path):
+    headline = InSample(checkpoint=True, policy=True).headline
+    own = make_run(exits=2, images=60, split="val", in_sample=InSample(checkpoint=True, policy=True))
+    written = write([own], tmp_path)
+    page = written.page.read_text()
+    assert f"<h2>digits <mark>{headline}</mark></h2>" in page
+    assert f"every exit on 60 images of val ({headline})" in page
+    assert "measure on images that chose nothing: split test" in page
+    for drawing in (against_macs([own], None), against_milliseconds([own]), leavers([own])):
+        assert drawing.caption.startswith(f"I{headline[1:]}. ")
+    [run] = report_data([own], None)["runs"]
+    assert (run["in_sample"], run["chose"]) == (True, ["checkpoint", "policy"])
+
+
+def test_other_images_have_no_mark():
+    other = make_run(exits=2, images=60)
+    caption = against_macs([other], None).caption
+    assert caption.startswith("Accuracy against")
+    assert "chosen on other images" in caption
+    assert report_data([other], None)["runs"][0]["in_sample"] is False

@@ -13,6 +13,7 @@ from adaptive.errors import PolicyError
 from adaptive.inference.calibration.gates import fit_gates
 from adaptive.inference.calibration.geometric import GeometricCurve
 from adaptive.inference.calibration.input_checks import check_name, check_outputs, check_probabilities
+from adaptive.inference.calibration.reference import with_counts
 from adaptive.inference.calibration.risk import control
 from adaptive.inference.calibration.search import cheapest, search
 from adaptive.inference.calibration.temperature import fit_temperatures
@@ -101,7 +102,7 @@ def calibrate(
     check_budget(budget, prices, unit)
     parts = _Parts.of(len(truth), kind, target, seed)
     ready = _Ready.of(values, truth, prices, kind, budget, parts, [], seed)
-    return ready.policy(target, ready.choose(target, method, seed), method, unit, split)
+    return with_counts(ready.policy(target, ready.choose(target, method, seed), method, unit, split), values)
 
 
 def fit(
@@ -157,8 +158,10 @@ def fit(
     parts = _Parts.of(len(truth), kind, target, seed)
     ready = _Ready.from_logits(values, truth, prices, kind, middle, parts, temperature, seed)
     if timed is not None:
-        return ready.within(target, timed, collaboration, method, split)
-    return ready.policy(target, ready.choose(target, method, seed), method, unit, split)
+        policy = ready.within(target, timed, collaboration, method, split)
+    else:
+        policy = ready.policy(target, ready.choose(target, method, seed), method, unit, split)
+    return with_counts(policy, ExitProbabilities(values, policy))
 
 
 def curve(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from adaptive.data.images.decode import decode_image
 from adaptive.errors import DataError, ExportError, reason_of
 from adaptive.inference.checks import check_finite, check_images, check_policy, checksum
+from adaptive.inference.drift.seen import Seen, Watch, kept
 from adaptive.inference.export.export_manifest import AGAIN, Manifest, StateTensor, require
 from adaptive.inference.observer import Observer, tell
 from adaptive.inference.policy import Policy
@@ -47,6 +48,7 @@ class OnnxClassifier:
         providers: of onnxruntime, the best first, each by its name or as (name, options); by default the CPU.
         session_options: an onnxruntime.SessionOptions for every block, instead of ``threads``.
         decide_everywhere: decide also where the policy can let nobody leave, to measure what decisions cost.
+        seen: count where images leave, and how sure the exits are of them; or counts of this policy to go on from.
 
     Attributes:
         manifest: what the folder holds.
@@ -56,6 +58,7 @@ class OnnxClassifier:
     Raises:
         ExportError: the folder is none of an export, a file is missing or was changed, onnxruntime is missing, or has
             no such providers or options.
+        PolicyError: ``seen`` holds counts of another policy.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class OnnxClassifier:
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         session_options: Any = None,
         decide_everywhere: bool = False,
+        seen: Seen | bool = False,
     ) -> None:
         folder = Path(folder)
         self.manifest = Manifest.read(folder)
         self.manifest.check_files(folder, "onnx")
         self.classes, self.preprocess = self.manifest.classes, self.manifest.preprocess
+        self._watch = Watch.asked(self.manifest.policy, seen)
         self.set_policy(self.manifest.policy, decide_everywhere)
         chosen, options = _providers(providers), _options(threads, session_options)
         self._sessions = [_session(folder / str(block.onnx), chosen, options) for block in self.manifest.blocks]
@@ -80,7 +85,7 @@ class OnnxClassifier:
         return self._policy
 
     def set_policy(self, policy: Policy, decide_everywhere: bool = False) -> None:
-        """Let another policy decide.
+        """Let another policy decide; what is counted begins anew.
 
         Args:
             policy: of this network.
@@ -91,15 +96,23 @@ class OnnxClassifier:
         """
         exits = len(self.manifest.blocks)
         check_policy(policy, self.manifest.exits, lambda: self.manifest.fingerprint)
+        if self._watch is not None and policy is not self.manifest.policy:
+            self._watch = Watch(policy)
         self._policy = policy
         self._fires = [decide_everywhere or policy.can_fire(i) for i in range(exits - 1)] + [True]
         # A score that depends on the exits before needs their answers, also where nobody can leave.
         remembers = policy.needs_every_exit and any(self._fires[:-1])
         self._decides = [fires or remembers for fires in self._fires]
 
+    @property
+    def seen(self) -> Seen:
+        """The counts of all images answered so far (raises PolicyError where they are not kept)."""
+        return kept(self._watch)
+
     def with_policy(self, policy: Policy, decide_everywhere: bool = False) -> OnnxClassifier:
         """Return a runner of the same files, read once, in which another policy decides; see `set_policy`."""
         other = copy.copy(self)
+        other._watch = None  # it counts nothing
         other.set_policy(policy, decide_everywhere)
         return other
 
@@ -159,6 +172,8 @@ class OnnxClassifier:
             inside = inside[stays]
             tell(observe, "compaction", i, len(inside))
         check_finite(checksum(images) + checksum(probabilities), lambda: images, probabilities)
+        if self._watch is not None:
+            self._watch.add(left_at, probabilities.max(axis=1))
         if total:
             tell(observe, "finish", last, total)
         return probabilities, left_at

@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaptive.commands.main import main
 from adaptive.errors import DataError, ExportError, PolicyError
+from adaptive.inference.drift.seen import Seen
 from adaptive.inference.export import export_manifest as manifest_module
 from adaptive.inference.export.export_manifest import MANIFEST, StateTensor
 from adaptive.inference.export.onnx_runner import OnnxClassifier, select
@@ -407,3 +409,49 @@ def test_a_manifest_that_does_not_fit_its_files_is_one_line(
     classifier.set_policy(Policy(thresholds=[NOBODY if part.startswith("blocks.1") else half, NOBODY, EVERYBODY]))
     with pytest.raises(ExportError, match=r"block \d does not fit the export's manifest"):
         classifier.run(images)
+
+
+def test_it_counts_what_it_has_seen_as_the_dynamic_runner_does(exported: Export, digit_images: Tensor) -> None:
+    one = exported("resnet")
+    runner, export = DynamicClassifier(one.network, one.policy, seen=True), OnnxClassifier(one.folder, seen=True)
+    for classifier in (runner, export):
+        classifier.predict(digit_images.numpy())
+    assert runner.seen == export.seen
+    assert export.seen.images == len(digit_images)
+    assert OnnxClassifier(one.folder, seen=export.seen).seen == export.seen
+    with pytest.raises(PolicyError, match="counts of another policy"):
+        OnnxClassifier(one.folder, seen=Seen.of(Policy(thresholds=[0.9, 0.0])))
+    export.set_policy(Policy(thresholds=[0.3] * (one.policy.exits - 1) + [0.0]))
+    assert export.seen.images == 0
+    with pytest.raises(PolicyError, match="keeps no counts"):
+        _ = OnnxClassifier(one.folder).seen
+
+
+def test_predict_adds_to_a_file_of_counts(
+    exported: Export, digit_files: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every answered image once: the one that warms up is not counted twice, a broken one not at all."""
+    for number, content in enumerate([*digit_files[:5], b"no image"]):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    file, one = tmp_path / "seen.json", exported("resnet")
+    words = ["predict", str(one.folder), *map(str, sorted(tmp_path.glob("*.png"))), "--seen", str(file), "--batch", "3"]
+    for times in (1, 2):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--json"])
+        assert ended.value.code == 1
+        shown = capsys.readouterr()
+        assert f"counted 5 images: {file} holds {5 * times}" in shown.err
+        exits = [json.loads(line)["exit"] for line in shown.out.splitlines()]
+        seen = Seen.load(file)
+        assert seen.counts.leaving == [times * exits.count(i + 1) for i in range(one.policy.exits)]
+    seen.check(one.policy)
+    for more, told in (
+        (["--policy", "none"], f"--seen {file}: counts of another policy "),
+        (["--seen", str(tmp_path / "no" / "x")], "no/x: there is no such folder; make it"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, *more])
+        shown = capsys.readouterr()
+        assert told in shown.err
+        assert shown.out == ""  # before anything is answered
+    assert Seen.load(file) == seen

@@ -29,6 +29,7 @@ WORDS = {
     "train": ["configs/quickstart.yaml"],
     "evaluate": ["run"],
     "calibrate": ["run", "--budget", "0.5"],
+    "policy": ["check", "run", "--seen", "IMAGE"],
     "predict": ["run", "IMAGE"],
     "report": ["run"],
     "dashboard": ["--dry-run"],
@@ -71,7 +72,7 @@ for name in adaptive.__all__:
 print(json.dumps(told))
 """
 # Import names of the extra `onnx` and of what its packages bring along.
-ONNX = ["adaptive", "array_api_compat", "numpy", "onnxruntime", "PIL", "pydantic", "rich"]
+ONNX = ["adaptive", "array_api_compat", "filelock", "numpy", "onnxruntime", "PIL", "pydantic", "rich"]
 BROUGHT = ["annotated_types", "flatbuffers", "google", "markdown_it", "mdurl", "packaging", "pydantic_core", "pygments"]
 BROUGHT += ["typing_extensions", "typing_inspection"]
 
@@ -110,7 +111,7 @@ def test_without_torch_every_command_names_what_it_lacks(places: Path) -> None:
     told = as_if(ONNX, WORDS, places)
     # What runs without torch is there: nothing else may be missing of what an export takes.
     names = {n: told.pop(f"adaptive.{n}")[2] for n in adaptive.__all__ if f"adaptive.{n}" in told}
-    assert set(adaptive.__all__) - set(names) == {"OnnxClassifier", "Policy"}
+    assert set(adaptive.__all__) - set(names) == {"OnnxClassifier", "Policy", "Seen"}
     assert set(names.values()) == {
         "torch is not installed; this takes all that Adaptive needs: pip install adaptive-training"
     }

@@ -1,0 +1,1 @@
+"""Drift: counts of where images leave and how sure of them the exits are, and whether these are still the same."""
