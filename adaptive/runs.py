@@ -18,7 +18,7 @@ from adaptive.data.images.transforms import eval_transform
 from adaptive.data.shards.index import check_shards, check_split, load_index
 from adaptive.errors import CheckpointError, DataError, reason_of, told_refusals
 from adaptive.foreign_text import shown_location
-from adaptive.inference.checks import check_policy
+from adaptive.inference.checks import check_policy, read_policy
 from adaptive.inference.in_sample import InSample, policy_on
 from adaptive.inference.outputs import Outputs, collect
 from adaptive.inference.policy import NetworkIdentity, Policy
@@ -151,7 +151,7 @@ def _state(checkpoint: Checkpoint) -> _RunState:
 
 def load_policy(path: str, trained: TrainedRun) -> Policy:
     """Read a policy and refuse one of another network (raises PolicyError)."""
-    policy = Policy.load(path)
+    policy = read_policy(path, len(trained.network.exits))
     check_policy(
         policy,
         trained.network.exit_names,

@@ -13,6 +13,7 @@ from adaptive.commands.run_options import (
     check_loading,
     left_out_words,
     load_run,
+    one_exit_words,
     prepare_tables,
     split_outputs,
 )
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_timing(arguments, used=budget is not None and budget.unit == "ms")
     trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     if len(trained.network.exits) == 1:
-        raise PolicyError(f"{trained.folder} has one exit, where everybody leaves: there is nothing to calibrate")
+        raise PolicyError(one_exit_words(trained))
     split = arguments.split or trained.config.data.val_split
     out = Path(arguments.out) if arguments.out else trained.folder / "policy.json"
     if budget is not None and budget.unit == "ms":

@@ -253,6 +253,7 @@ def open_export(arguments: argparse.Namespace) -> Model:
     import numpy as np
 
     from adaptive.errors import ExportError
+    from adaptive.inference.checks import read_policy
     from adaptive.inference.export.onnx_runner import OnnxClassifier
     from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 
@@ -262,7 +263,7 @@ def open_export(arguments: argparse.Namespace) -> Model:
     if arguments.policy == "none":
         classifier.set_policy(Policy(thresholds=[NOBODY] * (classifier.policy.exits - 1) + [EVERYBODY]))
     elif arguments.policy is not None:
-        classifier.set_policy(Policy.load(arguments.policy))
+        classifier.set_policy(read_policy(arguments.policy, classifier.policy.exits))
 
     def answer(arrays: list[Any]) -> tuple[list[int], list[list[float]]]:
         probabilities, exits = classifier.run(np.stack(arrays))

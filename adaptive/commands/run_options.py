@@ -92,6 +92,18 @@ def no_policy_notice(trained: TrainedRun, consequence: str) -> str:
     )
 
 
+def one_exit_words(trained: TrainedRun) -> str:
+    """Return what to say of a run with one exit that is to be calibrated: what to train, and how to compare."""
+    folder = trained.folder if trained.folder.name not in ("", "..") else trained.folder.resolve()
+    other = folder.with_name(f"{folder.name}-exits")
+    train = shell_words("adaptive", "train", folder / "config.yaml", "model.exits=4", f"train.run_folder={other}")
+    compare = shell_words("adaptive", "bench", "inference", folder, other)
+    return (
+        f"{folder} has one exit, where everybody leaves: there is nothing to calibrate; to let images leave early "
+        f"train with exits: {train}; then calibrate that, and compare: {compare}"
+    )
+
+
 def prepare_tables(arguments: argparse.Namespace) -> None:
     """Import what prints tables, unless JSON is asked for: if it is missing, nothing was computed in vain."""
     if not arguments.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,22 @@ from adaptive.inference.policy import Policy
 Array = Any  # a torch tensor or a numpy array
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+ONE_EXIT = "the network has one exit, where nobody can leave early: leave the policy out (remove a policy.json)"
 _NAMED = 3  # images that a message names by their numbers
+
+
+def read_policy(path: str | Path, exits: int) -> Policy:
+    """Read the policy of a network with so many exits, not yet checked.
+
+    Raises:
+        PolicyError: it cannot be read; the remedy is one for such a network.
+    """
+    try:
+        return Policy.load(path)
+    except PolicyError as error:
+        if exits > 1:
+            raise
+        raise PolicyError(f"{str(error).rpartition('; ')[0]}; {ONE_EXIT}") from None
 
 
 def check_policy(
@@ -42,12 +58,11 @@ def check_policy(
         PolicyError: no policy, for another number of exits, or calibrated for other weights.
     """
     exits = len(exit_names) + 1
-    calibrate = f"calibrate: adaptive calibrate {shell_words(run)} --budget 0.5"
+    calibrate = f"calibrate: adaptive calibrate {shell_words(run)} --budget 0.5" if exits > 1 else ONE_EXIT
     if not isinstance(policy, Policy):
         raise PolicyError(f"{name} is a {type(policy).__name__}; give what adaptive.Policy.load returns")
     if policy.exits != exits:
-        remedy = f"; {calibrate}" if exits > 1 else ", where nobody can leave early: leave the policy out"
-        raise PolicyError(f"{name} is for {policy.exits} exits, {owner} has {exits}{remedy}")
+        raise PolicyError(f"{name} is for {policy.exits} exits, {owner} has {exits}; {calibrate}")
     if policy.network is None:
         return
     theirs, own = policy.network, fingerprint()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from adaptive import create_model
 from adaptive.errors import AdaptiveError, DataError, ModelError, PolicyError
+from adaptive.inference.checks import read_policy
 from adaptive.inference.export.export import export
 from adaptive.inference.export.export_manifest import Manifest, file_entry
 from adaptive.inference.export.onnx_runner import OnnxClassifier
@@ -324,8 +325,23 @@ class TestPolicies:
 
 
 def test_a_network_of_one_exit_is_told_that_it_needs_no_policy() -> None:
-    with pytest.raises(PolicyError, match="the network has 1, where nobody can leave early: leave the policy out"):
-        DynamicClassifier(create_model("test_resnet", 10, 1, input_size=32), Policy(thresholds=[NOBODY, EVERYBODY]))
+    network = create_model("test_resnet", 10, 1, input_size=32)
+    other = NetworkIdentity(backbone="test_resnet", exits=[], fingerprint="1" * 64)
+    for policy in (Policy(thresholds=[NOBODY, EVERYBODY]), Policy(thresholds=[EVERYBODY], network=other)):
+        with pytest.raises(PolicyError, match="nobody can leave early: leave the policy out") as error:
+            DynamicClassifier(network, policy)
+        assert "adaptive calibrate" not in str(error.value), "which refuses such a network"
+
+
+def test_an_unreadable_policy_is_made_anew_only_where_one_can_be_made(tmp_path: Path) -> None:
+    damaged = tmp_path / "policy.json"
+    damaged.write_text("{}")
+    for path, problem in ((damaged, "is no policy"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(PolicyError, match=f"{problem}.*calibrate"):
+            read_policy(path, 3)
+        with pytest.raises(PolicyError, match=f"{problem}.*leave the policy out") as error:
+            read_policy(path, 1)
+        assert "calibrat" not in str(error.value)
 
 
 def test_the_checks_need_no_torch() -> None:
