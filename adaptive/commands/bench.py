@@ -1,148 +1,230 @@
-"""``adaptive bench inference``: the time of each block and exit of a trained network on this machine."""
+"""``adaptive bench inference TARGET...``: runs and exports side by side here, or one run's blocks one by one."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive.commands.run_options import (
-    add_device,
-    add_overrides,
-    add_weights,
-    choose_device,
-    load_run,
-    network_for_inference,
-    prepare_tables,
-)
-from adaptive.foreign_text import say, shell_words
+from adaptive.commands.run_options import add_device, add_weights, choose_device, prepare_tables
+from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
-    import torch
-
-    from adaptive.inference.policy import Policy
-    from adaptive.inference.profile import InferenceProfile
-    from adaptive.runs import TrainedRun
+    from adaptive.inference.measuring.side_by_side import Row
+    from adaptive.inference.timing import Spread
 
 KINDS = ("inference",)
+IMAGES = 256
+ROUNDS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
+    from adaptive.inference.runtime_names import RUNTIMES
+
     parser.add_argument("kind", choices=KINDS, help="what to measure")
-    parser.add_argument("run_folder", metavar="RUN", help="run folder that `adaptive train` wrote")
-    parser.add_argument("--policy", metavar="FILE", help="who leaves where; by default RUN/policy.json")
+    parser.add_argument(
+        "targets",
+        metavar="TARGET",
+        nargs="+",
+        help="run folders, plain ones (model.exits=1) as well, and folders that `adaptive export` wrote; and key=value "
+        "for how data is read here: data.pipe=true allows a command as data.path, data.cache=DIR, ...",
+    )
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        choices=RUNTIMES,
+        default=["torch"],
+        help="what runs the run folders (default torch); onnx exports them for the moment, compile takes minutes; "
+        "an export is always run by onnx",
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="batch sizes (default 1 64)")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds; medians over them are shown (default 10)")
-    parser.add_argument("--data", metavar="FOLDER", help="packed dataset or its URL; by default the run's")
-    parser.add_argument("--split", help="split the images come from; by default data.test_split of the run")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="by default the run's")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, metavar="N", help=f"different images that are timed (default {IMAGES})"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        help=f"rounds, in each of which everything is measured twice in another order (default {ROUNDS})",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: as torch chooses)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="by default each run's; exports: fp32")
+    parser.add_argument("--policy", metavar="FILE", help="who leaves where (one target); by default TARGET's own")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="packed dataset or its URL; by default each run's, an export takes a run's"
+    )
+    parser.add_argument("--split", help="split the images come from; by default data.test_split of each run")
+    parser.add_argument(
+        "--blocks",
+        action="store_true",
+        help="instead, of one run: the time of each block and exit, of decisions, and the distance from the ideal",
+    )
     parser.add_argument(
         "--accelerate",
         nargs="+",
         choices=("compile", "cuda_graphs", "compile_cuda_graphs"),
         default=[],
-        help="measure the accelerated runner as well, against the network as accelerated (compiling takes minutes)",
+        help="with --blocks: measure the accelerated runner as well, against the network as accelerated",
     )
     add_weights(parser)
-    add_overrides(parser)
     add_device(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    from adaptive.errors import AdaptiveError
-    from adaptive.files import json_text
-    from adaptive.inference.profile import profile
+    from adaptive.commands.bench_blocks import measure_blocks
+    from adaptive.config.saved import split_overrides
 
     prepare_tables(arguments)
+    arguments.targets, overrides = split_overrides(arguments.targets)
+    _check(arguments)
+    from adaptive.inference.runtimes import cpu_threads
 
-    for name in ("batch", "rounds"):
+    with cpu_threads(arguments.threads):
+        return measure_blocks(arguments, overrides) if arguments.blocks else _side_by_side(arguments, overrides)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what makes no sense, before anything is loaded (raises AdaptiveError)."""
+    from adaptive.commands.bench_targets import is_export
+    from adaptive.errors import AdaptiveError, UsageError
+
+    targets = arguments.targets
+    if not targets:
+        raise UsageError("TARGET missing: adaptive bench inference TARGET measures it; see adaptive bench --help")
+    for name in ("batch", "images", "rounds", "threads"):
         values = getattr(arguments, name)
         for value in values if isinstance(values, list) else [values]:
-            if value < 1:
+            if value is not None and value < 1:
                 raise AdaptiveError(f"--{name} {value} is too small; give 1 or more")
-    trained = load_run(arguments.run_folder, arguments.checkpoint, arguments.weights, arguments.overrides)
-    policy = _policy(arguments, trained)
+    if arguments.policy and len(targets) > 1:
+        raise AdaptiveError(
+            f"--policy {arguments.policy}: a policy belongs to one network, and {len(targets)} targets are given; put "
+            "each one's into its folder as policy.json"
+        )
+    exports = [target for target in targets if is_export(target)]
+    if arguments.blocks:
+        if len(targets) > 1 or exports:
+            raise AdaptiveError("--blocks takes one run folder; leave it out to measure several, or an export")
+        if arguments.runtime != ["torch"]:
+            raise AdaptiveError(
+                f"--runtime {' '.join(arguments.runtime)} goes without --blocks, which measures torch; "
+                "compiled blocks are measured by --accelerate compile"
+            )
+        return
+    if arguments.accelerate:
+        ways = " ".join(arguments.accelerate)
+        raise AdaptiveError(f"--accelerate {ways} goes with --blocks; whole networks are compared by --runtime compile")
+    if len(exports) == len(targets) and set(arguments.runtime) != {"onnx"} and arguments.runtime != ["torch"]:
+        raise AdaptiveError(
+            f"--runtime {' '.join(arguments.runtime)}: {exports[0]} is an export, which onnxruntime runs; give its run "
+            "folder instead"
+        )
+    if arguments.precision not in (None, "fp32") and (
+        len(exports) == len(targets) or set(arguments.runtime) == {"onnx"}
+    ):
+        raise AdaptiveError(f"--precision {arguments.precision}: onnxruntime computes in fp32 here; leave it out")
+
+
+def _side_by_side(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import sys
+
+    import torch
+
+    from adaptive.commands.bench_targets import Images, open_contenders, open_targets
+    from adaptive.files import json_text
+    from adaptive.inference.measuring.side_by_side import measure
+    from adaptive.inference.profile import machine_name
+
+    threads = torch.get_num_threads()
     device = choose_device(arguments.device)
-    images = _images(trained, arguments.data, arguments.split, max(arguments.batch))
-    network = network_for_inference(trained, device)
-    precision = arguments.precision or trained.config.train.precision
-    ways = {way: way for way in arguments.accelerate}
-    found = [profile(network, policy, images[:batch], arguments.rounds, precision, ways) for batch in arguments.batch]
+    targets = open_targets(arguments, overrides, threads)
+    images = Images(max(arguments.images, *arguments.batch))
+    contenders = open_contenders(targets, images, arguments)
+    rows = [row for batch in arguments.batch for row in measure(contenders, batch, arguments.rounds)]
+    if len({tuple(target.classes) for target in targets}) > 1:
+        images.notices.append("the targets have different classes: they were shown different images")
+    notices = images.notices + _noise(rows)
+    result = {
+        "machine": machine_name(device),
+        "device": device.type,
+        "threads": threads,
+        "rounds": arguments.rounds,
+        "splits": {target.name: target.split for target in targets},
+        "rows": [asdict(row) | {"noisy": row.noisy} for row in rows],
+        "notices": notices,
+    }
     if arguments.json:
-        print(json_text({"run": str(trained.folder), "device": str(device), "profiles": [asdict(p) for p in found]}))
-        return 0
-    for measured in found:
-        _print(measured, trained, device)
+        print(json_text(result))
+    else:
+        for batch in arguments.batch:
+            _print(batch, [row for row in rows if row.batch == batch], result)
+        for notice in notices:
+            say(notice)
+    for target in targets:
+        if target.notice:
+            say(f"adaptive bench: {target.notice}", file=sys.stderr)
     return 0
 
 
-def _policy(arguments: argparse.Namespace, trained: TrainedRun) -> Policy:
-    from adaptive.errors import PolicyError
-    from adaptive.inference.policy import EVERYBODY, Policy
-    from adaptive.runs import load_policy
-
-    path = Path(arguments.policy) if arguments.policy else trained.folder / "policy.json"
-    if not path.is_file() and not arguments.policy:
-        if len(trained.network.exits) == 1:
-            return Policy(thresholds=[EVERYBODY])
-        raise PolicyError(
-            f"{trained.folder} has no policy.json; make one with: adaptive calibrate "
-            f"{shell_words(trained.folder)} --budget 0.5"
-        )
-    return load_policy(str(path), trained)
+def _noise(rows: Sequence[Row]) -> list[str]:
+    """Words on contenders that differ from themselves by more than comparisons may be read to."""
+    worst = max(rows, key=lambda row: row.repeats)
+    if not worst.noisy:
+        return []
+    where = f"{visible(worst.target)}, {_label(worst)}, batch {worst.batch}"
+    words = (
+        f"this machine was too noisy for comparisons finer than {worst.repeats:.0%}: measured twice in the same "
+        f"rounds, {where} differs from itself by that much; end what else runs here, or give more --rounds"
+    )
+    return [words]
 
 
-def _images(trained: TrainedRun, folder: str | None, split: str | None, count: int) -> torch.Tensor:
-    """Return the first images of a split, repeated if there are too few."""
-    import torch
-
-    from adaptive.data.reading.stream import EvaluationStream
-    from adaptive.data.shards.index import check_split, load_index
-
-    config = trained.config
-    data = config.data.model_copy(update={"path": folder or config.data.path})
-    split_name = split or data.test_split
-    index = load_index(data.path, data)
-    check_split(index, "--split" if split else "data.test_split", split_name)
-    stream = EvaluationStream(index, data, split_name, batch=min(count, 256))
-    parts: list[torch.Tensor] = []
-    for batch in stream:
-        parts.append(batch.images[batch.labels >= 0])
-        if sum(map(len, parts)) >= count:
-            break
-    images = torch.cat(parts)
-    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+def _label(row: Row) -> str:
+    return f"{row.runtime}{'' if row.precision == 'fp32' else ' ' + row.precision}, {row.part}"
 
 
-def _print(measured: InferenceProfile, trained: TrainedRun, device: Any) -> None:
+def _ratio(spread: Spread | None) -> str:
+    return "" if spread is None else f"{spread.median:.3f} ({spread.q1:.3f} to {spread.q3:.3f})"
+
+
+def _print(batch: int, rows: Sequence[Row], result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from adaptive.reporting.tables import print_table
 
-    table = Table(title=f"{trained.folder}: batch {measured.batch} on {device}", title_justify="left")
-    for name in ("block", "runs for", "block ms", "exit ms", "ms/image up to here"):
+    counts, splits = sorted({row.images for row in rows}), dict.fromkeys(result["splits"].values())
+    shown = f"{' and '.join(f'{count:,}' for count in counts)} images of {' and '.join(splits)}"
+    title = f"batch {batch}: {shown}, {result['rounds']} rounds on {result['machine']} ({result['device']})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("target", overflow="fold", min_width=6)
+    table.add_column("run by, as", min_width=6)
+    names = (
+        "ms a call",
+        "p50",
+        "p95",
+        "p99",
+        "ms/image",
+        "images/s",
+        "noise",
+        "of the full network",
+        "of the first row",
+    )
+    for name in (*names, "top-1 %", "leave at exits, %"):
         table.add_column(name, justify="right")
-    for i, part in enumerate(measured.blocks):
+    for row in rows:
         table.add_row(
-            str(i + 1),
-            f"{measured.still_in[i]:.1%}",
-            f"{part.block:.3f}",
-            f"{part.exit:.3f}",
-            f"{measured.milliseconds[i]:.4f}",
+            visible(row.target),
+            _label(row),
+            *(f"{value:.4g}" for value in (row.mean, row.p50, row.p95, row.p99, row.milliseconds)),
+            f"{row.images_per_second:.4g}",
+            f"{row.repeats:.1%}",
+            _ratio(row.of_full) if row.part == "policy" else "",
+            _ratio(row.of_first) if row is not rows[0] else "",
+            f"{row.top1:.2f}",
+            " ".join(f"{100 * share:.0f}" for share in row.shares),
         )
     print_table(table)
-    saving, overhead = measured.saving.median, measured.overhead.median
-    say(f"full network {measured.full:.2f} ms, with the policy {measured.dynamic:.2f} ms: {saving:.3f} of it")
-    say(f"ideal, each block's own time for who is still in: {measured.ideal:.2f} ms; measured: {overhead:.3f} of it")
-    say(f"decisions and taking images out: {measured.decisions:.3f} ms")
-    say(f"every exit asked and nobody leaving: {measured.idle_overhead.median:.3f} of the full network's time")
-    for way in measured.accelerated:
-        say(
-            f"{way.accelerate}: {way.straight:.2f} ms to the end, with the policy {way.dynamic:.2f} ms: "
-            f"{way.over_straight.median:.3f} of it, {way.over_eager.median:.3f} of the eager runner's; "
-            f"{way.prepared} functions prepared in {way.seconds:.1f} s"
-        )

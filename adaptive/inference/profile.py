@@ -10,14 +10,17 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaptive.inference.acceleration.accelerated import Acceleration, Prepare
 from adaptive.inference.acceleration.times import AcceleratedTimes, AcceleratedTurns
+from adaptive.inference.measuring.side_by_side import batches, of_round
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.runner import DynamicClassifier
 from adaptive.inference.timing import Spread, device_name, synchronize, timed
@@ -35,10 +38,11 @@ class BlockTime:
 
 @dataclass(frozen=True)
 class InferenceProfile:
-    """What one batch takes. All times are in milliseconds per batch, medians over the rounds.
+    """What a batch takes. All times are in milliseconds per batch, medians over the rounds.
 
     Attributes:
         batch: images.
+        images: different ones that were run, in batches.
         blocks: every block and exit when nobody leaves.
         full: the plain forward pass of the network with all of its exits.
         backbone: the plain forward pass without the early exits; the same as ``full`` if the exits collaborate.
@@ -46,7 +50,7 @@ class InferenceProfile:
         idle: the runner with a policy whose exits all decide and let nobody leave.
         still_in: share of the images that each block is run for.
         decisions: time of the decisions in a run with the policy; compaction included.
-        ideal: sum over blocks of the share still in times that block's own time.
+        ideal: sum over blocks of the share still in times that block's own time, of the same images.
         overhead: dynamic / ideal, formed within the rounds.
         saving: dynamic / full, formed within the rounds.
         idle_overhead: idle / full, formed within the rounds.
@@ -54,6 +58,7 @@ class InferenceProfile:
     """
 
     batch: int
+    images: int
     blocks: list[BlockTime]
     full: float
     backbone: float
@@ -117,53 +122,54 @@ def profile(
     rounds: int = 10,
     precision: str = "fp32",
     accelerate: Mapping[str, Acceleration | Prepare] | None = None,
+    batch: int | None = None,
 ) -> InferenceProfile:
-    """Measure a policy on a batch, against the full network and against the ideal.
+    """Measure a policy on batches of images, against the full network and against the ideal.
 
     Args:
         network: on its device.
         policy: of that network.
         images: (N, C, H, W), normalised: real ones, for they decide who leaves.
-        rounds: the medians are over this many, after one to warm up.
+        rounds: the medians are over this many; each takes its part of the images.
         precision: as the runner takes it.
         accelerate: ways to accelerate the runner, by name, each measured beside the eager one.
+        batch: images of a batch, which they are cut into; by default all of them.
     """
     dynamic = DynamicClassifier(network, policy, precision)
     nobody = policy.with_thresholds([NOBODY] * (policy.exits - 1) + [EVERYBODY])
     idle = DynamicClassifier(network, nobody, precision, decide_everywhere=True)
     straight = DynamicClassifier(network, nobody, precision)
     device, clock, shadow = dynamic.device, _Clock(dynamic.device), _Clock(dynamic.device)
-    images = images.to(device)
-    turns: list[tuple[str, Callable[[], object]]] = [
-        ("full", lambda: full_forward(network, images, precision)),
-        ("dynamic", lambda: dynamic.run(images)),
-        ("idle", lambda: idle.run(images)),
-        ("backbone", lambda: straight.run(images)),
+    calls: list[Tensor] = batches(images.to(device), batch or len(images))
+    turns: list[tuple[str, Callable[[Tensor], object]]] = [
+        ("full", lambda call: full_forward(network, call, precision)),
+        ("dynamic", dynamic.run),
+        ("idle", idle.run),
+        ("backbone", straight.run),
     ]
-    accelerated = [AcceleratedTurns(name, way, dynamic, images) for name, way in (accelerate or {}).items()]
+    accelerated = [AcceleratedTurns(name, way, dynamic, calls) for name, way in (accelerate or {}).items()]
     turns += [turn for pair in accelerated for turn in pair.turns]
     order = random.Random(0)
     measured: dict[str, list[float]] = defaultdict(list)
     blocks: list[list[BlockTime]] = []
-    for round_ in range(rounds + 1):
+    still_in = _still_in(dynamic, calls, clock)  # warms up as well
+    for _, run in turns:
+        run(calls[0])
+    for round_ in range(rounds):
+        chosen = [calls[number] for number in of_round(round_, rounds, len(calls))]
         order.shuffle(turns)  # so that nothing always comes after the same
-        times = {name: timed(call, device) for name, call in turns}
-        shadow.start()
-        idle.run(images, shadow)
-        clock.start()
-        dynamic.run(images, clock)
-        if round_ == 0:
-            continue
-        times["decisions"] = sum(t for (part, _), t in clock.times.items() if part in ("decision", "compaction"))
-        for name, value in times.items():
-            measured[name].append(value)
-        parts = range(len(network.blocks))
-        blocks.append([BlockTime(shadow.times["block", i], shadow.times["exit", i]) for i in parts])
-    still_in = [clock.samples.get(i, 0) / len(images) for i in range(len(network.blocks))]
-    ideals = [sum(s * (b.block + b.exit) for s, b in zip(still_in, row, strict=True)) for row in blocks]
+        for name, run in turns:
+            measured[name].append(statistics.mean(timed(partial(run, call), device) for call in chosen))
+        parts = [_observed(dynamic, idle, call, clock, shadow) for call in chosen]
+        for name in ("decisions", "ideal"):
+            measured[name].append(statistics.mean(getattr(part, name) for part in parts))
+        rows = zip(*(part.blocks for part in parts), strict=True)
+        mean = statistics.mean
+        blocks.append([BlockTime(mean(b.block for b in row), mean(b.exit for b in row)) for row in rows])
     middle = statistics.median
     return InferenceProfile(
-        batch=len(images),
+        batch=len(calls[0]),
+        images=min(len(images), sum(map(len, calls))),
         blocks=[
             BlockTime(middle(r[i].block for r in blocks), middle(r[i].exit for r in blocks))
             for i in range(len(still_in))
@@ -174,11 +180,45 @@ def profile(
         idle=middle(measured["idle"]),
         still_in=still_in,
         decisions=middle(measured["decisions"]),
-        ideal=middle(ideals),
-        overhead=Spread.of_ratios(measured["dynamic"], ideals),
+        ideal=middle(measured["ideal"]),
+        overhead=Spread.of_ratios(measured["dynamic"], measured["ideal"]),
         saving=Spread.of_ratios(measured["dynamic"], measured["full"]),
         idle_overhead=Spread.of_ratios(measured["idle"], measured["full"]),
         accelerated=[pair.times(measured) for pair in accelerated],
+    )
+
+
+class _Parts(NamedTuple):
+    """Of one batch: the blocks when nobody leaves, the decisions with the policy, and the ideal."""
+
+    blocks: list[BlockTime]
+    decisions: float
+    ideal: float
+
+
+def _still_in(dynamic: DynamicClassifier, calls: Sequence[Tensor], clock: _Clock) -> list[float]:
+    """Return the share of the images of all batches that each block is run for."""
+    inside = [0] * len(dynamic.network.blocks)
+    for call in calls:
+        clock.start()
+        dynamic.run(call, clock)
+        inside = [count + clock.samples.get(i, 0) for i, count in enumerate(inside)]
+    return [count / sum(map(len, calls)) for count in inside]
+
+
+def _observed(
+    dynamic: DynamicClassifier, idle: DynamicClassifier, call: Tensor, clock: _Clock, shadow: _Clock
+) -> _Parts:
+    shadow.start()
+    idle.run(call, shadow)
+    clock.start()
+    dynamic.run(call, clock)
+    blocks = [BlockTime(shadow.times["block", i], shadow.times["exit", i]) for i in range(len(dynamic.network.blocks))]
+    shares = [clock.samples.get(i, 0) / len(call) for i in range(len(blocks))]
+    return _Parts(
+        blocks,
+        sum(t for (part, _), t in clock.times.items() if part in ("decision", "compaction")),
+        sum(share * (b.block + b.exit) for share, b in zip(shares, blocks, strict=True)),
     )
 
 

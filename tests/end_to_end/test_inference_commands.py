@@ -288,7 +288,7 @@ def test_without_a_policy_everybody_goes_to_the_end(run: Path, image_folder: Pat
 
 
 def test_bench_inference_tells_where_the_time_goes(calibrated: Path, run: Path, commands: Forks) -> None:
-    words = ["bench", "inference", str(calibrated), "--batch", "1", "16", "--rounds", "2"]
+    words = ["bench", "inference", str(calibrated), "--blocks", "--batch", "1", "16", "--rounds", "2"]
     ended = commands.run([*words, "--json"])
     assert (ended.code, ended.err) == (0, "")
     profiles = json.loads(ended.out)["profiles"]
@@ -300,7 +300,8 @@ def test_bench_inference_tells_where_the_time_goes(calibrated: Path, run: Path, 
         assert measured["overhead"]["median"] > 0
     ended = commands.run(words)
     assert "ideal" in ended.out
-    assert "has no policy.json" in commands.run(["bench", "inference", str(run)]).error_line("bench")
+    line = commands.run(["bench", "inference", str(run), "--blocks"]).error_line("bench")
+    assert "has no policy.json" in line
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +347,7 @@ def test_wrong_input_is_one_line_each(
         (["calibrate", str(bare), "--budget", "0.5"], "no valid checkpoint"),
         (["bench", "inference", str(calibrated), "--batch", "0"], "--batch 0"),
         (
-            ["bench", "inference", str(calibrated), "--device", "cpu", "--accelerate", "cuda_graphs"],
+            ["bench", "inference", str(calibrated), "--blocks", "--device", "cpu", "--accelerate", "cuda_graphs"],
             "need a CUDA device",
         ),
     ]

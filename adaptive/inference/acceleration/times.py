@@ -20,8 +20,8 @@ class AcceleratedTimes:
 
     Attributes:
         accelerate: how, see `DynamicClassifier`.
-        prepared: functions that were compiled or captured for this batch and this policy.
-        seconds: that this took.
+        prepared: functions that were compiled or captured for this batch size and this policy.
+        seconds: that this took, the images' first run included.
         dynamic: the accelerated runner with the policy.
         straight: the equally accelerated runner without decisions: the backbone, with all exits if they collaborate.
         over_straight: dynamic / straight, formed within the rounds: what early exit brings there.
@@ -40,32 +40,31 @@ class AcceleratedTimes:
 
 
 class AcceleratedTurns:
-    """Two accelerated runners, with the policy and straight to the end, prepared for one batch.
+    """Two accelerated runners, with the policy and straight to the end, prepared for some batches of one size.
 
     Args:
         name: of the acceleration.
         accelerate: as the runner takes it.
         eager: the runner that is accelerated.
-        images: (N, C, H, W), the batch.
+        batches: (N, C, H, W) each.
     """
 
-    def __init__(self, name: str, accelerate: Acceleration | Prepare, eager: DynamicClassifier, images: Tensor) -> None:
-        self._name, self._images = name, images
-        sizes = [size for size in BATCH_SIZES if size < len(images)] + [len(images)]
+    def __init__(
+        self, name: str, accelerate: Acceleration | Prepare, eager: DynamicClassifier, batches: Sequence[Tensor]
+    ) -> None:
+        self._name, images = name, len(batches[0])
+        sizes = [size for size in BATCH_SIZES if size < images] + [images]
         network, policy, precision = eager.network, eager.policy, eager.precision
         nobody = policy.with_thresholds([NOBODY] * (policy.exits - 1) + [EVERYBODY])
         self._dynamic = DynamicClassifier(network, policy, precision, accelerate=accelerate, batch_sizes=sizes)
         self._straight = DynamicClassifier(network, nobody, precision, accelerate=accelerate, batch_sizes=sizes)
-        self._seconds = timed(lambda: self._dynamic.run(images), eager.device) / 1000
-        self._straight.run(images)
+        self._seconds = timed(lambda: [self._dynamic.run(batch) for batch in batches], eager.device) / 1000
+        self._straight.run(batches[0])
 
     @property
-    def turns(self) -> list[tuple[str, Callable[[], object]]]:
-        """What is to be timed, by name."""
-        return [
-            (f"{self._name} dynamic", lambda: self._dynamic.run(self._images)),
-            (f"{self._name} straight", lambda: self._straight.run(self._images)),
-        ]
+    def turns(self) -> list[tuple[str, Callable[[Tensor], object]]]:
+        """What is to be timed on a batch, by name."""
+        return [(f"{self._name} dynamic", self._dynamic.run), (f"{self._name} straight", self._straight.run)]
 
     def times(self, measured: Mapping[str, Sequence[float]]) -> AcceleratedTimes:
         """Sum up milliseconds per round, under the names of the turns and of the eager runs."""

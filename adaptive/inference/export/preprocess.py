@@ -39,6 +39,19 @@ class Preprocess(FrozenModel):
         """Describe ``eval_transform(data)``."""
         return cls(**EvalCrop.of(data)._asdict(), mean=data.mean, std=data.std)
 
+    def settings(self) -> dict[str, object]:
+        """Return the keys of section ``data`` whose test-time transform this is."""
+        whole = {"squash": "none", "shorter": "pad"}[self.resize]
+        part = self.resize == "shorter" and self.size > self.crop
+        return {
+            "image_size": self.crop,
+            "crop": "resize" if part else whole,
+            "eval_crop": self.crop / (self.size + 0.5) if part else 1.0,  # the size is what is left of the fraction
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Image of any size, converted to RGB -> float32 (3, crop, crop)."""
         crop = EvalCrop(self.resize, self.size, self.interpolation, self.crop)
