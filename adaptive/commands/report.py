@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adaptive.inference.policy import Policy
     from adaptive.reporting.image_wall import Tile
     from adaptive.reporting.page import ReportFiles
-    from adaptive.reporting.report_data import RunReport
+    from adaptive.reporting.report_data import RunReport, Timing
     from adaptive.runs import TrainedRun
 
 TILE_PIXELS = 1 << 18  # of an image that is kept for a tile, which shows fewer; hundreds of photographs fill memory
@@ -39,6 +39,10 @@ class _Measured:
     report: RunReport
     data: str
     notices: list[str]
+
+    def timed(self, timing: Timing) -> _Measured:
+        """Return the same with another timing than its evaluation's."""
+        return replace(self, report=replace(self.report, timing=timing))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="published numbers beside: cifar100, imagenet, none, or auto (default), by the data set's name",
     )
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="do not time several runs together: their evaluations' milliseconds, taken apart, share no axis then",
+    )
     add_weights(parser)
     add_loading(parser)
     parser.add_argument("--wandb", action="store_true", help="send tables and figures to each run's W&B run, too")
@@ -72,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
+    from adaptive.commands.report_timing import timed_together
     from adaptive.config.saved import split_overrides
     from adaptive.files import json_text
     from adaptive.reporting.page import report_data, write_report
@@ -83,6 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     page, folder = _paths(arguments)
     names = _names(arguments.runs)
     measured = [_measure(folder, name, arguments) for folder, name in zip(arguments.runs, names, strict=True)]
+    if len(measured) > 1 and not arguments.no_timing:
+        timings = timed_together([one.trained for one in measured], arguments)
+        measured = [one.timed(timing) for one, timing in zip(measured, timings, strict=True)]
     runs = [one.report for one in measured]
     per_exit = _per_exit(arguments.wall, runs)
     walls = {i: tiles for i, one in enumerate(measured) if (tiles := _tiles(one, per_exit))}
@@ -155,7 +168,8 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
     trained = load_run(folder, arguments.checkpoint, arguments.weights, arguments.overrides)
     split = arguments.split or trained.config.data.test_split
     policy = _policy(trained, arguments.policy)
-    evaluation, notices = _evaluation(trained, split)
+    together = len(arguments.runs) > 1 and not arguments.no_timing
+    evaluation, notices = _evaluation(trained, split, together)
     data = arguments.data or trained.config.data.path
     chose = in_sample(trained, split, arguments.data, policy, arguments.checkpoint)
     outputs = split_outputs(trained, arguments, split, "--split" if arguments.split else "data.test_split")
@@ -173,6 +187,7 @@ def _measure(folder: str, name: str, arguments: argparse.Namespace) -> _Measured
         policy=policy,
         folder=shell_words(folder),
         in_sample=chose,
+        split_option=_split_option(trained, split),
     )
     report = build_run(outputs, facts, evaluation)
     if chose:
@@ -201,14 +216,19 @@ def _policy(trained: TrainedRun, given: str | None) -> Policy | None:
     return load_policy(str(path), trained) if given or path.is_file() else None
 
 
-def _evaluation(trained: TrainedRun, split: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read what ``adaptive evaluate`` wrote about these weights on this split; a notice says why it is of no use."""
+def _evaluation(trained: TrainedRun, split: str, together: bool) -> tuple[dict[str, Any] | None, list[str]]:
+    """Read what ``adaptive evaluate`` wrote about these weights on this split; a notice says why it is of no use.
+
+    If the runs are timed ``together`` its own milliseconds are left out.
+    """
     from adaptive.reporting.report_data import Evaluation
 
     path = trained.folder / f"evaluation_{split}.json"
-    again = f"run: adaptive evaluate {shell_words(trained.folder)}"
+    again = f"run: adaptive evaluate {shell_words(trained.folder)}{_split_option(trained, split)}"
     if not path.is_file():
-        return None, [f"no {path.name}, so no milliseconds and no budgeted curve; {again}"]
+        missing = [] if together else ["no milliseconds"]
+        missing += ["no budgeted curve"] if len(trained.network.exits) > 1 else []  # one exit has none
+        return None, [f"no {path.name}, so {' and '.join(missing)}; {again}"] if missing else []
     try:
         found = Evaluation.model_validate_json(path.read_bytes())
         weights = (found.checkpoint, found.weights)
@@ -216,7 +236,12 @@ def _evaluation(trained: TrainedRun, split: str) -> tuple[dict[str, Any] | None,
         return None, [f"{path} cannot be read; {again}"]
     if weights != (trained.checkpoint.path.name, "ema" if trained.averaged else "plain"):
         return None, [f"{path.name} is of other weights ({' '.join(weights)}) and was left out; {again}"]
-    return found.model_dump(), []
+    return found.model_dump(exclude={"milliseconds"} if together else None), []
+
+
+def _split_option(trained: TrainedRun, split: str) -> str:
+    """Return what `adaptive evaluate` has to be told besides the run to measure a split."""
+    return "" if split == trained.config.data.test_split else f" --split {shell_words(split)}"
 
 
 def _per_exit(asked: int | None, runs: list[RunReport]) -> int:
@@ -246,6 +271,8 @@ def _wall_names(written: ReportFiles) -> dict[str, Path]:
 
 
 def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> None:
+    from adaptive.reporting.milliseconds_figures import APART, timed_apart
+
     for one in measured:
         report = one.report
         line = f"{report.name}: {report.images:,} images of {report.split}, last exit {report.top1[-1]:.2f} %"
@@ -255,6 +282,8 @@ def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> Non
         say(line)
         for notice in one.notices:
             say(f"  {notice}")
+    if timed_apart([one.report for one in measured]):
+        say(f"{APART} Leave out --no-timing to time them together")
     pictures = len(written.figures) + len(written.walls)
     say(f"written: {written.page} ({written.page.stat().st_size / 1e6:.1f} MB), {pictures} figures in {folder}")
 

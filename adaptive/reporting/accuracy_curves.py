@@ -51,8 +51,11 @@ def against_macs(runs: Sequence[RunReport], published: str | None) -> Drawing:
     return _draw("accuracy_macs", series, references, "multiply-adds per image", human, caption, marked(runs))
 
 
-def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
-    """Draw accuracy against milliseconds of those runs that were timed; None where none was."""
+def against_milliseconds(runs: Sequence[RunReport], name: str = "accuracy_ms", remark: str = "") -> Drawing | None:
+    """Draw accuracy against milliseconds of those runs that were timed, together; None where none was.
+
+    ``name`` is the figure's, ``remark`` the caption's first sentence.
+    """
     timed = [run for run in runs if run.timing]
     if not timed:
         return None
@@ -67,13 +70,12 @@ def against_milliseconds(runs: Sequence[RunReport]) -> Drawing | None:
         if run.timing
     ]
     places = list(dict.fromkeys(where(run) for run in timed))
-    caption = (
-        f"{marked(timed)}Accuracy against milliseconds per image, measured on {'; '.join(places)}. {_explain(series)}"
-    )
-    caption += _how_policies_were_timed(timed)
+    how = "timed together, interleaved, in one process, on" if len(timed) > 1 else "measured on"
+    caption = f"{marked(timed)}{remark}Accuracy against milliseconds per image, {how} {'; '.join(places)}. "
+    caption += _explain(series) + _how_policies_were_timed(timed)
     # A processor's full name is wider than the figure.
     label = "\n".join(["milliseconds per image", *(textwrap.wrap(places[0], 42) if len(places) == 1 else ())])
-    return _draw("accuracy_ms", series, (), label, lambda value: f"{value:.3g} ms", caption, marked(timed))
+    return _draw(name, series, (), label, lambda value: f"{value:.3g} ms", caption, marked(timed))
 
 
 def _how_policies_were_timed(runs: Sequence[RunReport]) -> str:

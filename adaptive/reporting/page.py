@@ -15,12 +15,13 @@ from adaptive.files import json_text, write_atomically
 from adaptive.foreign_text import visible
 from adaptive.inference.in_sample import REMEDY
 from adaptive.reporting import exit_figures as figures
-from adaptive.reporting.accuracy_curves import against_macs, against_milliseconds, where
+from adaptive.reporting.accuracy_curves import against_macs, where
 from adaptive.reporting.class_statistics import class_shares, confused_pairs
 from adaptive.reporting.drawing import Drawing
 from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
+from adaptive.reporting.milliseconds_figures import APART, milliseconds_figures, timed_apart
 from adaptive.reporting.published import REFERENCES, TITLES
-from adaptive.reporting.report_data import RunReport
+from adaptive.reporting.report_data import RunReport, Timing
 from adaptive.reporting.tables import human
 
 TEMPLATE = "report.html.j2"
@@ -89,17 +90,17 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
     shared = {
         "macs": against_macs(runs, published),
-        "ms": against_milliseconds(runs),
         "shares": figures.shares(runs),
         "leavers": figures.leavers(runs),
     }
+    milliseconds = milliseconds_figures(runs)
     sections = [_section(run, runs, walls.get(i, ())) for i, run in enumerate(runs)]
-    html = _render(runs, sections, shared, published)
+    html = _render(runs, sections, shared, milliseconds, published)
     with _writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(page, html)
     written = ReportFiles(page)
-    for drawing in _drawings(shared, sections):
+    for drawing in (*milliseconds, *_drawings(shared, sections)):
         path = folder / f"{drawing.name}.png"
         with _writing(path):
             write_atomically(path, drawing.png)
@@ -114,6 +115,7 @@ def write_report(
 def report_data(runs: Sequence[RunReport], published: str | None) -> dict[str, Any]:
     """The numbers behind the figures, as plain JSON types; costs in multiply-adds, accuracies in percent."""
     return {
+        "timed_apart": timed_apart(runs),
         "runs": [_run_data(run) for run in runs],
         "published": [
             {"label": r.label, "kind": r.kind, "macs": r.macs, "top1": r.top1, "source": r.source}
@@ -146,7 +148,7 @@ def _run_data(run: RunReport) -> dict[str, Any]:
             }
             for i in range(len(run.macs))
         ],
-        "timing": {"machine": timing.machine, "device": timing.device, "batch": timing.batch} if timing else None,
+        "timing": _timing_data(timing) if timing else None,
         "budgeted": [{"macs": p.cost, "top1": p.top1, "shares": p.shares} for p in run.budgeted],
         "policy": None,
     }
@@ -163,6 +165,11 @@ def _run_data(run: RunReport) -> dict[str, Any]:
             ],
         }
     return data
+
+
+def _timing_data(timing: Timing) -> dict[str, Any]:
+    where = {"machine": timing.machine, "device": timing.device, "batch": timing.batch}
+    return {**where, "together": timing.together}
 
 
 def _section(run: RunReport, runs: Sequence[RunReport], tiles: Sequence[Tile]) -> RunSection:
@@ -211,6 +218,7 @@ def _render(
     runs: Sequence[RunReport],
     sections: Sequence[RunSection],
     shared: Mapping[str, Drawing | None],
+    milliseconds: Sequence[Drawing],
     published: str | None,
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -231,6 +239,8 @@ def _render(
         runs=runs,
         sections=sections,
         shared=shared,
+        milliseconds=milliseconds,
+        apart=f"{APART} To time them together:" if timed_apart(runs) else "",
         published=TITLES[published] if published else "",
         references=REFERENCES[published] if published else (),
         data=data,

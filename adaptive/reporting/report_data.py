@@ -28,6 +28,7 @@ class Timing:
     """Measured milliseconds of one image if all leave at an exit, with the machine, device and images per batch.
 
     ``model`` tells what policies cost; evaluations before it was measured have none.
+    ``together`` says that all runs of the report were measured in one process, interleaved: only then they compare.
     """
 
     machine: str
@@ -35,6 +36,7 @@ class Timing:
     batch: int
     milliseconds: list[float]
     model: TimeModel | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class RunFacts:
         policy: of the run, if any.
         folder: of the run, as a shell reads it, for the commands that the page names.
         in_sample: what the measured images had chosen before.
+        split_option: what `adaptive evaluate` has to be told to measure this split, with a space in front.
     """
 
     name: str
@@ -77,6 +80,7 @@ class RunFacts:
     policy: Policy | None = None
     folder: str = ""
     in_sample: InSample = NOTHING
+    split_option: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -226,11 +227,48 @@ class TestOneExit:
         for given in (["--budget", "0.5"], ["--budget", "1"], ["--max-loss", "1"]):
             line = forks.run(["calibrate", plain, *given]).error_line("calibrate")
             assert f"{plain} has one exit, where everybody leaves: there is nothing to calibrate" in line
+            assert f"adaptive train {plain}/config.yaml model.exits=4 train.run_folder={plain}-exits; then" in line
+            assert f"compare: adaptive bench inference {plain} {plain}-exits" in line
         policy = tmp_path / "policy.json"
         Policy(thresholds=[0.5, 0.5, 0.0]).save(policy)
         line = forks.run(["predict", plain, image, "--policy", str(policy)]).error_line("predict")
         assert "is for 3 exits" in line
         assert "nobody can leave early: leave the policy out" in line
+
+    def test_what_calibrate_advises_works(self, plain: str, forks: Forks) -> None:
+        line = forks.run(["calibrate", plain, "--budget", "0.5"]).error_line("calibrate")
+        train, compare = re.findall(r"adaptive (train [^;]+|bench [^;]+)", line)
+        for words in (
+            train.split(),
+            ["calibrate", f"{plain}-exits", "--budget", "0.9", "--workers", "0"],
+            [*compare.split(), "--rounds", "1", "--batch", "2", "--images", "8", "--threads", "1"],
+        ):
+            ended = forks.run(words)
+            assert ended.code == 0, (words, ended)
+        assert "torch, policy" in ended.out
+        assert ended.out.count("torch, full") == 2
+
+    def test_what_the_report_advises_works(self, plain: str, forks: Forks, tmp_path: Path) -> None:
+        """On the split that is shown, and of a network that has no policies to draw."""
+        words = ["report", plain, "--workers", "0", "--split", "val", "--out", str(tmp_path / "page.html")]
+        [advice] = re.findall(r"adaptive (evaluate .*)", forks.run(words).out)
+        assert forks.run([*advice.split(), "--workers", "0"]).code == 0
+        told = forks.run(words).out
+        assert "adaptive evaluate" not in told
+        assert "adaptive evaluate" not in (tmp_path / "page.html").read_text()
+
+    def test_a_policy_beside_it_is_to_be_removed(self, plain: str, image: str, forks: Forks, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(plain, copy)
+        own = copy / "policy.json"
+        for content in ("{}", Policy(thresholds=[0.5, 0.0]).model_dump_json()):
+            own.write_text(content)
+            for words in (["predict", str(copy), image], ["bench", "inference", str(copy)], ["report", str(copy)]):
+                line = forks.run(words).error_line(words[0])
+                assert "leave the policy out (remove a policy.json)" in line
+                assert "adaptive calibrate" not in line
+        own.unlink()
+        assert forks.run(["predict", str(copy), image]).code == 0
 
 
 def test_calibrate_shows_small_thresholds_and_remarks_on_temperatures_at_their_bound(
