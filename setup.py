@@ -50,6 +50,7 @@ setup(
         "fsspec[http]>=2025.3",
         "tenacity>=9",
         "filelock>=3.30",
+        "scipy>=1.11",
     ],
     extras_require={
         "digits": ["scikit-learn>=1.5"],
@@ -71,7 +72,6 @@ setup(
         "gpu-decode": ["torchcodec>=0.17"],
         "test": [
             "scikit-learn>=1.5",
-            "scipy>=1.11",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",

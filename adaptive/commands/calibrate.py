@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         metavar="X",
         help="mean cost of an image: a share of the full cost (0.5), multiply-adds (120M), milliseconds measured here "
-        "(3.5ms); or a top-1 accuracy on the held-out images to reach at least cost (95%%)",
+        "(3.5ms); or a top-1 accuracy to reach at least cost (95%%) on half of the held-out images, while the other "
+        "half says how accurate that is in truth",
     )
     wanted.add_argument(
         "--max-loss",
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POINTS",
         help="risk control: lose at most so many points of accuracy against the full network, with probability "
         "1 - delta, at least cost",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        metavar="P",
+        help="with --budget 95%%: reach that accuracy in truth with this probability, shown by a test (such as 0.95)",
     )
     parser.add_argument("--delta", type=float, metavar="P", help="with --max-loss: how often it may fail (default 0.1)")
     parser.add_argument("--kind", choices=KINDS, default="confidence", help="what to decide on (default confidence)")
@@ -91,11 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
         result, policy = _by_the_clock(trained, arguments, split, budget.value, out)
     else:
         costs = [float(cost.macs) for cost in trained.network.costs()]
-        target = _in_unit(given, budget, costs)  # one out of range is refused before the images are run
+        # one out of range is refused before the images are run
+        target = _in_unit(given, budget, costs, arguments.confidence)
         outputs = _outputs(trained, arguments, split)
         policy = _fitted(trained, arguments, split, outputs, costs, target)
         _save(policy, out)
-        result = _result(trained, policy, outputs, out)
+        result = _result(trained, policy, outputs, out, arguments.seed)
     if arguments.json:
         print(json_text(result))
     else:
@@ -148,7 +156,7 @@ def _by_the_clock(
         policy = _fitted(trained, arguments, split, outputs, timing.model, Target(budget=milliseconds))
         _save(policy, out)
         verdict = timing.verdict(policy)
-    result = _result(trained, policy, outputs, out)
+    result = _result(trained, policy, outputs, out, arguments.seed)
     conditions = timing.bench.conditions
     return {**result, "timing": {**verdict.document(conditions), "words": verdict.lines(conditions)}}, policy
 
@@ -162,7 +170,10 @@ def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None
     if arguments.budget is not None:
         if arguments.delta is not None:
             raise PolicyError(f"--delta {arguments.delta:g} belongs to --max-loss; leave it out with --budget")
-        return None, Budget.parse(arguments.budget)
+        budget = Budget.parse(arguments.budget)
+        _check_confidence(arguments.confidence, budget)
+        return None, budget
+    _check_confidence(arguments.confidence, None)
     if not 0 < arguments.max_loss < 100:
         raise PolicyError(f"--max-loss {arguments.max_loss:g}: give points of accuracy above 0 and below 100")
     if arguments.method != "search":
@@ -173,7 +184,25 @@ def _target(arguments: argparse.Namespace) -> tuple[Target | None, Budget | None
     return Target(epsilon=arguments.max_loss / 100, delta=delta), None
 
 
-def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -> Target:
+def _check_confidence(confidence: float | None, budget: Budget | None) -> None:
+    """Refuse --confidence beside anything but an accuracy, and one that is no probability (PolicyError)."""
+    from adaptive.errors import PolicyError
+
+    if confidence is None:
+        return
+    if budget is None:
+        raise PolicyError(f"--confidence {confidence:g} belongs to --budget 95%; with --max-loss give --delta 0.1")
+    if budget.unit != "top1":
+        raise PolicyError(
+            f"--confidence {confidence:g} belongs to an accuracy, as --budget 95%; leave it out with a mean cost"
+        )
+    if not 0 < confidence < 1:
+        raise PolicyError(f"--confidence {confidence:g}: give a probability between 0 and 1, such as 0.95")
+
+
+def _in_unit(
+    target: Target | None, budget: Budget | None, costs: list[float], confidence: float | None = None
+) -> Target:
     """Return the target with its budget in the unit of the costs (raises PolicyError if it is out of range)."""
     from adaptive.errors import PolicyError
     from adaptive.inference.calibration.calibrate import Target
@@ -183,7 +212,7 @@ def _in_unit(target: Target | None, budget: Budget | None, costs: list[float]) -
         assert target is not None
         return target
     if budget.unit == "top1":
-        return Target(top1=budget.value)
+        return Target(top1=budget.value, confidence=confidence)
     value = budget.value * costs[-1] if budget.unit == "share" else budget.value
     edge = 1e-9 * costs[-1]
     if not costs[0] - edge <= value <= costs[-1] + edge:
@@ -210,29 +239,41 @@ def _save(policy: Policy, path: Path) -> None:
         raise PolicyError(f"--out {path} cannot be written: {error.strerror}; choose another file") from None
 
 
-def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, out: Path) -> dict[str, Any]:
-    """Return accuracy and cost of the policy on all of the held-out images."""
+def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, out: Path, seed: int) -> dict[str, Any]:
+    """Return accuracy and cost of the policy on the held-out images: on those of its test, where it had one."""
+    from adaptive.inference.calibration.judged import images_of_the_test
+    from adaptive.inference.intervals import LEVEL, compared, mean_cost
     from adaptive.inference.outputs import simulate
 
     macs = [float(cost.macs) for cost in trained.network.costs()]
-
-    found = simulate(policy, outputs.probabilities(policy))
-    counts = found.counts(len(macs))
-    images = len(outputs.labels)
     assert policy.calibration is not None
+    images, evidence = len(outputs.labels), policy.calibration.evidence
+    left_out = outputs.left_out
+    if evidence:
+        outputs = outputs.subset(images_of_the_test(images, seed))
+    found = simulate(policy, outputs.probabilities(policy))
+    counts, judged = found.counts(len(macs)), len(outputs.labels)
+    full = outputs.logits[-1].argmax(1) == outputs.labels
     return {
         "policy": str(out),
         "run": str(trained.folder),
         "checkpoint": trained.checkpoint.path.name,
         "images": images,
-        "in_sample": True,
-        "left_out": dict(outputs.left_out),
+        "in_sample": evidence is None,
+        "left_out": dict(left_out),
         "split": policy.calibration.split,
+        "tested": evidence.images if evidence else None,
+        "level": LEVEL,
         "top1": found.top1(outputs.labels),
-        "top1_full": 100 * (outputs.logits[-1].argmax(1) == outputs.labels).double().mean().item(),
-        "macs": sum(count * cost for count, cost in zip(counts, macs, strict=True)) / images,
+        "top1_full": 100 * full.double().mean().item(),
+        **compared(found.labels == outputs.labels, full),
+        "macs": sum(count * cost for count, cost in zip(counts, macs, strict=True)) / judged,
+        "macs_interval": list(mean_cost(counts, macs)),
         "macs_full": macs[-1],
-        "shares": [count / images for count in counts],
+        "shares": [count / judged for count in counts],
+        "promise": evidence.words if evidence and evidence.shown else None,
+        "no_promise": evidence.words if evidence and not evidence.shown else None,
+        "images_needed": evidence.needed if evidence else None,
         "calibration": policy.calibration.model_dump(),
         "thresholds": policy.thresholds,
         "temperatures": policy.temperatures,
@@ -245,13 +286,15 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
     from adaptive.inference.calibration.temperature import HIGHEST, LOWEST
     from adaptive.inference.in_sample import REMEDY, InSample
     from adaptive.inference.policy import NOBODY
+    from adaptive.reporting.intervals_text import policy_lines
     from adaptive.reporting.tables import human, print_table
 
     asked = ", ".join(f"{name} {value:.6g}" for name, value in result["calibration"]["target"].items())
     unit = f" {result['calibration']['unit']}" if "budget" in result["calibration"]["target"] else ""
     title = f"{policy.kind}, {result['calibration']['method']} ({asked}{unit}) on {result['images']:,} images of "
-    chose = InSample(policy=True, tested="epsilon" in result["calibration"]["target"])
-    table = Table(title=f"{title}{result['split']} ({chose.headline})", title_justify="left")
+    tested = f"figures of the {result['tested']:,} that only tested it" if result["tested"] else ""
+    headline = tested or InSample(policy=True).headline
+    table = Table(title=f"{title}{result['split']} ({headline})", title_justify="left")
     for name in ("exit", "threshold", "temperature", "leave here"):
         table.add_column(name, justify="right")
     small = ".3g"  # a gate's scores may all be
@@ -279,7 +322,7 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
         f"top-1 {result['top1']:.2f} % (full network {result['top1_full']:.2f} %) for {human(result['macs'])} MACs an "
         f"image, {100 * share:.1f} % of the full cost"
     )
-    for line in result.get("timing", {}).get("words", ()):
+    for line in (*policy_lines(result), *result.get("timing", {}).get("words", ())):
         say(line)
     say(f"written: {result['policy']}")
     run = shell_words(result["run"])

@@ -90,10 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]:
+    from adaptive.inference.intervals import LEVEL, compared
     from adaptive.metrics import measure_outputs
 
     measurement = measure_outputs(outputs.logits, outputs.labels)
     broken = [int((~logits.isfinite().all(dim=1)).sum()) for logits in outputs.logits]
+    right = [(z.argmax(1) == outputs.labels) & z.isfinite().all(1) for z in outputs.logits]  # as the meter counts
     names = [*trained.network.exit_names, "end of backbone"]
     lazy = trained.network.costs(lazy=True)
     exits = [
@@ -104,6 +106,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
             "macs_lazy": lazy[i].macs,
             "parameters": cost.parameters,
             "top1": measurement.top1[i],
+            **compared(right[i], right[-1]),
             "top5": measurement.top5[i],
             "loss": measurement.loss[i],
             "agreement": measurement.agreement[i],
@@ -118,6 +121,7 @@ def _result(trained: TrainedRun, split: str, outputs: Outputs) -> dict[str, Any]
         "weights": "ema" if trained.averaged else "plain",
         "split": split,
         "images": measurement.samples,
+        "level": LEVEL,
         "left_out": dict(outputs.left_out),
         "exits": exits,
     }
@@ -174,6 +178,7 @@ def _budgeted(
     from adaptive.data.shards.index import load_index
     from adaptive.inference.calibration.calibrate import curve
     from adaptive.inference.checks import check_answers
+    from adaptive.inference.intervals import compared, mean_cost
     from adaptive.inference.outputs import simulate
 
     config = trained.config
@@ -186,16 +191,19 @@ def _budgeted(
     held_out = split_outputs(trained, arguments, chosen_on, flag)
     costs = [float(cost.macs) for cost in trained.network.costs()]
     budgets = [costs[0] + (costs[-1] - costs[0]) * i / (BUDGETS - 1) for i in range(BUDGETS)]
-    points = []
+    points, full = [], outputs.logits[-1].argmax(1) == outputs.labels
     policies = curve(held_out.logits, held_out.labels, costs, budgets, kind=arguments.kind, method=arguments.method)
     for budget, policy in zip(budgets, policies, strict=True):
         found = simulate(policy, outputs.probabilities(policy))
-        shares = [count / len(outputs.labels) for count in found.counts(len(costs))]
+        counts = found.counts(len(costs))
+        shares = [count / len(outputs.labels) for count in counts]
         points.append(
             {
                 "budget": budget,
                 "cost": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+                "cost_interval": list(mean_cost(counts, costs)),
                 "top1": found.top1(outputs.labels),
+                **compared(found.labels == outputs.labels, full),
                 "shares": shares,
             }
         )
@@ -213,20 +221,18 @@ def _draw(trained: TrainedRun, result: dict[str, Any], name: str, mark: str) -> 
     from adaptive.reporting.run_figures import Curve, accuracy_against_cost, training_curves
     from adaptive.tracking.record import read
 
-    label = result["backbone"]
+    label = f"{result['backbone']}, exits"
     exits = result["exits"]
-    curves = [Curve(f"{label}, exits", [e["macs"] for e in exits], [e["top1"] for e in exits], "anytime")]
+    ranges = [tuple(e["top1_interval"]) for e in exits]
+    curves = [Curve(label, [e["macs"] for e in exits], [e["top1"] for e in exits], "anytime", ranges)]
     if result["budgeted"]:
         points = sorted(result["budgeted"]["points"], key=lambda point: point["cost"])
-        curves.append(
-            Curve(
-                f"{label}, exits",
-                [p["cost"] for p in points],
-                [p["top1"] for p in points],
-                "budgeted",
-                f"chosen on other images ({result['budgeted']['images']:,} of {visible(result['budgeted']['split'])})",
-            )
+        chosen_on = (
+            f"chosen on other images ({result['budgeted']['images']:,} of {visible(result['budgeted']['split'])})"
         )
+        ranges = [tuple(p["top1_interval"]) for p in points]
+        costs, accuracies = [p["cost"] for p in points], [p["top1"] for p in points]
+        curves.append(Curve(label, costs, accuracies, "budgeted", ranges, chosen_on))
     title = f"{trained.folder.name}: {result['images']:,} {result['split']} images"
     figures = [accuracy_against_cost(curves, trained.folder / f"{name}.png", title, mark)]
     log = trained.folder / "metrics.jsonl"
@@ -245,11 +251,19 @@ def _print_tables(result: dict[str, Any], chose: InSample) -> None:
         say(f"{chose.headline}; {REMEDY}")
     full = result["exits"][-1]["macs"]
     times = result.get("milliseconds", {}).get("exits", [None] * len(result["exits"]))
+    last = len(result["exits"])
     rows = [
-        {**entry, "module": entry["after"], "share": entry["macs"] / full, "ms": milliseconds}
+        {
+            **entry,
+            "top1_loss": None if entry["exit"] == last else (entry["top1_loss"], entry["top1_loss_interval"]),
+            "module": entry["after"],
+            "share": entry["macs"] / full,
+            "ms": milliseconds,
+        }
         for entry, milliseconds in zip(result["exits"], times, strict=True)
     ]
     print_table(exit_table(rows, chose.headline or None))
+    say(f"{100 * result['level']:g} % intervals; lost: points below the last exit on the same images")
     for entry in result["exits"]:
         if entry["not_finite"]:
             count = f"{entry['not_finite']:,} of {result['images']:,}"
@@ -268,7 +282,7 @@ def _print_tables(result: dict[str, Any], chose: InSample) -> None:
 def _budgeted_table(result: dict[str, Any], full: float) -> Any:
     from rich.table import Table
 
-    from adaptive.reporting.tables import human
+    from adaptive.reporting.tables import human, loss_with_range, percent_range
 
     budgeted = result["budgeted"]
     title = (
@@ -276,7 +290,8 @@ def _budgeted_table(result: dict[str, Any], full: float) -> Any:
     )
     measured = f"{budgeted['images']:,} of {budgeted['split']}, and measured on {result['split']}"
     table = Table(title=title + measured, title_justify="left")
-    for name in ("budget", "mean MACs", "share", "top-1 %", *(f"exit {e['exit']}" for e in result["exits"])):
+    columns = ("budget", "mean MACs", "share", "top-1 %", "interval", "lost")
+    for name in (*columns, *(f"exit {e['exit']}" for e in result["exits"])):
         table.add_column(name, justify="right")
     points = budgeted["points"]
     for i in range(SHOWN):
@@ -284,6 +299,12 @@ def _budgeted_table(result: dict[str, Any], full: float) -> Any:
         shares = [f"{100 * share:.1f} %" for share in point["shares"]]
         cost = point["cost"]
         table.add_row(
-            human(point["budget"]), human(cost), f"{100 * cost / full:.1f} %", f"{point['top1']:.2f}", *shares
+            human(point["budget"]),
+            human(cost),
+            f"{100 * cost / full:.1f} %",
+            f"{point['top1']:.2f}",
+            percent_range(point["top1_interval"]),
+            loss_with_range(point["top1_loss"], point["top1_loss_interval"]),
+            *shares,
         )
     return table

@@ -272,6 +272,8 @@ def _wall_names(written: ReportFiles) -> dict[str, Path]:
 
 def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> None:
     from adaptive.reporting.milliseconds_figures import APART, timed_apart
+    from adaptive.reporting.run_intervals import policy_range
+    from adaptive.reporting.tables import percent_range
 
     for one in measured:
         report = one.report
@@ -279,6 +281,7 @@ def _print(measured: list[_Measured], written: ReportFiles, folder: Path) -> Non
         if report.policy:
             share = 100 * report.policy_macs / report.macs[-1]
             line += f"; by its policy {report.policy_top1:.2f} % at {share:.1f} % of the full cost"
+            line += f" (95 % interval {percent_range(policy_range(report))} %)"
         say(line)
         for notice in one.notices:
             say(f"  {notice}")

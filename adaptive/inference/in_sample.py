@@ -57,4 +57,4 @@ def policy_on(policy: Policy | None, split: str, dataset: str, trained_on: str) 
     calibration = policy.calibration if policy else None
     if calibration is None or calibration.split != split or (calibration.dataset or trained_on) != dataset:
         return NOTHING
-    return InSample(policy=True, tested="epsilon" in calibration.target)
+    return InSample(policy=True, tested=calibration.evidence is not None or "epsilon" in calibration.target)

@@ -38,6 +38,10 @@ class Outputs:
     ids: Tensor
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    def subset(self, images: Tensor) -> Outputs:
+        """The same for some images, given by their places (n,)."""
+        return Outputs(self.logits[:, images], self.labels[images], self.ids[images])
+
     def probabilities(self, policy: Policy) -> ExitProbabilities:
         """Softmax at the policy's temperatures, one exit after another."""
         return ExitProbabilities(self.logits, policy)

@@ -59,19 +59,32 @@ class NetworkIdentity(FrozenModel):
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Evidence(FrozenModel):
+    """What images that chose nothing say about the target of a calibration."""
+
+    shown: bool
+    """Whether the target is shown to hold, with the probability that was asked for."""
+    images: int
+    """Number of images of the test."""
+    words: str
+    """What is promised; or why nothing is, and what would do."""
+    needed: int | None = None
+    """Where nothing is promised: held-out images in all that would do, if any number does."""
+
+
 class Calibration(FrozenModel):
-    """How thresholds were chosen, and what they brought on the images they were chosen on."""
+    """How thresholds were chosen, and what they brought on the images named there."""
 
     method: str
     """geometric, search, accuracy or risk."""
     target: dict[str, float]
-    """What was asked for: budget, top1, or epsilon and delta."""
+    """What was asked for: budget, top1 and perhaps confidence, or epsilon and delta."""
     unit: str
     """Of the costs: MACs, ms, or share of the full cost."""
     costs: list[float]
     """Of one image up to each exit."""
     images: int
-    """Number of images that the thresholds were chosen on."""
+    """Number of images that the thresholds were chosen on; with a test (top1, epsilon) of those that tested them."""
     top1: float
     """Accuracy there in percent, every image counted where it leaves."""
     cost: float
@@ -86,6 +99,12 @@ class Calibration(FrozenModel):
     """Fingerprint of that dataset; empty where it is not known."""
     seen: Counts | None = None
     """Where all held-out images leave by the policy, and how sure of them the exits are."""
+    bound: float | None = None
+    """For top1: one-sided lower bound on the accuracy in truth, in percent, from images that chose nothing."""
+    confidence: float | None = None
+    """Of the bound."""
+    evidence: Evidence | None = None
+    """For top1 and epsilon: whether the target is shown."""
 
 
 class Decision(NamedTuple):

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptive.inference.intervals import Interval
 from adaptive.reporting.drawing import Drawing, draw
+from adaptive.reporting.interval_marks import band, bars, cross
 from adaptive.reporting.published import REFERENCES, TITLES, Reference
 from adaptive.reporting.report_data import RunReport
+from adaptive.reporting.run_intervals import exit_range, policy_intervals, policy_range
 from adaptive.reporting.style import COLOURS, DASHES, MARKERS, MUTED, PAPER, drawn
 from adaptive.reporting.tables import human, tick_label
 
@@ -25,12 +28,19 @@ _REFERENCE_MARKERS = ("^", "v", "<", ">", "d")
 
 @dataclass(frozen=True)
 class Series:
-    """One run's points (cost, top-1 in percent): its exits, the curve of its policies, its own policy."""
+    """One run's points (cost, top-1 in percent): its exits, the curve of its policies, its own policy.
+
+    ``ranges`` are the intervals of the exits' accuracies, ``band`` those along the curve (cost, low and high), ``star``
+    those of the policy: of its accuracy, and of its cost if it is known.
+    """
 
     label: str
     anytime: list[Point]
     budgeted: list[Point]
     policy: Point | None
+    ranges: Sequence[Interval] = ()
+    band: Sequence[tuple[float, Interval]] = ()
+    star: tuple[Interval, Interval | None] | None = None
 
 
 def against_macs(runs: Sequence[RunReport], published: str | None) -> Drawing:
@@ -41,6 +51,9 @@ def against_macs(runs: Sequence[RunReport], published: str | None) -> Drawing:
             list(zip(run.macs, run.top1, strict=True)),
             [(p.cost, p.top1) for p in run.budgeted],
             (run.policy_macs, run.policy_top1) if run.policy else None,
+            [exit_range(run, i + 1) for i in range(len(run.macs))],
+            [(p.cost, p.top1_range) for p in run.budgeted if p.top1_range],
+            (policy_range(run), policy_intervals(run)["macs_interval"]) if run.policy else None,
         )
         for run in runs
     ]
@@ -65,6 +78,9 @@ def against_milliseconds(runs: Sequence[RunReport], name: str = "accuracy_ms", r
             list(zip(run.timing.milliseconds, run.top1, strict=True)),
             sorted((run.mean_milliseconds(p.shares), p.top1) for p in run.budgeted),
             (run.mean_milliseconds(run.shares), run.policy_top1) if run.policy else None,
+            [exit_range(run, i + 1) for i in range(len(run.macs))],
+            sorted((run.mean_milliseconds(p.shares), p.top1_range) for p in run.budgeted if p.top1_range),
+            (policy_range(run), None) if run.policy else None,
         )
         for run in timed
         if run.timing
@@ -119,6 +135,7 @@ def _explain(series: Sequence[Series]) -> str:
         parts.append("dashed: policies over budgets, chosen on other images")
     if any(one.policy for one in series):
         parts.append("star: the run's policy.json")
+    parts.append("bars and bands: 95 % intervals" if any(one.band for one in series) else "bars: 95 % intervals")
     return "; ".join(parts) + "."
 
 
@@ -153,7 +170,7 @@ def _draw(
         if len(series) > _NUMBERED_INSIDE:
             _numbers(axes, series)
 
-    rows = -(-(len(series) + len(references) + 2) // 2) + len(textwrap.wrap(mark, 50))
+    rows = -(-(len(series) + len(references) + 3) // 2) + len(textwrap.wrap(mark, 50))
     alt = f"{caption} " + " ".join(
         f"{one.label}: "
         + ", ".join(f"exit {i} {y:.1f} % at {spell(x)}" for i, (x, y) in enumerate(one.anytime, 1))
@@ -167,6 +184,8 @@ def _one_run(axes: Axes, one: Series, i: int, numbered_inside: bool) -> None:
     colour, marker, above = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], 3 + i
     if one.budgeted:
         axes.plot(*zip(*one.budgeted, strict=True), color=colour, linestyle=DASHES, zorder=above - 0.2)
+        band(axes, [x for x, _ in one.band], [interval for _, interval in one.band], colour)
+    bars(axes, [x for x, _ in one.anytime], one.ranges, colour)
     size = 15 if numbered_inside else 7
     axes.plot(*zip(*one.anytime, strict=True), color=colour, marker=marker, markersize=size, zorder=above)
     if numbered_inside:
@@ -175,6 +194,8 @@ def _one_run(axes: Axes, one: Series, i: int, numbered_inside: bool) -> None:
                 str(number), point, ha="center", va="center_baseline", color=PAPER, weight="bold", zorder=above + 0.3
             )
     if one.policy:
+        if one.star:
+            cross(axes, one.policy, *one.star, colour, 19 + i)
         axes.plot(*one.policy, **_star(colour), zorder=20 + i)
 
 
@@ -206,6 +227,7 @@ def _legend(series: Sequence[Series], references: Sequence[Reference]) -> Iterat
         )
     if any(one.budgeted for one in series):
         yield Line2D([], [], color=MUTED, linestyle=DASHES, label="budgeted: chosen on\nother images")
+    yield Line2D([], [], color=MUTED, linestyle="none", marker="|", markersize=14, label="95 % interval")
     if any(one.policy for one in series):
         yield Line2D([], [], **_star(MUTED) | {"markersize": 14}, linestyle="none", label="policy.json")
     for i, reference in enumerate(references):

@@ -14,6 +14,7 @@ from adaptive.errors import MachineError
 from adaptive.files import json_text, write_atomically
 from adaptive.foreign_text import visible
 from adaptive.inference.in_sample import REMEDY
+from adaptive.inference.intervals import LEVEL
 from adaptive.reporting import exit_figures as figures
 from adaptive.reporting.accuracy_curves import against_macs, where
 from adaptive.reporting.class_statistics import class_shares, confused_pairs
@@ -22,7 +23,8 @@ from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
 from adaptive.reporting.milliseconds_figures import APART, milliseconds_figures, timed_apart
 from adaptive.reporting.published import REFERENCES, TITLES
 from adaptive.reporting.report_data import RunReport, Timing
-from adaptive.reporting.tables import human
+from adaptive.reporting.run_intervals import exit_intervals, policy_intervals
+from adaptive.reporting.tables import human, percent_range
 
 TEMPLATE = "report.html.j2"
 
@@ -38,6 +40,9 @@ class ExitRow:
     milliseconds: float | None
     parameters: int
     top1: float
+    top1_interval: Sequence[float]
+    top1_loss: float
+    top1_loss_interval: Sequence[float]
     top5: float
     leave: float | None
     leave_count: int | None
@@ -135,6 +140,7 @@ def _run_data(run: RunReport) -> dict[str, Any]:
         "images": run.images,
         "in_sample": bool(run.in_sample),
         "chose": run.in_sample.chose,
+        "level": LEVEL,
         "exits": [
             {
                 "exit": i + 1,
@@ -143,13 +149,14 @@ def _run_data(run: RunReport) -> dict[str, Any]:
                 "milliseconds": timing.milliseconds[i] if timing else None,
                 "parameters": run.parameters[i],
                 "top1": run.top1[i],
+                **exit_intervals(run, i + 1),
                 "top5": run.top5[i],
                 "loss": run.loss[i],
             }
             for i in range(len(run.macs))
         ],
         "timing": _timing_data(timing) if timing else None,
-        "budgeted": [{"macs": p.cost, "top1": p.top1, "shares": p.shares} for p in run.budgeted],
+        "budgeted": [{"macs": p.cost, "top1": p.top1, "shares": p.shares, **p.intervals} for p in run.budgeted],
         "policy": None,
     }
     if run.policy:
@@ -157,6 +164,7 @@ def _run_data(run: RunReport) -> dict[str, Any]:
             "kind": run.policy.kind,
             "top1": run.policy_top1,
             "macs": run.policy_macs,
+            **policy_intervals(run),
             "shares": run.shares,
             "top1_of_those_that_leave": [run.accuracy_at(n) for n in range(1, len(run.macs) + 1)],
             "classes": [
@@ -192,6 +200,7 @@ def _exit(run: RunReport, runs: Sequence[RunReport], n: int, tiles: Sequence[Til
         milliseconds=run.timing.milliseconds[n - 1] if run.timing else None,
         parameters=run.parameters[n - 1],
         top1=run.top1[n - 1],
+        **exit_intervals(run, n),
         top5=run.top5[n - 1],
         leave=run.shares[n - 1] if has else None,
         leave_count=len(run.left_at(n)) if has else None,
@@ -233,6 +242,8 @@ def _render(
     )
     environment.filters["human"] = human
     environment.filters["where"] = where
+    environment.filters["range"] = percent_range
+    environment.filters["intervals"] = policy_intervals
     # Only "<" could end a script element; JSON may hold it as an escape.
     data = json_text(report_data(runs, published), indent=1, ascii_only=False).replace("<", "\\u003c")
     return environment.get_template(TEMPLATE).render(

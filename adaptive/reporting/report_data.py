@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,20 @@ class Timing:
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """One policy of a budgeted curve: mean multiply-adds, top-1 in percent, share of images per exit (sums to 1)."""
+    """One policy of a budgeted curve: mean multiply-adds, top-1 in percent, share of images per exit (sums to 1).
+
+    ``intervals`` holds what `intervals.compared` and `mean_cost` said of it; evaluations before them have none.
+    """
 
     cost: float
     top1: float
     shares: list[float]
+    intervals: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def top1_range(self) -> tuple[float, float] | None:
+        """Interval of the accuracy in percent, if known."""
+        return self.intervals.get("top1_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +200,10 @@ class _Point(_File):
     cost: float
     top1: float
     shares: list[float]
+    top1_interval: tuple[float, float] | None = None
+    cost_interval: tuple[float, float] | None = None
+    top1_loss: float | None = None
+    top1_loss_interval: tuple[float, float] | None = None
 
 
 class _Curve(_File):
@@ -314,6 +327,11 @@ def _from_evaluation(evaluation: Mapping[str, Any], exits: int) -> tuple[Timing 
         )
     if not curve:
         return timing, (), ""
-    points = [BudgetPoint(p["cost"], p["top1"], list(p["shares"])) for p in curve["points"]]
+    points = [BudgetPoint(p["cost"], p["top1"], list(p["shares"]), _intervals(p)) for p in curve["points"]]
     how = visible(f"kind {curve['kind']}, method {curve['method']}, chosen on {curve['split']}")
     return timing, tuple(sorted((p for p in points if len(p.shares) == exits), key=lambda p: p.cost)), how
+
+
+def _intervals(point: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("top1_interval", "cost_interval", "top1_loss", "top1_loss_interval")
+    return {key: point[key] for key in keys if point.get(key) is not None}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptive.errors import MachineError
 from adaptive.files import write_atomically
 from adaptive.foreign_text import visible
+from adaptive.reporting.interval_marks import band, bars
 from adaptive.reporting.style import COLOURS, DASHES, MARKERS, STYLE, drawn
 from adaptive.reporting.tables import human, tick_label
 from adaptive.tracking.record_keys import exit_key, per_exit
@@ -36,6 +37,7 @@ class Curve:
         macs: multiply-adds of one image (for a budgeted curve: on average), rising.
         top1: accuracy in percent, one for each cost.
         kind: "anytime" is one point per exit, numbered; "budgeted" is a policy's curve, drawn dashed.
+        ranges: interval of each accuracy in percent, drawn as a bar of an exit and a band of a budgeted curve.
         note: on how a budgeted curve came about, for the legend.
     """
 
@@ -43,6 +45,7 @@ class Curve:
     macs: Sequence[float]
     top1: Sequence[float]
     kind: Literal["anytime", "budgeted"] = "anytime"
+    ranges: Sequence[tuple[float, float]] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -120,8 +123,10 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     if curve.kind == "budgeted":
         label = "\n".join(map(drawn, filter(None, [f"{curve.label}, budgeted", curve.note])))
         axes.plot(curve.macs, curve.top1, color=colour, linestyle=DASHES, label=label)
+        band(axes, curve.macs, curve.ranges, colour)
         return
     marker = MARKERS[index % len(MARKERS)]
+    bars(axes, curve.macs, curve.ranges, colour)
     above = 3 + index  # a marker hides another curve's number beneath it, not only its marker
     axes.plot(
         curve.macs, curve.top1, color=colour, marker=marker, markersize=13, label=drawn(curve.label), zorder=above

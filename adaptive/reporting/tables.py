@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "block_parameters": ("of the block", lambda value: human(value)),
     "exit_parameters": ("of the exit", lambda value: human(value)),
     "top1": ("top-1 %", lambda value: f"{value:.2f}"),
+    "top1_interval": ("interval", lambda value: percent_range(value)),
+    "top1_loss": ("lost", lambda value: loss_with_range(*value)),
     "top5": ("top-5 %", lambda value: f"{value:.2f}"),
     "loss": ("loss", lambda value: f"{value:.3f}"),
 }
@@ -40,6 +42,16 @@ def human(number: float, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
+def percent_range(interval: Sequence[float]) -> str:
+    """Return an interval of an accuracy in percent, "94.1 to 97.2"."""
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def loss_with_range(loss: float, interval: Sequence[float]) -> str:
+    """Return points below the full network with their interval, "0.40 (-0.3 to 1.1)"."""
+    return f"{loss + 0.0:.2f} ({interval[0] + 0.0:.1f} to {interval[1] + 0.0:.1f})"
+
+
 def tick_label(text: str) -> str:
     """Shorten a number with a unit for an axis: "1.20 G" to "1.2 G", "0.50 ms" to "0.5"."""
     number, *unit = text.split()
@@ -52,7 +64,8 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
     Args:
         rows: per exit ``exit`` (number), ``module`` (the module it follows), ``macs`` (cumulative multiply-adds of one
             image), ``share`` (of the full cost, 0 to 1), ``ms`` (per image), ``parameters`` (cumulative),
-            ``block_parameters``, ``exit_parameters``, ``top1`` and ``top5`` (percent), ``loss``.
+            ``block_parameters``, ``exit_parameters``, ``top1`` and ``top5`` (percent), ``top1_interval`` (low, high),
+            ``top1_loss`` (points, and their low and high), ``loss``.
             Columns that no row has are left out; single missing or None values stay blank.
         title: printed above.
     """
@@ -63,7 +76,7 @@ def exit_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> T
         if name == "module":  # in a narrow terminal it folds, and does not vanish
             table.add_column(COLUMNS[name][0], min_width=6, overflow="fold")
         else:
-            table.add_column(COLUMNS[name][0], justify="right", no_wrap=True)
+            table.add_column(COLUMNS[name][0], justify="right", no_wrap=name not in ("top1_interval", "top1_loss"))
     for row in rows:
         table.add_row(*("" if row.get(name) is None else COLUMNS[name][1](row[name]) for name in names))
     return table

@@ -84,6 +84,12 @@ def test_budgeted_curve_is_that_of_a_walk_over_single_images(
         assert point["top1"] == pytest.approx(100 * right / len(labels), abs=100.1 / len(labels))
         cost = sum(macs[exit_ - 1] for _, _, exit_ in found) / len(labels)
         assert point["cost"] == pytest.approx(cost, abs=1.001 * (macs[-1] - macs[0]) / len(labels))
+        low, high = point["top1_interval"]
+        assert low <= point["top1"] <= high
+        assert point["top1_loss"] == pytest.approx(result["exits"][-1]["top1"] - point["top1"], abs=1e-4)
+        assert point["cost_interval"][0] <= point["cost"] <= point["cost_interval"][1]
+    assert result["level"] == 0.95
+    assert result["exits"][-1]["top1_loss_interval"][0] < 0 < result["exits"][-1]["top1_loss_interval"][1]
     times = result["milliseconds"]["exits"]
     assert 0 < times[0] < times[1] < times[2]
     model = TimeModel.model_validate(result["milliseconds"]["model"])
@@ -126,6 +132,7 @@ def test_calibrate_keeps_its_budget_and_says_what_it_brings(
     [
         ["--budget", "0.7", "--method", "geometric", "--no-temperature"],
         ["--budget", "60%"],
+        ["--budget", "50%", "--confidence", "0.9"],
         ["--budget", "0.8", "--kind", "patience"],
         ["--budget", "0.8", "--kind", "gate"],
         ["--max-loss", "5", "--delta", "0.2"],
@@ -139,13 +146,58 @@ def test_every_way_to_calibrate(words: list[str], run: Path, commands: Forks, tm
     result, policy = json.loads(ended.out), Policy.load(out)
     assert result["thresholds"] == policy.thresholds
     assert sum(result["shares"]) == pytest.approx(1)
-    if words[0] == "--budget" and words[1] != "60%" and "gate" not in words:
+    low, high = result["top1_interval"]
+    assert low <= result["top1"] <= high
+    assert result["top1_loss"] == pytest.approx(result["top1_full"] - result["top1"])
+    assert result["top1_loss_interval"][0] <= result["top1_loss"] <= result["top1_loss_interval"][1]
+    assert result["macs_interval"][0] <= result["macs"] <= result["macs_interval"][1]
+    assert result["level"] == 0.95
+    if words[0] == "--budget" and "%" not in words[1] and "gate" not in words:
         assert result["macs"] <= float(words[1]) * result["macs_full"] * (1 + 1e-9)
-    if words[1] == "60%":
-        assert result["top1"] >= 60
+        assert (result["tested"], result["promise"], result["no_promise"]) == (None, None, None)
+    else:
+        assert result["tested"] in (None, result["images"] // 2)
+    if "%" in words[1]:
+        record = result["calibration"]
+        assert record["images"] == result["tested"] == 100
+        assert record["top1"] == pytest.approx(result["top1"])
+        assert record["confidence"] == (0.9 if "--confidence" in words else 0.95)
+        assert (result["promise"] is not None) == (record["bound"] >= float(words[1].removesuffix("%")))
     if words[0] == "--max-loss":
         assert result["calibration"]["target"] == {"epsilon": 0.05, "delta": 0.2}
     assert not (run / "policy.json").exists()
+
+
+def test_what_cannot_be_promised_is_said(run: Path, commands: Forks, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "policy.json")]
+    ended = commands.run(["calibrate", str(run), "--max-loss", "0.1", *out])
+    text = " ".join(ended.out.split())
+    assert "nothing is promised: at most 0.1 points below the full network with probability 0.9 takes at least" in text
+    assert "4,603 held-out images, even with no loss at all" in text
+    assert "Nobody leaves early" in text
+    result = json.loads(commands.run(["calibrate", str(run), "--max-loss", "0.1", "--json", *out]).out)
+    assert (result["promise"], result["images_needed"], result["shares"]) == (None, 4603, [0, 0, 1])
+    assert "4,603" in result["no_promise"]
+    for words, message in (
+        (["--max-loss", "1", "--confidence", "0.9"], "--confidence 0.9 belongs to --budget 95%; with --max-loss give"),
+        (["--budget", "0.5", "--confidence", "0.9"], "--confidence 0.9 belongs to an accuracy, as --budget 95%"),
+        (
+            ["--budget", "95%", "--confidence", "95"],
+            "--confidence 95: give a probability between 0 and 1, such as 0.95",
+        ),
+    ):
+        assert message in commands.run(["calibrate", str(run), *words, *out]).error_line("calibrate")
+
+
+@pytest.mark.full
+def test_a_folder_with_a_dollar_is_evaluated_and_drawn(run: Path, commands: Forks, tmp_path: Path) -> None:
+    odd = tmp_path / "a $x^ {run} $y_"
+    shutil.copytree(run, odd)
+    ended = commands.run(["evaluate", str(odd), "--no-timing"])
+    assert (ended.code, ended.err) == (0, "")
+    assert (odd / "evaluation_test.png").is_file()
+    ended = commands.run(["report", str(odd), "--wall", "0"])
+    assert (ended.code, ended.err) == (0, "")
 
 
 def test_a_budget_in_milliseconds_is_measured_here(run: Path, commands: Forks, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from adaptive.errors import PolicyError
 from adaptive.inference.calibration.gates import fit_gates
 from adaptive.inference.calibration.geometric import GeometricCurve
 from adaptive.inference.calibration.input_checks import check_name, check_outputs, check_probabilities
+from adaptive.inference.calibration.judged import Judged, images_of_the_test
 from adaptive.inference.calibration.reference import with_counts
-from adaptive.inference.calibration.risk import control
-from adaptive.inference.calibration.search import cheapest, search
+from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.temperature import fit_temperatures
 from adaptive.inference.calibration.thresholds import Choice, Scored, check_budget
 from adaptive.inference.calibration.timed import Clockwork, within
@@ -33,7 +33,9 @@ class Target:
 
     Attributes:
         budget: highest mean cost of an image, in the unit of the costs.
-        top1: lowest accuracy in percent on the held-out images, at the least cost.
+        top1: lowest accuracy in percent, at the least cost: on the held-out images, or in truth where a confidence is
+            given.
+        confidence: with top1; probability over the draw of the held-out images that the accuracy in truth is top1.
         epsilon: how much accuracy may be lost against the full network, as a share (0.01 is one point), at the least
             cost, with probability 1 - delta over the draw of the held-out images.
         delta: with epsilon; 0.1 unless given.
@@ -43,6 +45,7 @@ class Target:
     top1: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse anything but one target in its range (PolicyError)."""
@@ -51,12 +54,20 @@ class Target:
             raise PolicyError(f"target: {' and '.join(given) or 'nothing'} given; give one of budget, top1, epsilon")
         if self.delta is not None and self.epsilon is None:
             raise PolicyError(f"delta {self.delta:g} without epsilon; delta belongs to a bound on the loss of accuracy")
+        if self.confidence is not None and self.top1 is None:
+            remedy = "give delta, 1 - confidence" if self.epsilon is not None else "a mean cost has none"
+            raise PolicyError(f"confidence {self.confidence:g} without top1; it belongs to an accuracy: {remedy}")
         if self.epsilon is not None and self.delta is None:
             object.__setattr__(self, "delta", 0.1)
-        for name, highest in (("top1", 100), ("epsilon", 1), ("delta", 1)):
+        for name, highest in (("top1", 100), ("epsilon", 1), ("delta", 1), ("confidence", 1)):
             value = getattr(self, name)
             if value is not None and not 0 < value < highest:
                 raise PolicyError(f"{name} {value:g}: has to lie between 0 and {highest}")
+
+    @property
+    def tests(self) -> bool:
+        """Whether half of the held-out images are kept for a test."""
+        return self.budget is None
 
     def named(self) -> dict[str, float]:
         """What was asked for, by name."""
@@ -102,7 +113,7 @@ def calibrate(
     check_budget(budget, prices, unit)
     parts = _Parts.of(len(truth), kind, target, seed)
     ready = _Ready.of(values, truth, prices, kind, budget, parts, [], seed)
-    return with_counts(ready.policy(target, ready.choose(target, method, seed), method, unit, split), values)
+    return with_counts(ready.policy(target, ready.choose(target, method), method, unit, split), values)
 
 
 def fit(
@@ -121,9 +132,10 @@ def fit(
 ) -> Policy:
     """Build a policy for any target.
 
-    With epsilon, half of the images (by seed) serve everything that is fitted and the other half the test; with kind
-    gate, the gates are fitted on half of what is left and thresholds chosen on the other half. The policy's
-    calibration reports the images that thresholds were chosen on, or with epsilon those of the test.
+    With epsilon or top1, half of the images (by seed) serve everything that is fitted and the other half the test; with
+    kind gate, the gates are fitted on half of what is left and thresholds chosen on the other half. The policy's
+    calibration reports the images that thresholds were chosen on, or with a test those of the test, and what they say
+    about the target (``evidence``, and for top1 ``bound``).
 
     Args:
         logits: (k, N, C) of k exits for N held-out images.
@@ -160,7 +172,7 @@ def fit(
     if timed is not None:
         policy = ready.within(target, timed, collaboration, method, split)
     else:
-        policy = ready.policy(target, ready.choose(target, method, seed), method, unit, split)
+        policy = ready.policy(target, ready.choose(target, method), method, unit, split)
     return with_counts(policy, ExitProbabilities(values, policy))
 
 
@@ -192,7 +204,10 @@ def curve(
     middle = sum(budgets) / len(budgets)
     ready = _Ready.from_logits(values, truth, prices, kind, middle, parts, temperature, seed)
     choices = ready.choose_all(budgets, method)
-    return [ready.policy(target, choice, method, unit, split) for target, choice in zip(targets, choices, strict=True)]
+    return [
+        ready.policy(target, Judged(choice), method, unit, split)
+        for target, choice in zip(targets, choices, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -205,13 +220,12 @@ class _Parts:
 
     @classmethod
     def of(cls, images: int, kind: Kind, target: Target, seed: int) -> _Parts:
-        pieces = (2 if kind == "gate" else 1) * (2 if target.epsilon is not None else 1)
+        pieces = (2 if kind == "gate" else 1) * (2 if target.tests else 1)
         if images < pieces:
             raise PolicyError(f"labels: {images} held-out images are too few to divide by {pieces}; give more")
+        testing = images_of_the_test(images, seed) if target.tests else None
         order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-        testing = None
-        if target.epsilon is not None:
-            order, testing = order[: images // 2], order[images // 2 :].sort().values
+        order = order[: images // 2] if target.tests else order
         half = len(order) // 2
         fitting, choosing = (order[:half], order[half:]) if kind == "gate" else (order, order)
         return cls(fitting.sort().values, choosing.sort().values, testing)
@@ -263,17 +277,18 @@ class _Ready:
         correct = torch.stack([decision.labels for decision in found]) == labels
         return cls(template, Scored(torch.stack([decision.scores for decision in found]), correct), costs, parts)
 
-    def choose(self, target: Target, method: str, seed: int) -> Choice:
+    def choose(self, target: Target, method: str) -> Judged:
+        """Choose thresholds, and test them where the target asks for that."""
         chosen = self.scored.subset(self.parts.choosing)
         if target.budget is not None:
-            return self.choose_all([target.budget], method)[0]
-        if target.top1 is not None:
-            return cheapest(chosen, self.costs, target.top1)
+            return Judged(self.choose_all([target.budget], method)[0])
         assert self.parts.testing is not None
+        tested = self.scored.subset(self.parts.testing)
+        if target.top1 is not None:
+            return Judged.by_accuracy(chosen, tested, self.costs, target.top1, target.confidence)
         assert target.epsilon is not None
         assert target.delta is not None
-        tested = self.scored.subset(self.parts.testing)
-        return control(chosen, tested, self.costs, target.epsilon, target.delta, seed)
+        return Judged.by_loss(chosen, tested, self.costs, target.epsilon, target.delta)
 
     def choose_all(self, budgets: Sequence[float], method: str) -> list[Choice]:
         chosen = self.scored.subset(self.parts.choosing)
@@ -292,13 +307,13 @@ class _Ready:
             return replace(self, costs=prices).choose_all([budget], method)[0]
 
         found = within(chosen, choose, clockwork, target.budget)
-        policy = replace(self, costs=found.prices).policy(target, found.choice, method, "ms", split)
+        policy = replace(self, costs=found.prices).policy(target, Judged(found.choice), method, "ms", split)
         assert policy.calibration is not None
         timing = policy.calibration.model_copy(update={"timing": model.conditions})
         return policy.model_copy(update={"calibration": timing})
 
-    def policy(self, target: Target, choice: Choice, method: str, unit: str, split: str) -> Policy:
-        outcome = choice.outcome
+    def policy(self, target: Target, judged: Judged, method: str, unit: str, split: str) -> Policy:
+        outcome = judged.choice.outcome
         name = "risk" if target.epsilon is not None else "accuracy" if target.top1 is not None else method
         calibration = Calibration(
             method=name,
@@ -310,8 +325,11 @@ class _Ready:
             cost=outcome.cost,
             counts=outcome.counts,
             split=split,
+            bound=judged.bound,
+            confidence=judged.confidence,
+            evidence=judged.evidence,
         )
-        return self.template.with_thresholds(choice.thresholds, calibration)
+        return self.template.with_thresholds(judged.choice.thresholds, calibration)
 
 
 def _template(kind: Kind, exits: int, temperatures: list[float], gates: list[Gate]) -> Policy:

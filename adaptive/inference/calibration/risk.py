@@ -1,32 +1,47 @@
-"""Risk control: thresholds that lose at most epsilon of the full network's accuracy, with high probability.
+"""Risk control: thresholds that keep a bound on the loss of accuracy, or an accuracy, with high probability.
 
 Pareto testing (Laufer-Goldshtein et al., ICLR 2023, arXiv 2210.07913) on top of learn-then-test (Angelopoulos et al.,
-arXiv 2110.01052), for early exits as in Jazbec et al. (NeurIPS 2024, arXiv 2405.20915).
+arXiv 2110.01052), for early exits as in Jazbec et al. (NeurIPS 2024, arXiv 2405.20915). Candidates are fixed on some
+images and tested on others, one after another in an order that the others had no part in, until one fails. So each may
+be tested at the whole level: the first one that should fail stops the sequence with a probability of 1 - delta.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adaptive.inference.calibration.exact_test import accuracy_p_value, p_value
+from adaptive.inference.calibration.geometric import GeometricCurve
 from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.policy import EVERYBODY, NOBODY
 
 CANDIDATES = 40
-_BOLDEST = 0.75  # share of the capital that one image may cost
+_MANY = 2000  # images from which on the search finds better candidates than the geometric curve has
 
 
-def control(
-    family: Scored, tested: Scored, costs: Sequence[float], epsilon: float, delta: float, seed: int = 0
-) -> Choice:
+@dataclass(frozen=True)
+class Tested(Choice):
+    """The thresholds that a sequence of tests ended at, and what they bring on the images of the test.
+
+    Attributes:
+        passed: how many candidates passed; with none nobody leaves early.
+        first: outcome on the images of the test of the candidate that was tested first.
+    """
+
+    passed: int
+    first: Choice
+
+
+def control(family: Scored, tested: Scored, costs: Sequence[float], epsilon: float, delta: float) -> Tested:
     """Return the cheapest thresholds that, by a test, lose at most epsilon of the full network's accuracy.
 
-    The search on ``family`` fixes forty candidates, evenly spaced in cost; `fixed_sequence` tests them on ``tested``.
-    Over the draw of ``tested`` the chosen thresholds lose more than epsilon with a probability of at most delta.
+    Forty candidates of ``family``, evenly spaced in cost, are tested on ``tested`` by `fixed_sequence`. Over the draw
+    of ``tested`` the chosen thresholds lose more than epsilon with a probability of at most delta.
 
     Args:
         family: answers to the images that candidates are found on.
@@ -34,7 +49,6 @@ def control(
         costs: of one image up to each exit, strictly rising.
         epsilon: accuracy that may be lost, as a share; 0.01 is one point.
         delta: probability of losing more.
-        seed: of the order of the test's images.
 
     Returns:
         The thresholds, and what they bring on ``tested``.
@@ -42,56 +56,98 @@ def control(
     Raises:
         PolicyError: the costs are not positive and strictly rising.
     """
+    return fixed_sequence(candidates(family, costs), tested, costs, epsilon, delta)
+
+
+def control_accuracy(family: Scored, tested: Scored, costs: Sequence[float], top1: float, confidence: float) -> Tested:
+    """Return the cheapest thresholds that, by a test, have an accuracy of at least ``top1``.
+
+    Of the candidates of `control` and the full network those are tested that no cheaper one is as accurate as on
+    ``family``, from the most accurate to the cheapest, by the exact binomial test. Over the draw of ``tested`` the
+    chosen thresholds are less accurate with a probability of at most 1 - confidence. Where the first one fails nothing
+    is shown, and nobody leaves early. The arguments are those of `control`, but for
+
+    Args:
+        family: answers to the images that candidates are found on.
+        tested: answers to other images, drawn independently of them.
+        costs: of one image up to each exit, strictly rising.
+        top1: accuracy in percent.
+        confidence: probability of having it.
+    """
+    full = _full(family, costs)
+    front: list[Choice] = []
+    for choice in sorted([*candidates(family, costs), full], key=lambda c: (c.outcome.cost, -c.outcome.top1)):
+        if not front or choice.outcome.top1 > front[-1].outcome.top1:
+            front.append(choice)
+
+    def passes(outcome: Choice) -> bool:
+        images = len(outcome.outcome.leaves)
+        right = round(outcome.outcome.top1 * images / 100)
+        return accuracy_p_value(right, images, top1 / 100) <= 1 - confidence
+
+    return _sequence(front, tested, costs, passes)
+
+
+def candidates(family: Scored, costs: Sequence[float]) -> list[Choice]:
+    """Return forty sets of thresholds, evenly spaced in cost from everybody at the first exit to nearly nobody.
+
+    On fewer than 2,000 images they are those of the geometric curve. A search through all thresholds fits chance there:
+    its dear candidates, which are tested first, lose more on other images than the curve's, and often end the sequence.
+    """
     first, last = costs[0], costs[-1]
     budgets = [first + (last - first) * i / CANDIDATES for i in range(CANDIDATES)]
-    candidates = search(family, costs, budgets, smooth=True)
-    return fixed_sequence(candidates, tested, costs, epsilon, delta, seed)
+    if family.scores.shape[1] >= _MANY:
+        return search(family, costs, budgets, smooth=True)
+    curve = GeometricCurve(family, costs)
+    return [curve.at(budget) for budget in budgets]
 
 
 def fixed_sequence(
-    candidates: Sequence[Choice], tested: Scored, costs: Sequence[float], epsilon: float, delta: float, seed: int = 0
-) -> Choice:
+    family: Sequence[Choice], tested: Scored, costs: Sequence[float], epsilon: float, delta: float
+) -> Tested:
     """Test candidates from the most expensive to the cheapest and return the last before the first that fails.
 
     The order is fixed before the test's images are seen, so each may be tested at level delta. Where none passes,
     nobody leaves early, which loses nothing. The arguments are those of `control`.
     """
-    thresholds = [NOBODY] * (len(costs) - 1) + [EVERYBODY]
-    order = torch.randperm(tested.scores.shape[1], generator=torch.Generator().manual_seed(seed))
-    for candidate in sorted(candidates, key=lambda choice: -choice.outcome.cost):
-        if p_value(losses(candidate.thresholds, tested, costs)[order], epsilon, delta) > delta:
+
+    def passes(choice: Choice) -> bool:
+        return p_value(*lost_and_won(choice, tested), tested.scores.shape[1], epsilon) <= delta
+
+    return _sequence(family, tested, costs, passes)
+
+
+def _sequence(
+    family: Sequence[Choice], tested: Scored, costs: Sequence[float], passes: Callable[[Choice], bool]
+) -> Tested:
+    """Test candidates, given with their outcome on ``family``'s images, by falling cost there, until one fails."""
+    reached, count = _full(tested, costs), 0
+    first = reached
+    for number, candidate in enumerate(sorted(family, key=lambda choice: -choice.outcome.cost)):
+        there = Choice(candidate.thresholds, apply_thresholds(torch.tensor(candidate.thresholds), tested, costs))
+        first = first if number else there
+        if not passes(there):
             break
-        thresholds = candidate.thresholds
-    return Choice(thresholds, apply_thresholds(torch.tensor(thresholds), tested, costs))
+        reached, count = there, number + 1
+    return Tested(reached.thresholds, reached.outcome, count, first)
+
+
+def _full(scored: Scored, costs: Sequence[float]) -> Choice:
+    thresholds = [NOBODY] * (len(costs) - 1) + [EVERYBODY]
+    return Choice(thresholds, apply_thresholds(torch.tensor(thresholds), scored, costs))
 
 
 def losses(thresholds: Sequence[float], scored: Scored, costs: Sequence[float]) -> Tensor:
     """Return (N,) float64: 1 where only the full network is right, -1 where only the early answer is, 0 elsewhere."""
-    leaves = apply_thresholds(torch.tensor(thresholds), scored, costs).leaves
+    return _losses(apply_thresholds(torch.tensor(thresholds), scored, costs).leaves, scored)
+
+
+def lost_and_won(choice: Choice, scored: Scored) -> tuple[int, int]:
+    """Return how many images only the full network has right, and how many only the thresholds' answer."""
+    values = _losses(choice.outcome.leaves, scored)
+    return int((values > 0).sum()), int((values < 0).sum())
+
+
+def _losses(leaves: Tensor, scored: Scored) -> Tensor:
     early = scored.correct.gather(0, leaves.unsqueeze(0)).squeeze(0)
     return scored.correct[-1].double() - early.double()
-
-
-def p_value(values: Tensor, epsilon: float, delta: float) -> float:
-    """Return a p-value of "the expected loss is above epsilon", valid for any number of images.
-
-    A gambler who bets the share b_t of a capital of 1 against the hypothesis has prod (1 + b_t (epsilon - loss_t))
-    after the images so far; if the hypothesis holds and b_t depends on the images before t alone, this is a
-    supermartingale, and by Ville's inequality its maximum exceeds 1 / p with a probability of at most p. The bets are
-    the predictable plug-ins of Waudby-Smith and Ramdas (JRSS B 2024, arXiv 2010.09686, equation 26), on losses in
-    -1..1: sqrt(2 log(1 / delta) / (N variance before t)). Most losses are 0, so their variance is small, and the bets
-    profit from that; the Hoeffding-Bentkus bound knows the range only and accepts next to nothing here.
-
-    Args:
-        values: (N,) losses in -1..1, in an order that does not depend on them.
-        epsilon: above 0, below 1.
-        delta: the level that the bets are made for; the p-value is valid at any.
-    """
-    losses = values.double()
-    counts = torch.arange(1, len(losses) + 1, dtype=torch.float64)
-    means = losses.cumsum(0) / (counts + 1)
-    variances = (0.25 + (losses - means).square().cumsum(0)) / (counts + 1)
-    before = torch.cat([torch.full((1,), 0.25, dtype=torch.float64), variances[:-1]])
-    bets = (2 * math.log(1 / delta) / (len(losses) * before)).sqrt().clamp(max=_BOLDEST / (1 - epsilon))
-    capital = torch.log1p(bets * (epsilon - losses)).cumsum(0).max()
-    return math.exp(-max(0.0, float(capital)))

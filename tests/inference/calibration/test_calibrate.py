@@ -9,7 +9,9 @@ import torch
 from adaptive.errors import ModelError, PolicyError
 from adaptive.inference.calibration.calibrate import METHODS, Target, calibrate, curve, fit
 from adaptive.inference.calibration.geometric import GeometricCurve
+from adaptive.inference.calibration.judged import images_of_the_test
 from adaptive.inference.calibration.thresholds import Scored
+from adaptive.inference.intervals import lower_bound
 from adaptive.inference.outputs import Outputs, scores, simulate
 from adaptive.inference.policy import Policy
 from tests.inference.answers import made_up_logits
@@ -84,16 +86,39 @@ def test_geometric_between_the_rows() -> None:
 
 @pytest.mark.parametrize("temperature", [False, True])
 @pytest.mark.parametrize("kind", ["confidence", "gate"])
-def test_target_accuracy(kind: Any, temperature: bool) -> None:
-    logits, labels, costs = made_up_logits(3, 600)
+def test_target_accuracy_is_reported_by_images_that_chose_nothing(kind: Any, temperature: bool) -> None:
+    logits, labels, costs = made_up_logits(3, 1200)
     full = 100 * (logits[-1].argmax(-1) == labels).double().mean().item()
     policy = fit(logits, labels, costs, Target(top1=full - 4), kind=kind, temperature=temperature)
-    assert policy.expected_accuracy >= full - 4
-    assert policy.expected_cost < costs[-1]
-    assert policy.calibration is not None
-    assert policy.calibration.method == "accuracy"
+    record = policy.calibration
+    assert record is not None
+    assert (record.method, record.images, record.confidence) == ("accuracy", 600, 0.95)
+    tested = images_of_the_test(1200, 0)
+    found = simulate(policy, Outputs(logits[:, tested], labels[tested], tested).probabilities(policy))
+    assert found.counts(3) == record.counts
+    assert found.top1(labels[tested]) == pytest.approx(record.top1)
+    assert record.cost < costs[-1]
+    assert record.bound == pytest.approx(lower_bound(round(6 * record.top1), 600))
     with pytest.raises(PolicyError, match=r"top1 99.9 %: the best"):
         fit(logits, labels, costs, Target(top1=99.9))
+
+
+def test_an_accuracy_with_a_confidence_is_kept_or_said_not_to_be() -> None:
+    logits, labels, costs = made_up_logits(3, 2000)
+    full = 100 * (logits[-1].argmax(-1) == labels).double().mean().item()
+    kept = fit(logits, labels, costs, Target(top1=full - 6, confidence=0.95)).calibration
+    assert kept is not None
+    assert kept.target == {"top1": full - 6, "confidence": 0.95}
+    assert kept.evidence is not None
+    assert kept.evidence.shown
+    assert kept.bound == full - 6
+    assert kept.counts[-1] < 1000
+    missed = fit(logits, labels, costs, Target(top1=full - 0.2, confidence=0.95)).calibration
+    assert missed is not None
+    assert missed.counts == [0, 0, 1000]
+    assert missed.evidence is not None
+    assert not missed.evidence.shown
+    assert "Nobody leaves early" in missed.evidence.words
 
 
 @pytest.mark.parametrize("kind", ["confidence", "gate"])
@@ -179,6 +204,9 @@ def test_wrong_input_is_named(changes: dict[str, Any], message: str) -> None:
         ({"top1": 101.0}, "top1 101"),
         ({"epsilon": 0.0}, "epsilon 0"),
         ({"epsilon": 0.1, "delta": 1.0}, "delta 1"),
+        ({"epsilon": 0.1, "confidence": 0.9}, "confidence 0.9 without top1; .*give delta, 1 - confidence"),
+        ({"budget": 1.0, "confidence": 0.9}, "confidence 0.9 without top1; .*a mean cost has none"),
+        ({"top1": 90.0, "confidence": 1.0}, "confidence 1: has to lie between 0 and 1"),
     ],
 )
 def test_wrong_targets_are_named(target: dict[str, float], message: str) -> None:
