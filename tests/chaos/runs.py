@@ -1,7 +1,7 @@
 """Real training runs on several ranks that can be hurt at any moment.
 
 A launcher of our own stands in for deepspeed's: it forks the ranks from a server that has imported the libraries, so
-that thirty lives cost minutes and not half an hour. What runs inside is ``adaptive train`` itself.
+that a dozen lives cost a minute or two and not ten. What runs inside is ``adaptive train`` itself.
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ class Life:
     def send(self, number: int, *ranks: int) -> None:
         """Send a signal to some ranks (all without any given)."""
         for rank in ranks or range(len(self.ranks)):
-            if self.ranks[rank].is_alive():
-                os.kill(self.ranks[rank].pid, number)
+            # One that has just ended is alive until the server has told of it.
+            with contextlib.suppress(ProcessLookupError):
+                if self.ranks[rank].is_alive():
+                    os.kill(self.ranks[rank].pid, number)
 
     def kill(self, *ranks: int) -> None:
         """SIGKILL some ranks; then, as launchers do, SIGTERM the others, which have to end soon."""
