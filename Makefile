@@ -77,8 +77,10 @@ unit-all: setup
 unit-full: setup
 	$(PYTEST) -m full $(PYTEST_ARGUMENTS)
 
+# PREPARE=1 fetches torch for the environments alone.
 test-versions: setup
-	$(BIN)/python -m tests.versions $(PAIRS) --workers $(TEST_WORKERS) $(if $(FOLDER),--folder "$(FOLDER)")
+	$(BIN)/python -m tests.versions $(PAIRS) --workers $(TEST_WORKERS) $(if $(FOLDER),--folder "$(FOLDER)") \
+		$(if $(PREPARE),--prepare)
 
 # Without setup: a GPU machine may have no network, and its own Python with torch.
 gpu:

@@ -20,9 +20,10 @@ if find_spec("hypothesis"):  # a machine with a GPU that runs the device tests a
     settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("steady")
 
-# Folders whose files take longest: begun first, none of them keeps one worker busy alone at the end.
+# Folders and files that take longest: begun first, none of them keeps one worker busy alone at the end.
 LONGEST_FIRST = (
-    "benchmarks", "chaos", "docs", "training", "inference", "end_to_end", "tracking", "cluster", "reporting",
+    "benchmarks", "chaos", "docs", "networks", "test_standard_streams.py", "training", "inference", "end_to_end",
+    "tracking", "cluster", "reporting",
 )  # fmt: skip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

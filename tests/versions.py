@@ -1,7 +1,7 @@
 """The smoke part of the tests with other versions: python -m tests.versions oldest newest
 
 Numerics, data, a training on two ranks and export (the files of SMOKE), every pair in an environment of its own in
---folder, which is kept for the next time. --list prints what can be asked for.
+--folder, which is kept for the next time. --list prints what can be asked for, --prepare fetches the torches alone.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pairs = chosen(options.pairs)
         interpreters = {pair: interpreter(pair.python) for pair in pairs}
+        if options.prepare:
+            for pair in pairs:
+                _install_torch(pair, interpreters[pair], options.folder.resolve() / _name(pair))
+            return 0
         outcomes = {pair: _try(pair, interpreters[pair], options) for pair in pairs}
     except AdaptiveError as error:
         print(f"versions: {error}", file=sys.stderr)
@@ -69,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("pairs", nargs="*", default=["oldest", "newest"], help="oldest, newest, all, or names from --list")
     p.add_argument("--folder", type=Path, default=REPOSITORY / ".venv-versions", help="of the environments")
     p.add_argument("--workers", default="2", help="test processes at a time (%(default)s)")
+    p.add_argument("--prepare", action="store_true", help="fetch torch for each pair, and test nothing")
     p.add_argument("--list", action="store_true", help="print the names of all pairs and stop")
     return p
 
@@ -109,21 +114,41 @@ def _try(pair: TriedPair, python: str, options: argparse.Namespace) -> int:
 
 def _install(pair: TriedPair, python: str, environment: Path) -> None:
     """Make an environment with this pair and otherwise the versions of constraints.txt, unless it is there."""
-    wanted = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt")]
-    stamp, made_of = environment / "made_of", "\n".join([*pair, *OTHERS, *wanted])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == made_of:
+    if _is_there(pair, environment / "made_of"):
+        return
+    _install_torch(pair, python, environment)
+    _run([*_pip(environment), "--editable", ".[digits,export]", *OTHERS])
+    (environment / "made_of").write_text(_made_of(pair), encoding="utf-8")
+
+
+def _install_torch(pair: TriedPair, python: str, environment: Path) -> None:
+    """Begin an environment, unless it is there, with what takes longest to fetch; the checkout is not touched."""
+    if any(_is_there(pair, environment / stamp) for stamp in ("begun_of", "made_of")):
         return
     shutil.rmtree(environment, ignore_errors=True)
     _run([python, "-m", "venv", environment])
-    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    others = [line for line in wanted[1].splitlines() if not line.startswith(("torch==", "torchvision==", "triton=="))]
-    constraints = environment / "constraints.txt"
+    others = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    others = [line for line in others if not line.startswith(("torch==", "torchvision==", "triton=="))]
     # Where a CPU build (2.13.0+cpu) lies in a folder of wheels, == would take it.
-    constraints.write_text("\n".join([*others, f"torch==={pair.torch}", f"torchvision==={pair.torchvision}", ""]))
-    _run([*pip, "--upgrade", "pip"])
-    packages = ["--editable", ".[digits,export]", *OTHERS]
-    _run([*pip, "--constraint", constraints, *packages])
-    stamp.write_text(made_of, encoding="utf-8")
+    of_the_pair = [f"torch==={pair.torch}", f"torchvision==={pair.torchvision}"]
+    (environment / "constraints.txt").write_text("\n".join([*others, *of_the_pair, ""]))
+    _run([environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade", "pip"])
+    _run([*_pip(environment), "torch", "torchvision"])
+    (environment / "begun_of").write_text(_made_of(pair), encoding="utf-8")
+
+
+def _is_there(pair: TriedPair, stamp: Path) -> bool:
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == _made_of(pair)
+
+
+def _made_of(pair: TriedPair) -> str:
+    wanted = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt")]
+    return "\n".join([*pair, *OTHERS, *wanted])
+
+
+def _pip(environment: Path) -> list[str | Path]:
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    return [*pip, "--constraint", environment / "constraints.txt"]
 
 
 def _run(words: Sequence[str | Path]) -> None:

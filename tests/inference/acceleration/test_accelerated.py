@@ -102,11 +102,14 @@ def halved(net: AdaptiveNetwork, kind: Kind) -> Policy:
     return halving(kind, torch.stack(net(images(net))))
 
 
-KINDS_ONCE = [pytest.param(kind, marks=() if kind == "gate" else pytest.mark.full) for kind in KINDS]
+# What crosses without links is less, whatever decides.
+WITH_AND_WITHOUT_LINKS = [
+    pytest.param(kind, links, marks=() if (kind, links) == ("gate", True) else pytest.mark.full)
+    for kind, links in [*((kind, True) for kind in KINDS), ("gate", False)]
+]
 
 
-@pytest.mark.parametrize("kind", KINDS_ONCE)
-@pytest.mark.parametrize("collaboration", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kind", "collaboration"), WITH_AND_WITHOUT_LINKS)
 def test_every_policy_is_compiled_once_per_stage_and_size(kind: Kind, collaboration: bool) -> None:
     net = tiny(collaboration)
     policy = halved(net, kind)

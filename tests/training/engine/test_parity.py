@@ -15,7 +15,7 @@ from tests.helpers.ranks import run_ranks
 from tests.training.setups import RESNET, VIT, config
 
 STEPS = 20
-REST = [(1, [0, 1, 2]), (2, [1])]  # ranks and stages for test-all
+REST = [(1, [2]), (2, [1])]  # ranks and stages for test-all; the others of one rank are below
 
 
 def engine_losses(data: str, stages: list[int], world: int, steps: int = STEPS, **sections) -> dict[int, list[float]]:
@@ -126,7 +126,6 @@ def ddp_losses(data: str, world: int, steps: int = STEPS) -> list[float]:
 @pytest.mark.parametrize(
     ("world", "stages"),
     [
-        pytest.param(1, [3], marks=pytest.mark.full),
         (2, [0, 2, 3]),
         *(pytest.param(*rest, marks=pytest.mark.full) for rest in REST),
     ],
