@@ -27,7 +27,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
 PRECISIONS = ("fp32", "bf16", "fp16")
 # What is trained at the others equals a plain loop: test_parity.py.
 STAGES = [0, *(pytest.param(stage, marks=pytest.mark.full) for stage in (1, 2, 3))]
-STAGES_OF_ONE_RANK = [pytest.param(stage, marks=pytest.mark.full) for stage in range(4)]  # two ranks say more
 
 
 @cache
@@ -154,7 +153,15 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(cases, precision: str) -> None
     assert both[0]["digest"] == both[1]["digest"]
 
 
-@pytest.fixture(scope="module", params=STAGES_OF_ONE_RANK)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One rank alone at every stage on a GPU; on the CPU, where two ranks say more, at one of them."""
+    if "cases_of_one_rank" in metafunc.fixturenames:
+        stages = range(4) if metafunc.config.getoption("--device") == "cuda" else [2]
+        chosen = [pytest.param(stage, marks=pytest.mark.full) for stage in stages]
+        metafunc.parametrize("cases_of_one_rank", chosen, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def cases_of_one_rank(request: pytest.FixtureRequest, device_rank: DeviceRank) -> dict[str, Any]:
     return device_rank(_all_cases, request.param)
 
