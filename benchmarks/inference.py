@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adaptive.inference.calibration.calibrate import Target, fit
+from adaptive.inference.measuring.profile import InferenceProfile, profile
+from adaptive.inference.measuring.timing import Spread
 from adaptive.inference.outputs import simulate
-from adaptive.inference.profile import InferenceProfile, profile
-from adaptive.inference.timing import Spread
 from benchmarks.shared.inference_network import network_at, split_outputs
 from benchmarks.shared.locations import RESULTS
 from benchmarks.shared.results import machine, to_json

@@ -25,8 +25,8 @@ from adaptive import create_model
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.inference.acceleration.accelerated import ACCELERATIONS
 from adaptive.inference.calibration.calibrate import calibrate
+from adaptive.inference.measuring.profile import profile
 from adaptive.inference.policy import Policy
-from adaptive.inference.profile import profile
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import pages

@@ -25,13 +25,13 @@ from rich.markdown import Markdown
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import write_atomically
 from adaptive.inference.calibration.calibrate import Target, fit
+from adaptive.inference.measuring.promises import Bench, TimedRunner, probe
+from adaptive.inference.measuring.time_model import Asked, middle
+from adaptive.inference.measuring.time_probe import measure, promise
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
-from adaptive.inference.promises import Bench, TimedRunner, probe
 from adaptive.inference.runtime_names import RUNTIMES
 from adaptive.inference.runtimes import Runner, cpu_threads
-from adaptive.inference.time_model import Asked, middle
-from adaptive.inference.time_probe import measure, promise
 from adaptive.runs import TrainedRun, collect_outputs, first_images, load, load_policy
 from benchmarks.shared import pages
 from benchmarks.shared.results import machine

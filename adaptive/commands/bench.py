@@ -12,7 +12,7 @@ from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
     from adaptive.inference.measuring.side_by_side import Row
-    from adaptive.inference.timing import Spread
+    from adaptive.inference.measuring.timing import Spread
 
 KINDS = ("inference",)
 IMAGES = 256
@@ -136,8 +136,8 @@ def _side_by_side(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
 
     from adaptive.commands.bench_targets import Images, open_contenders, open_targets
     from adaptive.files import json_text
+    from adaptive.inference.measuring.profile import machine_name
     from adaptive.inference.measuring.side_by_side import measure
-    from adaptive.inference.profile import machine_name
 
     threads = torch.get_num_threads()
     device = choose_device(arguments.device)

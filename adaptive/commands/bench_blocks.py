@@ -11,7 +11,7 @@ from adaptive.commands.run_options import choose_device, network_for_inference
 from adaptive.foreign_text import say, shell_words
 
 if TYPE_CHECKING:
-    from adaptive.inference.profile import InferenceProfile
+    from adaptive.inference.measuring.profile import InferenceProfile
     from adaptive.runs import TrainedRun
 
 
@@ -21,8 +21,8 @@ def measure_blocks(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
     from adaptive.errors import PolicyError
     from adaptive.files import json_text
     from adaptive.inference.export.onnx_runner import OnnxClassifier
+    from adaptive.inference.measuring.profile import profile
     from adaptive.inference.policy import EVERYBODY, Policy
-    from adaptive.inference.profile import profile
 
     [target] = open_targets(arguments, overrides, threads=1)
     trained, policy = target.network, target.policy

@@ -23,9 +23,9 @@ from adaptive.foreign_text import say, shell_words
 if TYPE_CHECKING:
     from adaptive.inference.calibration.budget_argument import Budget
     from adaptive.inference.calibration.calibrate import Target
+    from adaptive.inference.measuring.time_model import TimeModel
     from adaptive.inference.outputs import Outputs
     from adaptive.inference.policy import Policy
-    from adaptive.inference.time_model import TimeModel
     from adaptive.runs import TrainedRun
 
 
@@ -147,7 +147,7 @@ def _by_the_clock(
     """Choose a policy by a model of time, and hold its promise against the runner."""
     from adaptive.inference.calibration.calibrate import Target
     from adaptive.inference.calibration.timed import Clockwork, check_milliseconds
-    from adaptive.inference.promises import template
+    from adaptive.inference.measuring.promises import template
 
     with timed_run(trained, arguments, split, arguments.kind) as timing:
         kind = template(arguments.kind, len(trained.network.exits))
@@ -241,7 +241,7 @@ def _save(policy: Policy, path: Path) -> None:
 
 def _result(trained: TrainedRun, policy: Policy, outputs: Outputs, out: Path, seed: int) -> dict[str, Any]:
     """Return accuracy and cost of the policy on the held-out images: on those of its test, where it had one."""
-    from adaptive.inference.calibration.judged import images_of_the_test
+    from adaptive.inference.calibration.guarantees.judged import images_of_the_test
     from adaptive.inference.intervals import LEVEL, compared, mean_cost
     from adaptive.inference.outputs import simulate
 

@@ -142,10 +142,10 @@ def _chose(trained: TrainedRun, split: str, arguments: argparse.Namespace) -> In
 
 def _milliseconds(trained: TrainedRun, arguments: argparse.Namespace, split: str) -> dict[str, Any]:
     """Measure a model of time on this machine, at a batch of at most 64, and what it says of every exit."""
-    from adaptive.inference.profile import machine_name
-    from adaptive.inference.promises import Bench, probe, template
-    from adaptive.inference.time_model import middle
-    from adaptive.inference.time_probe import repeats
+    from adaptive.inference.measuring.profile import machine_name
+    from adaptive.inference.measuring.promises import Bench, probe, template
+    from adaptive.inference.measuring.time_model import middle
+    from adaptive.inference.measuring.time_probe import repeats
     from adaptive.runs import first_images
 
     network, batch = trained.network, min(arguments.batch or trained.config.evaluate.batch, TIMING_BATCH)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive.commands.run_options import choose_device, network_for_inference
 
 if TYPE_CHECKING:
-    from adaptive.inference.time_probe import Contender
+    from adaptive.inference.measuring.time_probe import Contender
     from adaptive.reporting.report_data import Timing
     from adaptive.runs import TrainedRun
 
@@ -29,8 +29,8 @@ def timed_together(runs: Sequence[TrainedRun], arguments: argparse.Namespace) ->
     """
     import torch
 
-    from adaptive.inference.time_model import middle
-    from adaptive.inference.time_probe import measure
+    from adaptive.inference.measuring.time_model import middle
+    from adaptive.inference.measuring.time_probe import measure
     from adaptive.reporting.report_data import Timing
 
     batch = min(TIMING_BATCH, *(arguments.batch or run.config.evaluate.batch for run in runs))
@@ -49,7 +49,7 @@ def _contender(run: TrainedRun, batch: int, arguments: argparse.Namespace) -> Co
     """Return a run's network, which answers its own images whatever it is shown: sizes and datasets may differ."""
     from dataclasses import replace
 
-    from adaptive.inference.promises import Bench, template
+    from adaptive.inference.measuring.promises import Bench, template
     from adaptive.runs import first_images
 
     network = network_for_inference(run, choose_device(arguments.device))

@@ -14,11 +14,11 @@ from adaptive.inference.runtime_names import RUNTIMES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptive.inference.measuring.promises import Bench, Verdict
+    from adaptive.inference.measuring.time_model import TimeModel
     from adaptive.inference.policy import Policy
     from adaptive.inference.policy_kinds import Kind
-    from adaptive.inference.promises import Bench, Verdict
     from adaptive.inference.runtimes import Runner
-    from adaptive.inference.time_model import TimeModel
     from adaptive.runs import TrainedRun
 
 TIMING_BATCH = 64
@@ -72,13 +72,13 @@ class Timing:
     @property
     def model(self) -> TimeModel:
         """What policies are chosen by."""
-        from adaptive.inference.time_model import middle
+        from adaptive.inference.measuring.time_model import middle
 
         return middle(self.models)
 
     def verdict(self, policy: Policy) -> Verdict:
         """Run the policy on held-out images, beside a second probe."""
-        from adaptive.inference.promises import verify
+        from adaptive.inference.measuring.promises import verify
 
         return verify(self.bench, self.runner, policy, self.models, self.probed, self.held_out, self.rounds)
 
@@ -93,7 +93,7 @@ def timed_run(trained: TrainedRun, arguments: argparse.Namespace, split: str, ki
         split: that images come from: the first ones for the probe, those behind them for the runner.
         kind: of the policies.
     """
-    from adaptive.inference.promises import Bench, probe, template
+    from adaptive.inference.measuring.promises import Bench, probe, template
     from adaptive.inference.runtimes import cpu_threads
     from adaptive.runs import first_images
 

@@ -17,9 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from adaptive.errors import PolicyError
 from adaptive.files import write_atomically
-from adaptive.inference.conditions import Conditions
 from adaptive.inference.drift.counts import Counts
 from adaptive.inference.frozen_model import FrozenModel
+from adaptive.inference.measuring.conditions import Conditions
 from adaptive.inference.policy_kinds import Kind
 
 Array = Any  # a torch tensor or a numpy array

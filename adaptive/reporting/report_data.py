@@ -15,9 +15,9 @@ from adaptive.errors import AdaptiveError
 from adaptive.foreign_text import visible
 from adaptive.inference.checks import check_answers
 from adaptive.inference.in_sample import NOTHING, InSample
+from adaptive.inference.measuring.time_model import Asked, TimeModel
 from adaptive.inference.outputs import Outputs, simulate
 from adaptive.inference.policy import Policy
-from adaptive.inference.time_model import Asked, TimeModel
 from adaptive.metrics import measure_outputs
 
 _CHUNK = 2048  # images at a time: ten exits of a thousand classes are 80 MB

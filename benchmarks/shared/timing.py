@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adaptive.inference.timing import Spread as Spread  # the benchmarks find it here
+from adaptive.inference.measuring.timing import Spread as Spread  # the benchmarks find it here
 
 
 def interleaved(

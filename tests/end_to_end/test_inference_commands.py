@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from adaptive.inference.calibration.calibrate import curve
+from adaptive.inference.measuring.time_model import TimeModel
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runner import DynamicClassifier
-from adaptive.inference.time_model import TimeModel
 from adaptive.runs import TrainedRun, collect_outputs, load
 from tests.end_to_end.test_evaluate import read_test_images
 from tests.helpers.commands import Forks, start_command

@@ -21,7 +21,7 @@ from adaptive.reporting.image_wall import choose as choose_images
 from adaptive.reporting.image_wall import square, thumbnail
 from adaptive.reporting.page import report_data
 from adaptive.reporting.published import REFERENCES, choose, recognise
-from tests.inference.test_time_model import model
+from tests.inference.measuring.test_time_model import model
 from tests.reporting.reports import make_evaluation, make_outputs, make_run, make_tiles, write
 
 HOSTILE = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaptive.inference.acceleration.accelerated import BATCH_SIZES, Acceleration, Prepare
+from adaptive.inference.measuring.timing import Spread, timed
 from adaptive.inference.policy import EVERYBODY, NOBODY
 from adaptive.inference.runner import DynamicClassifier
-from adaptive.inference.timing import Spread, timed
 
 
 @dataclass(frozen=True)

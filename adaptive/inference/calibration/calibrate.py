@@ -12,17 +12,17 @@ from torch import Tensor
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.gates import fit_gates
 from adaptive.inference.calibration.geometric import GeometricCurve
+from adaptive.inference.calibration.guarantees.judged import Judged, images_of_the_test
 from adaptive.inference.calibration.input_checks import check_name, check_outputs, check_probabilities
-from adaptive.inference.calibration.judged import Judged, images_of_the_test
 from adaptive.inference.calibration.reference import with_counts
 from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.temperature import fit_temperatures
 from adaptive.inference.calibration.thresholds import Choice, Scored, check_budget
 from adaptive.inference.calibration.timed import Clockwork, within
+from adaptive.inference.measuring.time_model import TimeModel
 from adaptive.inference.outputs import ExitProbabilities, decisions
 from adaptive.inference.policy import EVERYBODY, NOBODY, Calibration, Gate, Policy
 from adaptive.inference.policy_kinds import KINDS, Kind
-from adaptive.inference.time_model import TimeModel
 
 METHODS = ("search", "geometric", "maximum")
 

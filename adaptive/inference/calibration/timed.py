@@ -16,8 +16,8 @@ import torch
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.thresholds import SLACK, Choice, Scored, apply_thresholds
+from adaptive.inference.measuring.time_model import Asked, TimeModel
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.time_model import Asked, TimeModel
 
 Choose = Callable[[list[float], float], Choice]
 """From the prices of the exits and a mean cost to thresholds."""

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptive.inference.measuring.timing import Spread, timed
 from adaptive.inference.runtimes import Runner
-from adaptive.inference.timing import Spread, timed
 
 Part = Literal["policy", "full"]
 NOISE = 0.05  # relative: a contender that differs from itself by more is too noisy for finer comparisons

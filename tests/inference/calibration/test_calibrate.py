@@ -9,7 +9,7 @@ import torch
 from adaptive.errors import ModelError, PolicyError
 from adaptive.inference.calibration.calibrate import METHODS, Target, calibrate, curve, fit
 from adaptive.inference.calibration.geometric import GeometricCurve
-from adaptive.inference.calibration.judged import images_of_the_test
+from adaptive.inference.calibration.guarantees.judged import images_of_the_test
 from adaptive.inference.calibration.thresholds import Scored
 from adaptive.inference.intervals import lower_bound
 from adaptive.inference.outputs import Outputs, scores, simulate

@@ -19,9 +19,9 @@ from scipy.stats import binom
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.calibration.evidence import images_needed, images_needed_for_accuracy
-from adaptive.inference.calibration.judged import images_of_the_test
-from adaptive.inference.calibration.risk import candidates, control_accuracy, fixed_sequence, losses
+from adaptive.inference.calibration.guarantees.evidence import images_needed, images_needed_for_accuracy
+from adaptive.inference.calibration.guarantees.judged import images_of_the_test
+from adaptive.inference.calibration.guarantees.risk import candidates, control_accuracy, fixed_sequence, losses
 from adaptive.inference.calibration.search import cheapest
 from adaptive.inference.calibration.thresholds import Scored, apply_thresholds
 from adaptive.inference.intervals import lower_bound, mean_cost, paired_loss, wilson

@@ -6,11 +6,11 @@ import torch
 
 from adaptive.errors import PolicyError
 from adaptive.inference.calibration.calibrate import Target, fit
+from adaptive.inference.measuring.time_model import Asked, TimeModel
 from adaptive.inference.outputs import simulate
 from adaptive.inference.policy import Policy
 from adaptive.inference.policy_kinds import Kind
-from adaptive.inference.time_model import Asked, TimeModel
-from tests.inference.test_time_model import model
+from tests.inference.measuring.test_time_model import model
 
 
 def answers(images: int = 120, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

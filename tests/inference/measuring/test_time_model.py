@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from adaptive.inference.conditions import Conditions
+from adaptive.inference.measuring.conditions import Conditions
+from adaptive.inference.measuring.time_model import Asked, ExitTimes, TimeModel, grid, middle
 from adaptive.inference.policy import NOBODY, Policy
-from adaptive.inference.time_model import Asked, ExitTimes, TimeModel, grid, middle
 
 SIZES = [1, 2, 4, 8, 12, 16]
 

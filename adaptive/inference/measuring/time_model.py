@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from adaptive.inference.conditions import Conditions
 from adaptive.inference.frozen_model import FrozenModel
+from adaptive.inference.measuring.conditions import Conditions
 from adaptive.inference.policy import Policy
 
 Array = NDArray[np.float64]

@@ -21,9 +21,9 @@ from torch import Tensor
 from adaptive.inference.acceleration.accelerated import Acceleration, Prepare
 from adaptive.inference.acceleration.times import AcceleratedTimes, AcceleratedTurns
 from adaptive.inference.measuring.side_by_side import batches, of_round
+from adaptive.inference.measuring.timing import Spread, device_name, synchronize, timed
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
 from adaptive.inference.runner import DynamicClassifier
-from adaptive.inference.timing import Spread, device_name, synchronize, timed
 from adaptive.networks.network import AdaptiveNetwork
 from adaptive.networks.precision import autocast
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from adaptive.inference.calibration.exact_test import accuracy_p_value, p_value
-from adaptive.inference.calibration.risk import Tested, lost_and_won
+from adaptive.inference.calibration.guarantees.exact_test import accuracy_p_value, p_value
+from adaptive.inference.calibration.guarantees.risk import Tested, lost_and_won
 from adaptive.inference.calibration.thresholds import Choice, Scored
 from adaptive.inference.policy import Evidence
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adaptive.inference.acceleration.cuda_graphs import Graphs
+from adaptive.inference.measuring.profile import profile
+from adaptive.inference.measuring.timing import Spread
 from adaptive.inference.policy import EVERYBODY, NOBODY, Policy
-from adaptive.inference.profile import profile
-from adaptive.inference.timing import Spread
 from tests.inference.acceleration.test_accelerated import Replays
 from tests.inference.test_runner import halving, images, network, stored
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive.inference.calibration import evidence
-from adaptive.inference.calibration.risk import Tested, control, control_accuracy
+from adaptive.inference.calibration.guarantees import evidence
+from adaptive.inference.calibration.guarantees.risk import Tested, control, control_accuracy
 from adaptive.inference.calibration.search import cheapest
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.intervals import LEVEL, lower_bound

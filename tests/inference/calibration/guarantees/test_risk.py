@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from adaptive.inference.calibration.risk import control, control_accuracy, fixed_sequence, losses
+from adaptive.inference.calibration.guarantees.risk import control, control_accuracy, fixed_sequence, losses
 from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.thresholds import Scored, apply_thresholds
 from tests.inference.answers import made_up

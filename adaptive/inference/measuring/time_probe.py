@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive.inference.conditions import Conditions
+from adaptive.inference.measuring.conditions import Conditions
+from adaptive.inference.measuring.time_model import Asked, ExitTimes, TimeModel, grid
 from adaptive.inference.policy import Decision, Policy
-from adaptive.inference.time_model import Asked, ExitTimes, TimeModel, grid
 
 Script = list[int]  # images in front of every block, and behind the last one
 _IMAGES_A_ROUND = 16  # that a script runs for at least, so that small batches are measured more often

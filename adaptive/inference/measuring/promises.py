@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import DataError
-from adaptive.inference.conditions import Conditions
+from adaptive.inference.measuring.conditions import Conditions
+from adaptive.inference.measuring.time_model import Asked, TimeModel
+from adaptive.inference.measuring.time_probe import Contender, Scripted, batches_of, measure, promise, repeats
+from adaptive.inference.measuring.timing import device_name, synchronize
 from adaptive.inference.policy import EVERYBODY, FEATURES, NOBODY, Gate, Policy
 from adaptive.inference.policy_kinds import Kind
 from adaptive.inference.runtime_names import Runtime
 from adaptive.inference.runtimes import Runner, open_runner
-from adaptive.inference.time_model import Asked, TimeModel
-from adaptive.inference.time_probe import Contender, Scripted, batches_of, measure, promise, repeats
-from adaptive.inference.timing import device_name, synchronize
 from adaptive.networks.network import AdaptiveNetwork
 
 LIMIT = 0.05  # relative: what promised and measured may differ by, and how well a machine has to repeat itself

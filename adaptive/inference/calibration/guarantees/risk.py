@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive.inference.calibration.exact_test import accuracy_p_value, p_value
 from adaptive.inference.calibration.geometric import GeometricCurve
+from adaptive.inference.calibration.guarantees.exact_test import accuracy_p_value, p_value
 from adaptive.inference.calibration.search import search
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 from adaptive.inference.policy import EVERYBODY, NOBODY

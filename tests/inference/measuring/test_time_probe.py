@@ -11,17 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive.inference.conditions import Conditions
+from adaptive.inference.measuring.conditions import Conditions
+from adaptive.inference.measuring.promises import Bench, template
+from adaptive.inference.measuring.time_model import Asked, TimeModel, grid
+from adaptive.inference.measuring.time_probe import (
+    Clock,
+    Contender,
+    Scripted,
+    batches_of,
+    measure,
+    promise,
+    repeats,
+    scripts,
+)
 from adaptive.inference.policy import Policy
 from adaptive.inference.policy_kinds import KINDS, Kind
-from adaptive.inference.promises import Bench, template
 from adaptive.inference.runtimes import open_runner
-from adaptive.inference.time_model import Asked, TimeModel, grid
-from adaptive.inference.time_probe import Clock, Contender, Scripted, batches_of, measure, promise, repeats, scripts
 from tests.inference.conftest import Exported
+from tests.inference.measuring.test_time_model import at, model
 from tests.inference.test_runtimes import KINDS as RUNTIMES
 from tests.inference.test_runtimes import opened
-from tests.inference.test_time_model import at, model
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from adaptive.inference.calibration.exact_test import accuracy_p_value, p_value
+from adaptive.inference.calibration.guarantees.exact_test import accuracy_p_value, p_value
 from adaptive.inference.paired_score import score
 
 
