@@ -12,19 +12,8 @@ from adaptive.reporting.report_data import RunReport
 from adaptive.reporting.run_intervals import exit_range
 from adaptive.tracking.dashboard import Dashboard
 
-EXIT_COLUMNS = [
-    "exit",
-    "after",
-    "top-1 %",
-    "from (95 %)",
-    "to (95 %)",
-    "top-5 %",
-    "MACs",
-    "ms",
-    "parameters",
-    "leave here",
-    "of them right %",
-]
+EXIT_COLUMNS = ["exit", "after", "top-1 %", "top-5 %", "MACs", "ms", "parameters", "leave here", "of them right %"]
+EXIT_COLUMNS += ["top-1 from (95 %)", "to (95 %)"]
 WALL_COLUMNS = ["image", "true class", "answer", "confidence", "exit", "right", "number in the split"]
 
 
@@ -60,13 +49,13 @@ def exit_rows(run: RunReport) -> list[list[Any]]:
             i + 1,
             run.exit_names[i],
             run.top1[i],
-            *exit_range(run, i + 1),
             run.top5[i],
             run.macs[i],
             times[i],
             run.parameters[i],
             run.shares[i] if run.policy else None,
             run.accuracy_at(i + 1) if run.policy else None,
+            *exit_range(run, i + 1),
         ]
         for i in range(len(run.macs))
     ]

@@ -23,6 +23,7 @@ def test_rows_hold_the_runs_numbers():
     assert [len(row) for row in rows] == [len(EXIT_COLUMNS)] * 3
     assert [row[0] for row in rows] == [1, 2, 3]
     assert sum(row[7] for row in rows) == pytest.approx(1)
+    assert all(row[-2] < row[2] < row[-1] for row in rows)
     assert accuracy_lines(run)["policy"] == [(run.policy_macs, run.policy_top1)]
     bare = make_run(policy=False, evaluation=False)
     assert [row[5] for row in exit_rows(bare)] == [None] * 3

@@ -65,7 +65,7 @@ def control_accuracy(family: Scored, tested: Scored, costs: Sequence[float], top
     Of the candidates of `control` and the full network those are tested that no cheaper one is as accurate as on
     ``family``, from the most accurate to the cheapest, by the exact binomial test. Over the draw of ``tested`` the
     chosen thresholds are less accurate with a probability of at most 1 - confidence. Where the first one fails nothing
-    is shown, and nobody leaves early. The arguments are those of `control`, but for
+    is shown, and nobody leaves early.
 
     Args:
         family: answers to the images that candidates are found on.
@@ -74,18 +74,30 @@ def control_accuracy(family: Scored, tested: Scored, costs: Sequence[float], top
         top1: accuracy in percent.
         confidence: probability of having it.
     """
-    full = _full(family, costs)
-    front: list[Choice] = []
-    for choice in sorted([*candidates(family, costs), full], key=lambda c: (c.outcome.cost, -c.outcome.top1)):
-        if not front or choice.outcome.top1 > front[-1].outcome.top1:
-            front.append(choice)
+    return accuracy_sequence(front(family, costs), tested, costs, top1, confidence)
 
-    def passes(outcome: Choice) -> bool:
-        images = len(outcome.outcome.leaves)
-        right = round(outcome.outcome.top1 * images / 100)
+
+def front(family: Scored, costs: Sequence[float]) -> list[Choice]:
+    """Return the candidates, and the full network, that are more accurate on ``family`` than every cheaper one."""
+    found: list[Choice] = []
+    every = [*candidates(family, costs), _full(family, costs)]
+    for choice in sorted(every, key=lambda choice: (choice.outcome.cost, -choice.outcome.top1)):
+        if not found or choice.outcome.top1 > found[-1].outcome.top1:
+            found.append(choice)
+    return found
+
+
+def accuracy_sequence(
+    family: Sequence[Choice], tested: Scored, costs: Sequence[float], top1: float, confidence: float
+) -> Tested:
+    """As `fixed_sequence`, for an accuracy: where no candidate passes, nothing is shown of the full network either."""
+
+    def passes(choice: Choice) -> bool:
+        images = len(choice.outcome.leaves)
+        right = round(choice.outcome.top1 * images / 100)
         return accuracy_p_value(right, images, top1 / 100) <= 1 - confidence
 
-    return _sequence(front, tested, costs, passes)
+    return _sequence(family, tested, costs, passes)
 
 
 def candidates(family: Scored, costs: Sequence[float]) -> list[Choice]:
