@@ -25,9 +25,9 @@ from rich.markdown import Markdown
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import write_atomically
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.measuring.promises import Bench, TimedRunner, probe
+from adaptive.inference.measuring.promises import Bench, TimedRunner, apart, probe
 from adaptive.inference.measuring.time_model import Asked, middle
-from adaptive.inference.measuring.time_probe import measure, promise
+from adaptive.inference.measuring.time_probe import measure, promise, repeats
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runtime_names import RUNTIMES
@@ -179,7 +179,6 @@ class _Subject:
 
         rounds, probed = self._options.rounds, bench.images(self._probed)
         [models] = measure([bench.contender(runner, policy, asked.fires)], probed, batch, rounds, between=between)
-        first, second = (statistics.median(one.rounds) for one in twins)
         clock = statistics.median(time for one in twins for time in one.rounds)
         shares = [sum(pair) / 2 for pair in zip(*(one.shares for one in twins), strict=True)]
         promised = promise(models, shares, asked)
@@ -188,7 +187,11 @@ class _Subject:
             "promised": promised,
             "clock": clock,
             "ratio": clock / promised,
-            "noise": max(first, second) / min(first, second) - 1,
+            "noise": max(
+                apart(*(one.rounds for one in twins)),
+                apart(*(twins[0].rounds[half::2] + twins[1].rounds[half::2] for half in (0, 1))),
+                repeats(models, shares, asked),
+            ),
             "of_full_batches": clock / sum(s * t for s, t in zip(shares, middle(models).exits, strict=True)),
         }
 
@@ -239,8 +242,9 @@ def page(result: Mapping[str, Any]) -> str:
 
 Milliseconds of an image. Medians of {result["rounds"]} rounds, in each of which the model of time is probed and the
 runner is timed twice, on other images. */ shares* is what milliseconds were once: the clock over the shares of what
-full batches take. *Repeats* is how far the two timings are apart; above {100 * NOISE:.0f} % the machine was too noisy,
-and the row is measured again. Limit: clock / promise within {LIMIT} either way. {said}
+full batches take. *Repeats* is how far the two timings are apart, or halves of the rounds, of the runner or of the
+probe, whichever is the most; above {100 * NOISE:.0f} % the machine was too noisy, and the row is
+measured again. Limit: clock / promise within {LIMIT} either way. {said}
 
 {pages.table([*columns, "/ shares", "repeats"], rows)}
 """

@@ -206,7 +206,9 @@ def verify(
     contender = bench.contender(runner, policy, asked.fires)
     second = measure([contender], bench.images(probed), batch, rounds, seed=1, between=between)[0]
     promised, measured = promise(first, chosen, asked), statistics.median(real.rounds)
-    noise = max(repeats(first, chosen, asked), repeats(second, real.shares, asked), _apart(real.rounds))
+    noise = max(
+        repeats(first, chosen, asked), repeats(second, real.shares, asked), apart(real.rounds[::2], real.rounds[1::2])
+    )
     return Verdict(
         promised=promised,
         again=promise(second, real.shares, asked),
@@ -274,6 +276,7 @@ class TimedRunner:
         self.rounds.append(spent / self._several / self._batch)
 
 
-def _apart(rounds: Sequence[float]) -> float:
-    first, second = (statistics.median(half) for half in (rounds[::2], rounds[1::2]))
-    return abs(first - second) / min(first, second)
+def apart(first: Sequence[float], second: Sequence[float]) -> float:
+    """How far the medians of two series of rounds are apart, as a share."""
+    medians = statistics.median(first), statistics.median(second)
+    return max(medians) / min(medians) - 1
