@@ -69,7 +69,8 @@ def accuracy_against_cost(curves: Sequence[Curve], path: str | Path, title: str 
         axes.xaxis.set_major_formatter(lambda value, _: tick_label(human(value)))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         heading = "\n".join([visible(title), *textwrap.wrap(mark, 60)])
-        axes.set(xlabel="multiply-adds per image", ylabel="top-1 accuracy (%)", title=heading)
+        measured = "top-1 accuracy (%)" + (", 95 % intervals" if any(curve.ranges for curve in curves) else "")
+        axes.set(xlabel="multiply-adds per image", ylabel=measured, title=heading)
         axes.margins(x=0.06, y=0.1)
         if curves:
             axes.legend(loc="lower right", markerscale=0.6)

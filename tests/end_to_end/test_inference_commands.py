@@ -132,7 +132,7 @@ def test_calibrate_keeps_its_budget_and_says_what_it_brings(
     [
         ["--budget", "0.7", "--method", "geometric", "--no-temperature"],
         ["--budget", "60%"],
-        ["--budget", "50%", "--confidence", "0.9"],
+        pytest.param(["--budget", "50%", "--confidence", "0.9"], marks=pytest.mark.full),
         ["--budget", "0.8", "--kind", "patience"],
         ["--budget", "0.8", "--kind", "gate"],
         ["--max-loss", "5", "--delta", "0.2"],
@@ -168,6 +168,7 @@ def test_every_way_to_calibrate(words: list[str], run: Path, commands: Forks, tm
     assert not (run / "policy.json").exists()
 
 
+@pytest.mark.full
 def test_what_cannot_be_promised_is_said(run: Path, commands: Forks, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "policy.json")]
     ended = commands.run(["calibrate", str(run), "--max-loss", "0.1", *out])

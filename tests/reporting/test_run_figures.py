@@ -50,6 +50,13 @@ def test_accuracy_against_cost_draws_every_network_in_its_colour(tmp_path):
     assert amount(image, COLOURS[2]) == 0
 
 
+def test_intervals_are_drawn_beneath_their_curves(tmp_path):
+    bare = [Curve("net", [1e6, 2e6], [80.0, 90.0], kind) for kind in ("anytime", "budgeted")]
+    sure = [Curve("net", [1e6, 2e6], [80.0, 90.0], k, [(70.0, 85.0), (86.0, 93.0)]) for k in ("anytime", "budgeted")]
+    first, second = (accuracy_against_cost(c, tmp_path / f"{i}.png").read_bytes() for i, c in enumerate((bare, sure)))
+    assert first != second
+
+
 def test_a_wide_range_of_costs_and_no_curves_at_all_are_drawn(tmp_path):
     wide = [*CURVES, Curve("tiny", [2e6, 3e7], [20.0, 35.0])]
     assert amount(pixels(accuracy_against_cost(wide, tmp_path / "wide.png", "wide")), COLOURS[2]) > 300

@@ -33,8 +33,8 @@ class Target:
 
     Attributes:
         budget: highest mean cost of an image, in the unit of the costs.
-        top1: lowest accuracy in percent, at the least cost: on the held-out images, or in truth where a confidence is
-            given.
+        top1: lowest accuracy in percent, at the least cost: on the images that choose, or in truth where a confidence
+            is given.
         confidence: with top1; probability over the draw of the held-out images that the accuracy in truth is top1.
         epsilon: how much accuracy may be lost against the full network, as a share (0.01 is one point), at the least
             cost, with probability 1 - delta over the draw of the held-out images.

@@ -191,7 +191,11 @@ def test_a_loss_is_exceeded_as_rarely_as_promised(name: str, epsilon: float, del
 
 @pytest.mark.parametrize(
     ("images", "target"),
-    [(500, Target(top1=95.0)), (1000, Target(top1=95.0, confidence=0.9)), (500, Target(epsilon=0.01))],
+    [
+        pytest.param(500, Target(top1=95.0), marks=pytest.mark.full),
+        pytest.param(1000, Target(top1=95.0, confidence=0.9), marks=pytest.mark.full),
+        (500, Target(epsilon=0.01)),
+    ],
     ids=str,
 )
 def test_whole_procedure(images: int, target: Target) -> None:
