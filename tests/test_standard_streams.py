@@ -45,6 +45,7 @@ def answers(folder: Path, run: Path, config: Path) -> dict[str, list[str]]:
         "train": ["train", str(config), "--print-config"],
         "evaluate": ["evaluate", str(run), "--json", "--workers", "0"],
         "calibrate": ["calibrate", str(run), "--budget", "0.5", "--json", "--workers", "0"],
+        "policy": ["policy", "--help"],
         "predict": ["predict", str(run), str(folder / "image.png"), "--json"],
         "report": ["report", str(run), "--json", "--workers", "0", "--out", str(folder / "page")],
         "dashboard": ["dashboard", "--help"],

@@ -96,7 +96,9 @@ def _print(entries: list[InventoryEntry], phases: list[str]) -> None:
 
     from adaptive.reporting.tables import print_table
 
-    table = Table()
+    scored = any(entry.checkpoint.score is not None for entry in entries)
+    title = "score: on held-out images, in-sample, for they choose the best; adaptive evaluate measures on test"
+    table = Table(title=title if scored else None, title_justify="left")
     for name in ("step", "epoch", "phase", "score", "MiB", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("marks")
