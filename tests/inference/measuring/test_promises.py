@@ -1,6 +1,5 @@
 """What is said of a promise and of what the runner took, and what both are made of."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from adaptive.errors import DataError
 from adaptive.inference.calibration.calibrate import Target, fit
 from adaptive.inference.measuring.promises import Bench, TimedRunner, Verdict, probe, template, verify
 from adaptive.inference.measuring.time_model import middle
-from tests.inference.conftest import Exported
+from tests.inference.conftest import build
 from tests.inference.measuring.test_time_model import conditions
 
 GOOD = Verdict(
@@ -44,9 +43,9 @@ def test_a_difference_is_told_with_what_it_means(changes: dict[str, float], word
     assert words in said(**changes)
 
 
-def test_a_policy_is_held_against_the_runner(exported: Callable[[str], Exported], digit_images: torch.Tensor) -> None:
+def test_a_policy_is_held_against_the_runner(digit_images: torch.Tensor) -> None:
     """The real thing once, for what it counts; how long anything takes is no matter here."""
-    network = exported("resnet").network
+    network = build("resnet")
     bench = Bench.of(network, "torch", "fp32", 4, 1)
     kind = template("confidence", 3, temperature=True)
     runner = bench.runner(kind)
@@ -68,7 +67,7 @@ def test_a_policy_is_held_against_the_runner(exported: Callable[[str], Exported]
     assert found.document(bench.conditions)["conditions"]["batch"] == 4
 
 
-def test_no_images_are_refused(exported: Callable[[str], Exported]) -> None:
-    runner = Bench.of(exported("resnet").network, "torch", "fp32", 4).runner(template("confidence", 3))
+def test_no_images_are_refused() -> None:
+    runner = Bench.of(build("resnet"), "torch", "fp32", 4).runner(template("confidence", 3))
     with pytest.raises(DataError, match="no images to time a runner on"):
         TimedRunner(runner, torch.zeros(0, 3, 32, 32), 4, 3)
