@@ -56,14 +56,15 @@ def main() -> int:
     macs = [float(cost.macs) for cost in network.costs(options.image_size)]
     held_out, _ = split_outputs(network, config, config.data.val_split, options.images)
     test, images = split_outputs(network, config, config.data.test_split, options.images)
-    images = images.repeat(-(-options.batch // len(images)), 1, 1, 1)[: options.batch]
     runs = {}
     for method in ("search", "geometric"):  # the search may reach its accuracy for less, the other spends its budget
         target = Target(budget=options.budget * macs[-1])
         policy = fit(held_out.logits, held_out.labels, macs, target, method=method, temperature=True)
         found = simulate(policy, test.probabilities(policy))
-        runs[method] = Run(found.top1(test.labels), profile(network, policy, images, options.rounds, options.precision))
-    single = profile(network, policy, images[:1], options.single_rounds, options.precision)
+        whole = profile(network, policy, images, options.rounds, options.precision, batch=options.batch)
+        runs[method] = Run(found.top1(test.labels), whole)
+    each = images[: options.single_rounds]  # another one in every round
+    single = profile(network, policy, each, options.single_rounds, options.precision, batch=1)
     result: dict[str, Any] = {
         "command": command(options),
         "machine": machine(options.device),

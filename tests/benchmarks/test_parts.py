@@ -149,7 +149,7 @@ def test_early_exit_compiled_and_equilibrium_compiled(tmp_path: Path) -> None:
     [found] = written(tmp_path, "inference_batches_cpu_test_resnet")["batches"][0]["accelerated"]
     assert found["accelerate"] == "compile"
     assert found["dynamic"] > 0
-    assert 1 <= found["prepared"] <= 4
+    assert 1 <= found["prepared"] <= 8  # four stages, at one image and at two
     assert "## Accelerated" in (tmp_path / "inference_batches_cpu_test_resnet.md").read_text()
     more = ["--exits", "3", "--image-size", "32", "--batch", "2", "--classes", "10", "--repetitions", "2", "--compile"]
     assert equilibrium.main([*words, *more]) == 0
