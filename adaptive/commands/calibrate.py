@@ -292,7 +292,7 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
     asked = ", ".join(f"{name} {value:.6g}" for name, value in result["calibration"]["target"].items())
     unit = f" {result['calibration']['unit']}" if "budget" in result["calibration"]["target"] else ""
     title = f"{policy.kind}, {result['calibration']['method']} ({asked}{unit}) on {result['images']:,} images of "
-    tested = f"figures of the {result['tested']:,} that only tested it" if result["tested"] else ""
+    tested = f"figures of the {result['tested']:,} that only tested it" if result.get("tested") else ""
     headline = tested or InSample(policy=True).headline
     table = Table(title=f"{title}{result['split']} ({headline})", title_justify="left")
     for name in ("exit", "threshold", "temperature", "leave here"):

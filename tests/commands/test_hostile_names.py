@@ -241,6 +241,11 @@ def walk(place: Place, images: list[Path]) -> dict[str, list[list[str | Path]]]:
             [run, "--budget", "[red]\x1b"],
         ],
         "predict": [[run, *images, "--device", "cpu"], [odd, *images], [run, odd / "none [a]\x1b"]],
+        "policy": [
+            ["check", run, "--seen", odd / "[s]\x1b.json"],
+            ["check", odd, "--seen", odd / "[s]\x1b.json", "--json"],
+            ["check", run, "--seen", run / "config.yaml"],
+        ],
         "report": [
             [run, "--wall", "0", *QUICK],
             [run, "--wall", "0", "--json", *QUICK],
