@@ -136,6 +136,7 @@ def _side_by_side(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
 
     from adaptive.commands.bench_targets import Images, open_contenders, open_targets
     from adaptive.files import json_text
+    from adaptive.inference.intervals import LEVEL
     from adaptive.inference.measuring.profile import machine_name
     from adaptive.inference.measuring.side_by_side import measure
 
@@ -154,6 +155,7 @@ def _side_by_side(arguments: argparse.Namespace, overrides: Sequence[str]) -> in
         "threads": threads,
         "rounds": arguments.rounds,
         "splits": {target.name: target.split for target in targets},
+        "level": LEVEL,
         "rows": [asdict(row) | {"noisy": row.noisy} for row in rows],
         "notices": notices,
     }
@@ -194,7 +196,7 @@ def _ratio(spread: Spread | None) -> str:
 def _print(batch: int, rows: Sequence[Row], result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from adaptive.reporting.tables import print_table
+    from adaptive.reporting.tables import percent_range, print_table
 
     counts, splits = sorted({row.images for row in rows}), dict.fromkeys(result["splits"].values())
     shown = f"{' and '.join(f'{count:,}' for count in counts)} images of {' and '.join(splits)}"
@@ -213,7 +215,7 @@ def _print(batch: int, rows: Sequence[Row], result: dict[str, Any]) -> None:
         "of the full network",
         "of the first row",
     )
-    for name in (*names, "top-1 %", "leave at exits, %"):
+    for name in (*names, "top-1 % (95 % interval)", "leave at exits, %"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -224,7 +226,7 @@ def _print(batch: int, rows: Sequence[Row], result: dict[str, Any]) -> None:
             f"{row.repeats:.1%}",
             _ratio(row.of_full) if row.part == "policy" else "",
             _ratio(row.of_first) if row is not rows[0] else "",
-            f"{row.top1:.2f}",
+            f"{row.top1:.2f} ({percent_range(row.top1_interval)})",
             " ".join(f"{100 * share:.0f}" for share in row.shares),
         )
     print_table(table)

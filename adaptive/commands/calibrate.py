@@ -284,7 +284,7 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
     from rich.table import Table
 
     from adaptive.inference.calibration.temperature import HIGHEST, LOWEST
-    from adaptive.inference.in_sample import REMEDY, InSample
+    from adaptive.inference.in_sample import InSample
     from adaptive.inference.policy import NOBODY
     from adaptive.reporting.intervals_text import policy_lines
     from adaptive.reporting.tables import human, print_table
@@ -326,5 +326,5 @@ def _print(result: dict[str, Any], policy: Policy) -> None:
         say(line)
     say(f"written: {result['policy']}")
     run = shell_words(result["run"])
-    say(f"to know what it brings on other images, {REMEDY}: adaptive report {run}")
-    say(f"next: adaptive predict {run} IMAGE...")
+    say(f"next, what it brings on images that chose nothing: adaptive report {run}")
+    say(f"then: adaptive predict {run} IMAGE...")

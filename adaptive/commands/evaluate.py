@@ -288,7 +288,7 @@ def _budgeted_table(result: dict[str, Any], full: float) -> Any:
     title = (
         f"{budgeted['kind']} policies, thresholds by {budgeted['method']}, chosen on other images than measured: on "
     )
-    measured = f"{budgeted['images']:,} of {budgeted['split']}, and measured on {result['split']}"
+    measured = f"{budgeted['images']:,} images of {budgeted['split']}, and measured on {result['split']}"
     table = Table(title=title + measured, title_justify="left")
     columns = ("budget", "mean MACs", "share", "top-1 %", "interval", "lost")
     for name in (*columns, *(f"exit {e['exit']}" for e in result["exits"])):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 ACTIONS = ("check",)
 EXIT_CODES = {"alike": 0, "drifted": 3, "too few": 4}
-LEVEL = 0.95
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +90,8 @@ def _policy(model: str) -> tuple[Policy, str]:
 
 
 def _result(arguments: argparse.Namespace, then: Counts, now: Counts, found: Comparison) -> dict[str, Any]:
+    from adaptive.inference.intervals import LEVEL
+
     return {
         "policy": arguments.model,
         "seen": arguments.seen,
@@ -119,12 +120,12 @@ def _side(counts: Counts) -> dict[str, Any]:
 
 def _interval(count: int, images: int) -> tuple[float, float] | None:
     """Return Wilson's interval of a share."""
-    from scipy.stats import binomtest
+    from adaptive.inference.intervals import wilson
 
     if not images:
         return None
-    found = binomtest(count, images).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    low, high = wilson(count, images)
+    return low / 100, high / 100
 
 
 def _print(arguments: argparse.Namespace, then: Counts, now: Counts, found: Comparison) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adaptive.inference.policy import Policy
 
-REMEDY = "measure on images that chose nothing: split test (adaptive pack --hold-out-test M sets them aside)"
+REMEDY = "measure on images that chose nothing: split test (--hold-out-test M of pack sets them aside)"
 
 
 @dataclass(frozen=True)

@@ -241,12 +241,11 @@ class TestOneExit:
         for words in (
             train.split(),
             ["calibrate", f"{plain}-exits", "--budget", "0.9", "--workers", "0"],
-            [*compare.split(), "--rounds", "1", "--batch", "2", "--images", "8", "--threads", "1"],
+            [*compare.split(), "--rounds", "1", "--batch", "2", "--images", "8", "--threads", "1", "--json"],
         ):
             ended = forks.run(words)
             assert ended.code == 0, (words, ended)
-        assert "torch, policy" in ended.out
-        assert ended.out.count("torch, full") == 2
+        assert [row["part"] for row in json.loads(ended.out)["rows"]] == ["full", "policy", "full"]
 
     def test_what_the_report_advises_works(self, plain: str, forks: Forks, tmp_path: Path) -> None:
         """On the split that is shown, and of a network that has no policies to draw."""

@@ -107,7 +107,8 @@ def test_evaluate_leaves_out_what_it_is_told_to(run: Path, commands: Forks) -> N
     assert "--policy-split = 'nowhere' is no split" in ended.error_line("evaluate")
     ended = commands.run(["evaluate", str(run), "--kind", "patience", "--method", "geometric"])
     assert ended.code == 0
-    assert "patience policies, thresholds by geometric on 200 images of val" in " ".join(ended.out.split())
+    chosen = "patience policies, thresholds by geometric, chosen on other images than measured: on 200 images of val"
+    assert f"{chosen}, and measured on test" in " ".join(ended.out.split())
 
 
 def test_calibrate_keeps_its_budget_and_says_what_it_brings(

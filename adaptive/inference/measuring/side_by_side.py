@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptive.inference.intervals import wilson
 from adaptive.inference.measuring.timing import Spread, timed
 from adaptive.inference.runtimes import Runner
 
@@ -71,6 +72,7 @@ class Row:
         milliseconds: mean of an image.
         images_per_second: its inverse.
         top1: accuracy on these images in percent.
+        top1_interval: its 95 % interval.
         shares: (k,) of these images that left at each exit.
         of_full: time as a share of the same target's full network in the same runtime, formed within the rounds.
         of_first: time as a share of the first contender's, formed within the rounds.
@@ -91,6 +93,7 @@ class Row:
     milliseconds: float
     images_per_second: float
     top1: float
+    top1_interval: tuple[float, float]
     shares: list[float]
     of_full: Spread | None
     of_first: Spread
@@ -173,6 +176,7 @@ class _Lane:
         one, other = (statistics.median([statistics.mean(turn) for turn in half]) for half in self._times)
         mean = statistics.mean(times)
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
+        right = int((self._labels == of.labels[: self._images]).sum())
         counts = np.bincount(self._exits - 1, minlength=of.runner.policy.exits)
         return Row(
             target=of.name,
@@ -188,7 +192,8 @@ class _Lane:
             p99=p99,
             milliseconds=mean / self._batch,
             images_per_second=1000 * self._batch / mean,
-            top1=100 * float((self._labels == of.labels[: self._images]).mean()),
+            top1=100 * right / self._images,
+            top1_interval=wilson(right, self._images),
             shares=(counts / self._images).tolist(),
             of_full=None if full is None else Spread.of_ratios(self.per_round, full.per_round),
             of_first=Spread.of_ratios(self.per_round, first.per_round),

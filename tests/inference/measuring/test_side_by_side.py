@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaptive.inference.intervals import wilson
 from adaptive.inference.measuring.side_by_side import NOISE, Contender, Part, Row, batches, measure, of_round
 from adaptive.inference.policy import EVERYBODY, Policy
 
@@ -79,6 +80,7 @@ def test_accuracy_and_shares_are_of_the_images_that_were_timed() -> None:
     [row] = measure([contender(Sleeps(0), 21, wrong=5)], 4, 3)
     assert row.images == 20
     assert row.top1 == 75
+    assert row.top1_interval == wilson(round(row.images * 0.75), row.images)
     assert row.shares == [0.5, 0.5]
 
 

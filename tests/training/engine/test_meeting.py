@@ -96,7 +96,11 @@ def _late(seconds: list[float]) -> list[str]:
     time.sleep(max(seconds[rank], 0))
     store = meeting.open_store(60, "a")
     store.set(f"said/{rank}", str(rank))
-    return [store.get(f"said/{other}").decode() for other in range(2)]
+    said = [store.get(f"said/{other}").decode() for other in range(2)]
+    store.set(f"heard/{rank}", "")
+    if rank == 0:  # the store ends with it
+        store.wait(["heard/1"])
+    return said
 
 
 @pytest.mark.ranks

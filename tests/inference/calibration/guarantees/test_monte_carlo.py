@@ -138,11 +138,12 @@ def test_the_bound_of_an_accuracy_target_holds(name: str) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("name", POPULATIONS)
-def test_an_accuracy_is_kept_with_its_confidence(name: str) -> None:
+def test_an_accuracy_is_kept_with_its_confidence(name: str, confidence: float) -> None:
     source, generator = population(name), torch.Generator().manual_seed(2)
     full = source.top1([NOBODY] * (len(source.costs) - 1) + [-NOBODY])
-    target, confidence, failures, early, draws = full - 2, 0.8, 0, 0, 0
+    target, failures, early, draws = full - 2, 0, 0, 0
     needed = images_needed_for_accuracy(target, confidence, full)
     assert needed is not None
     for _ in range(3):
@@ -158,7 +159,7 @@ def test_an_accuracy_is_kept_with_its_confidence(name: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("epsilon", "delta"), [(0.02, 0.1), (0.01, 0.3)])
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.02, 0.1), (0.01, 0.1), (0.01, 0.3)])
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_a_loss_is_exceeded_as_rarely_as_promised(name: str, epsilon: float, delta: float) -> None:
     source, generator = population(name), np.random.default_rng(3)
