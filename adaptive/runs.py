@@ -253,20 +253,10 @@ def first_images(trained: TrainedRun, split: str, folder: str | None, count: int
     Raises:
         DataError: no such dataset or split, or images that cannot be read.
     """
-    from adaptive.data.reading.stream import EvaluationStream
+    from adaptive.data.reading import first_images as reading  # webdataset, as above
 
     data = trained.config.data.model_copy(update={"path": folder or trained.config.data.path})
-    index = load_index(data.path, data)
-    check_split(index, flag, split)
-    check_shards(index, data.path, split, settings=data)
-    parts: list[Tensor] = []
-    for batch in EvaluationStream(index, data, split, batch=min(count, 256)):
-        parts.append(batch.images[batch.labels >= 0])
-        if sum(map(len, parts)) >= count:
-            break
-    if not parts or not sum(map(len, parts)):
-        raise DataError(f"{flag} {split} holds no images to measure times on; give another split")
-    return torch.cat(parts)[:count]
+    return reading.first_images(load_index(data.path, data), data, split, count, flag)[0]
 
 
 def _choose(store: CheckpointStore, which: str) -> Checkpoint:

@@ -25,9 +25,10 @@ from rich.markdown import Markdown
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import write_atomically
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.measuring.promises import Bench, TimedRunner, apart, probe
+from adaptive.inference.measuring.promises import Bench, TimedRunner, probe
 from adaptive.inference.measuring.time_model import Asked, middle
 from adaptive.inference.measuring.time_probe import measure, promise, repeats
+from adaptive.inference.measuring.timing import apart
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runtime_names import RUNTIMES

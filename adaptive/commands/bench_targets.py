@@ -70,9 +70,7 @@ class Images:
         return self._read[key]
 
     def _first(self, target: Target) -> tuple[torch.Tensor, NDArray[np.int64]]:
-        import torch
-
-        from adaptive.data.reading.stream import EvaluationStream
+        from adaptive.data.reading.first_images import first_images
         from adaptive.data.shards.index import check_split, load_index
         from adaptive.errors import DataError
 
@@ -84,19 +82,10 @@ class Images:
                 f"{shown} has other classes than {target.name} ({len(index.classes)} and {len(target.classes)}); give "
                 "--data a dataset with the same ones, or measure it by itself"
             )
-        images, labels, found = [], [], 0
-        for batch in EvaluationStream(index, data, target.split, batch=min(self.count, 256)):
-            real = batch.labels >= 0
-            images.append(batch.images[real])
-            labels.append(batch.labels[real])
-            found += int(real.sum())
-            if found >= self.count:
-                break
-        if not found:
-            raise DataError(f"{target.flag} = {target.split!r}: this split of {shown} holds no images; give another")
-        if found < self.count:
-            self.notices.append(f"{target.split} of {shown} has {found:,} images, of {self.count:,} asked for")
-        return torch.cat(images)[: self.count], torch.cat(labels)[: self.count].numpy()
+        images, labels = first_images(index, data, target.split, self.count, target.flag)
+        if len(images) < self.count:
+            self.notices.append(f"{target.split} of {shown} has {len(images):,} images, of {self.count:,} asked for")
+        return images, labels.numpy()
 
 
 def open_targets(arguments: argparse.Namespace, overrides: Sequence[str], threads: int) -> list[Target]:

@@ -16,6 +16,7 @@ from adaptive.commands.run_options import (
     prepare_tables,
     split_outputs,
 )
+from adaptive.commands.timing_options import TIMING_BATCH
 from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 BUDGETS = 40
 SHOWN = 8  # budgets in the printed table
-TIMING_BATCH = 64
 ROUNDS = 6  # of measuring milliseconds
 
 

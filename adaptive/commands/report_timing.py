@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptive.commands.run_options import choose_device, network_for_inference
+from adaptive.commands.timing_options import TIMING_BATCH
 
 if TYPE_CHECKING:
     from adaptive.inference.measuring.time_probe import Contender
     from adaptive.reporting.report_data import Timing
     from adaptive.runs import TrainedRun
 
-TIMING_BATCH = 64
 ROUNDS = 5
 
 

@@ -20,7 +20,7 @@ from adaptive.errors import DataError
 from adaptive.inference.measuring.conditions import Conditions
 from adaptive.inference.measuring.time_model import Asked, TimeModel
 from adaptive.inference.measuring.time_probe import Contender, Scripted, batches_of, measure, promise, repeats
-from adaptive.inference.measuring.timing import device_name, synchronize
+from adaptive.inference.measuring.timing import apart, device_name, synchronize
 from adaptive.inference.policy import EVERYBODY, FEATURES, NOBODY, Gate, Policy
 from adaptive.inference.policy_kinds import Kind
 from adaptive.inference.runtime_names import Runtime
@@ -274,9 +274,3 @@ class TimedRunner:
             left = exits.cpu().numpy() if isinstance(exits, Tensor) else exits
             self._counts += np.bincount(left - 1, minlength=self._exits)
         self.rounds.append(spent / self._several / self._batch)
-
-
-def apart(first: Sequence[float], second: Sequence[float]) -> float:
-    """How far the medians of two series of rounds are apart, as a share."""
-    medians = statistics.median(first), statistics.median(second)
-    return max(medians) / min(medians) - 1

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaptive.inference.intervals import wilson
-from adaptive.inference.measuring.timing import Spread, timed
+from adaptive.inference.measuring.timing import Spread, apart, timed
 from adaptive.inference.runtimes import Runner
 
 Part = Literal["policy", "full"]
@@ -173,7 +173,6 @@ class _Lane:
         """Sum up, compared with the first lane and with that of the full network."""
         of = self._of
         times = [t for half in self._times for turn in half for t in turn]
-        one, other = (statistics.median([statistics.mean(turn) for turn in half]) for half in self._times)
         mean = statistics.mean(times)
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         right = int((self._labels == of.labels[: self._images]).sum())
@@ -197,5 +196,5 @@ class _Lane:
             shares=(counts / self._images).tolist(),
             of_full=None if full is None else Spread.of_ratios(self.per_round, full.per_round),
             of_first=Spread.of_ratios(self.per_round, first.per_round),
-            repeats=abs(one / other - 1),
+            repeats=apart(*([statistics.mean(turn) for turn in half] for half in self._times)),
         )

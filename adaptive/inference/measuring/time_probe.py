@@ -24,6 +24,7 @@ from torch import Tensor
 
 from adaptive.inference.measuring.conditions import Conditions
 from adaptive.inference.measuring.time_model import Asked, ExitTimes, TimeModel, grid
+from adaptive.inference.measuring.timing import apart
 from adaptive.inference.policy import Decision, Policy
 
 Script = list[int]  # images in front of every block, and behind the last one
@@ -197,8 +198,8 @@ def promise(models: Sequence[TimeModel], shares: Sequence[float], asked: Asked |
 
 def repeats(models: Sequence[TimeModel], shares: Sequence[float], asked: Asked | None = None) -> float:
     """How far two halves of the rounds, every second one each, are apart in what they promise, as a share of it."""
-    first, second = (promise(half, shares, asked) for half in (models[::2], models[1::2]))
-    return abs(first - second) / min(first, second)
+    promises = [model.mean(shares, asked) for model in models]
+    return apart(promises[::2], promises[1::2])
 
 
 def batches_of(images: Any, batch: int) -> Iterator[Any]:

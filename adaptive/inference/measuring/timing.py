@@ -60,3 +60,9 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     call()
     synchronize(device)
     return 1000 * (time.perf_counter() - start)
+
+
+def apart(first: Sequence[float], second: Sequence[float]) -> float:
+    """How far the medians of two series of times are apart, as a share of the smaller one."""
+    medians = statistics.median(first), statistics.median(second)
+    return max(medians) / min(medians) - 1
