@@ -1,6 +1,7 @@
 """The clock over the promise: how long policies take, against what a model of time says of them.
 
     python benchmarks/promised_time.py RUN... [--output FOLDER]
+    python benchmarks/promised_time.py RUN... --device cuda --precision bf16 --runtimes torch compile
 
 Every run at every batch size and in every runtime is a row: its policy.json, or one calibrated here for half of the
 full time. The model is probed on other images than those that are timed, in the same rounds. A row is written as soon
@@ -34,6 +35,7 @@ from adaptive.inference.policy import Policy
 from adaptive.inference.runtime_names import RUNTIMES
 from adaptive.inference.runtimes import Runner, cpu_threads
 from adaptive.runs import TrainedRun, collect_outputs, first_images, load, load_policy
+from adaptive.training.engine.group import resolve_device
 from benchmarks.shared import pages
 from benchmarks.shared.results import machine
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"promised_time: {error}", file=sys.stderr)
         return 1
     text = page(result)
-    written = pages.write(options.output, "promised_time", result, text)
+    written = pages.write(options.output, stem(options), result, text)
     Console().print(Markdown(text))
     print("written: " + ", ".join(map(str, written)))
     return 0 if all(row["kept"] for row in result["rows"]) else 1
@@ -64,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, of several exits each")
     p.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], help="batch sizes (1 16 64)")
     p.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=["torch", "onnx"], help="(torch onnx)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch and compile (%(default)s)")
+    p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="likewise (%(default)s)")
     p.add_argument("--rounds", type=int, default=20, help="rounds of a row, at least 4 (%(default)s)")
     p.add_argument("--threads", type=int, default=1, help="of the processor (%(default)s)")
     p.add_argument("--tries", type=int, default=3, help="for a row while the machine is too noisy (%(default)s)")
@@ -81,8 +85,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--batches {' '.join(map(str, options.batches))}: sizes begin at 1")
     if not options.runs:
         raise ConfigError("RUN: none given; give the folders of trained runs")
-    asked = {"rounds": options.rounds, "threads": options.threads, "machine": machine("cpu")}
-    kept = options.output / "promised_time.rows.json"
+    if options.device == "cuda" and "onnx" in options.runtimes:
+        raise ConfigError("--device cuda: onnx is timed on the processor; give --runtimes torch compile")
+    device = resolve_device(options.device).type
+    asked: dict[str, Any] = {
+        "device": device,
+        "precision": options.precision,
+        "rounds": options.rounds,
+        "threads": options.threads,
+    }
+    with cpu_threads(options.threads):
+        asked["machine"] = machine(device)
+    kept = options.output / f"{stem(options)}.rows.json"
     rows = _known(kept, asked)
     options.output.mkdir(parents=True, exist_ok=True)
     with cpu_threads(options.threads):
@@ -95,13 +109,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = {folder.name for folder in options.runs}
     wanted = [row for row in rows if row["run"] in names and row["batch"] in options.batches]
     wanted = [row for row in wanted if row["runtime"] in options.runtimes]
+    order = [folder.name for folder in options.runs]
+    wanted.sort(key=lambda row: (order.index(row["run"]), options.runtimes.index(row["runtime"]), row["batch"]))
     return {
         "benchmark": "promised_time",
         "command": command(options),
-        "device": "cpu",
         **asked,
         "rows": wanted,
     }
+
+
+def stem(options: argparse.Namespace) -> str:
+    """Name of the files: a processor's rows and a GPU's lie side by side."""
+    return "promised_time" if options.device == "cpu" else f"promised_time_{options.device}"
 
 
 def command(options: argparse.Namespace) -> str:
@@ -137,6 +157,7 @@ class _Subject:
     """A run whose promises are tested."""
 
     def __init__(self, trained: TrainedRun, options: argparse.Namespace) -> None:
+        trained.network.to(resolve_device(options.device)).eval()
         self._trained, self._options = trained, options
         self._split = trained.config.data.test_split
         self._outputs: Outputs | None = None
@@ -146,7 +167,7 @@ class _Subject:
 
     def row(self, runtime: Any, batch: int) -> dict[str, Any]:
         """Measure until the machine repeats itself, or the tries are over."""
-        bench = Bench.of(self._trained.network, runtime, "fp32", batch, self._options.threads)
+        bench = Bench.of(self._trained.network, runtime, self._options.precision, batch, self._options.threads)
         plain = Policy(thresholds=[0.5] * (len(self._trained.network.exits) - 1) + [0.0])
         runner = bench.runner(plain)
         policy = self._policy(bench, runner)
@@ -203,7 +224,8 @@ class _Subject:
             return load_policy(str(path), self._trained)
         if self._outputs is None:
             split = self._trained.config.data.val_split
-            self._outputs = collect_outputs(self._trained, split, self._options.data)
+            device = resolve_device(self._options.device)
+            self._outputs = collect_outputs(self._trained, split, self._options.data, device=device)
         kind = Policy(thresholds=[0.5] * (len(self._trained.network.exits) - 1) + [0.0])
         model = middle(probe(bench, runner, kind, self._probed, ROUNDS_TO_CHOOSE))
         budget = max(model.exits[0] * 1.01, model.exits[-1] / 2)
@@ -239,7 +261,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 `{result["command"]}`
 
-{pages.hardware(result["machine"])}; {result["threads"]} thread(s)
+{pages.hardware(result["machine"])}; {result["precision"]}
 
 Milliseconds of an image. Medians of {result["rounds"]} rounds, in each of which the model of time is probed and the
 runner is timed twice, on other images. */ shares* is what milliseconds were once: the clock over the shares of what

@@ -11,6 +11,8 @@ from adaptive.commands.run_options import add_device, add_weights, choose_device
 from adaptive.foreign_text import say, visible
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from adaptive.inference.measuring.side_by_side import Row
     from adaptive.inference.measuring.timing import Spread
 
@@ -194,39 +196,36 @@ def _ratio(spread: Spread | None) -> str:
 
 
 def _print(batch: int, rows: Sequence[Row], result: dict[str, Any]) -> None:
-    from rich.table import Table
-
+    """Print a table of times and one of what they are compared with: together they are too wide for a terminal."""
     from adaptive.reporting.tables import percent_range, print_table
 
     counts, splits = sorted({row.images for row in rows}), dict.fromkeys(result["splits"].values())
     shown = f"{' and '.join(f'{count:,}' for count in counts)} images of {' and '.join(splits)}"
     title = f"batch {batch}: {shown}, {result['rounds']} rounds on {result['machine']} ({result['device']})"
-    table = Table(title=title, title_justify="left")
-    table.add_column("target", overflow="fold", min_width=6)
-    table.add_column("run by, as", min_width=6)
-    names = (
-        "ms a call",
-        "p50",
-        "p95",
-        "p99",
-        "ms/image",
-        "images/s",
-        "noise",
-        "of the full network",
-        "of the first row",
-    )
-    for name in (*names, "top-1 % (95 % interval)", "leave at exits, %"):
-        table.add_column(name, justify="right")
+    times = _table(title, "ms a call", "p50", "p95", "p99", "ms/image", "images/s", "noise")
+    names = ("of the full network", "of the first row", "top-1 % (95 % interval)", "leave at exits, %")
+    compared = _table(f"batch {batch}: times as ratios, answers", *names)
     for row in rows:
-        table.add_row(
-            visible(row.target),
-            _label(row),
-            *(f"{value:.4g}" for value in (row.mean, row.p50, row.p95, row.p99, row.milliseconds)),
-            f"{row.images_per_second:.4g}",
-            f"{row.repeats:.1%}",
+        whose = visible(row.target), _label(row)
+        spent = (row.mean, row.p50, row.p95, row.p99, row.milliseconds, row.images_per_second)
+        times.add_row(*whose, *(f"{value:.4g}" for value in spent), f"{row.repeats:.1%}")
+        compared.add_row(
+            *whose,
             _ratio(row.of_full) if row.part == "policy" else "",
             _ratio(row.of_first) if row is not rows[0] else "",
             f"{row.top1:.2f} ({percent_range(row.top1_interval)})",
             " ".join(f"{100 * share:.0f}" for share in row.shares),
         )
-    print_table(table)
+    print_table(times)
+    print_table(compared)
+
+
+def _table(title: str, *names: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("target", overflow="fold", min_width=6)
+    table.add_column("run by, as", min_width=6)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table

@@ -177,6 +177,20 @@ def _training(visit: Visit) -> Commands:
     ]
 
 
+def _promises(visit: Visit) -> Commands:
+    run, device = str(visit.output / "run"), ["--device", visit.device]
+    rounds = ["--rounds", "4"] if visit.rehearsal else []
+    large, compiled = ("3", "3") if visit.rehearsal else ("64", "8")  # every size up to it is compiled by itself
+    bench = ["-m", "adaptive", "bench", "inference", run, *device, *rounds]
+    promised = _script(visit, "promised_time", run, *device, *rounds, "--batches", "1", large)
+    return [
+        [*bench, "--batch", "1", large],
+        [*promised, "--runtimes", "torch"],
+        [*bench, "--runtime", "torch", "compile", "--batch", "1", compiled],
+        [*promised, "--runtimes", "torch", "compile"],
+    ]
+
+
 PARTS = (
     Part("doctor", 90, _doctor, "is the machine well?"),
     Part(
@@ -193,5 +207,6 @@ PARTS = (
     Part("equilibrium", 120, _equilibrium, "does Gradient Equilibrium stay below 0.5 % of a step?"),
     Part("startup", 90, _startup, "how long until the first step?"),
     Part("training", 120, _training, "do train, evaluate, calibrate and report go through?"),
+    Part("promises", 240, _promises, "does a policy take the milliseconds that were promised?"),
     Part("memory", 120, _memory, "is the memory that `adaptive plan` predicts the memory that is taken?"),
 )

@@ -33,6 +33,7 @@ def summary(state: Mapping[str, Any], output: Path) -> str:
         _startup,
         _plan,
         _training,
+        _promises,
     ]
     gpu = state["machine"]["gpu"]
     rows = [row for maker in makers for row in maker(output, gpu)]
@@ -194,3 +195,12 @@ def _training(output: Path, gpu: str | None) -> list[Row]:
         best = max(row["top1"] for row in result["exits"])
         shown = f"{best:.2f} % at the best exit"
     return [("digits: train, evaluate, calibrate, report in bf16", "97 % and more", shown)]
+
+
+def _promises(output: Path, gpu: str | None) -> list[Row]:
+    result = _read(output / "promised_time_cuda.json")
+    found = [
+        f"{row['runtime']} batch {row['batch']}: {row['ratio']:.3f}{' (noisy)' if row['noisy'] else ''}"
+        for row in (result or {"rows": []})["rows"]
+    ]
+    return [("the clock over the promised milliseconds", "within 1.05 either way", "; ".join(found) or EMPTY)]

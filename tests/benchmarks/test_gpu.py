@@ -209,6 +209,8 @@ def test_the_summary_has_twenty_lines_at_most_and_a_rehearsal_none_of_its_figure
     (tmp_path / "startup_cuda.json").write_text(json.dumps({"commands": {"first_step": {"seconds": {"median": 7.5}}}}))
     way = {"images_per_second": {"memory": {"median": 2e5}}, "memory_over_shards": {"median": 24.66}}
     (tmp_path / "data_in_memory_cuda.json").write_text(json.dumps({"ways": {"no worker": way, "4 workers": way}}))
+    rows = [{"runtime": "torch", "batch": 1, "ratio": 1.0125, "noisy": True}]
+    (tmp_path / "promised_time_cuda.json").write_text(json.dumps({"rows": rows}))
     suite = '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2" time="100"/></testsuites>'
     for number in (1, 2):
         (tmp_path / f"device_tests_{number}.xml").write_text(suite)
@@ -218,6 +220,7 @@ def test_the_summary_has_twenty_lines_at_most_and_a_rehearsal_none_of_its_figure
     assert len([line for line in claims if line.startswith("|")]) - 2 <= 20
     assert "7.5 s" in text
     assert "200000 images/s, 24.7 times shards with no worker; 200000 images/s" in text
+    assert "torch batch 1: 1.012 (noisy)" in text
     assert "10 pass, 4 fail, 4 skipped, 100 s (2 of 4 groups ended)" in text
     rehearsed = summary(state | {"rehearsal": True}, tmp_path)
     assert "7.5 s" not in rehearsed

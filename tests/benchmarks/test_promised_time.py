@@ -62,7 +62,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(rows: list[dict[str, 
         promised_time.main(words)
     kept = json.loads((tmp_path / "promised_time.rows.json").read_text())
     assert [row["runtime"] for row in kept["rows"]] == ["torch"]
-    assert kept["machine"] == machine("cpu")
+    assert kept["machine"] == machine("cpu") | {"threads": 1}
     rows.pop()
     rows[0]["ratio"] = 99  # were it measured again
     promised_time.main(words)
@@ -76,6 +76,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(rows: list[dict[str, 
         ([], "RUN: none given"),
         (["one", "--rounds", "3"], "--rounds 3: give 4 or more"),
         (["one", "--batches", "0"], "--batches 0: sizes begin at 1"),
+        (["one", "--device", "cuda"], "--device cuda: onnx is timed on the processor; give --runtimes torch compile"),
         (["no-such-run"], "no-such-run is no run folder"),
     ],
 )

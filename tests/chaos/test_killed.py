@@ -16,9 +16,9 @@ from tests.end_to_end.test_kill_and_resume import without_clocks
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
 
-EPOCH, EPOCHS, BATCH = 20, 4, 64
+EPOCH, EPOCHS, BATCH = 20, 8, 64
 END = EPOCHS * EPOCH
-KILLS = 12
+KILLS = 30
 MOMENTS = ("starting", "training", "saving")
 
 # Everything random, and everything that has a memory: dropout, mixing, statistics, averages, momentum, a schedule.
@@ -42,9 +42,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return file
 
 
-# Every moment four times, of either rank or both. A killed run that goes on is in training/test_streams.py, too.
+# Every moment ten times, of either rank or both. A killed run that goes on is in training/test_streams.py, too.
 @pytest.mark.full
-@pytest.mark.timeout(1800)  # a dozen starts
+@pytest.mark.timeout(1800)  # thirty starts
 def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(
     config: Path, digits: Path, tmp_path: Path
 ) -> None:

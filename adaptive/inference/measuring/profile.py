@@ -149,7 +149,7 @@ def profile(
     ]
     accelerated = [AcceleratedTurns(name, way, dynamic, calls) for name, way in (accelerate or {}).items()]
     turns += [turn for pair in accelerated for turn in pair.turns]
-    order = random.Random(0)
+    order, middle, mean = random.Random(0), statistics.median, statistics.mean
     measured: dict[str, list[float]] = defaultdict(list)
     blocks: list[list[BlockTime]] = []
     still_in = _still_in(dynamic, calls, clock)  # warms up as well
@@ -159,14 +159,12 @@ def profile(
         chosen = [calls[number] for number in of_round(round_, rounds, len(calls))]
         order.shuffle(turns)  # so that nothing always comes after the same
         for name, run in turns:
-            measured[name].append(statistics.mean(timed(partial(run, call), device) for call in chosen))
+            measured[name].append(mean(timed(partial(run, call), device) for call in chosen))
         parts = [_observed(dynamic, idle, call, clock, shadow) for call in chosen]
         for name in ("decisions", "ideal"):
-            measured[name].append(statistics.mean(getattr(part, name) for part in parts))
+            measured[name].append(mean(getattr(part, name) for part in parts))
         rows = zip(*(part.blocks for part in parts), strict=True)
-        mean = statistics.mean
         blocks.append([BlockTime(mean(b.block for b in row), mean(b.exit for b in row)) for row in rows])
-    middle = statistics.median
     return InferenceProfile(
         batch=len(calls[0]),
         images=min(len(images), sum(map(len, calls))),

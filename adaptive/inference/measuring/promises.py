@@ -28,7 +28,7 @@ from adaptive.inference.runtimes import Runner, open_runner
 from adaptive.networks.network import AdaptiveNetwork
 
 LIMIT = 0.05  # relative: what promised and measured may differ by, and how well a machine has to repeat itself
-_LEAST_IMAGES = 32  # that a runner is timed on in a round
+_LEAST_IMAGES = 64  # that a runner is timed on in a round
 _UNITS = 16  # of a gate, as they are fitted
 
 
@@ -222,7 +222,9 @@ def verify(
 
 
 class TimedRunner:
-    """A runner that is timed on batches of images in turn.
+    """A runner that is timed on batches of images in turn, on the same ones in every other round.
+
+    So even and odd rounds differ by the machine alone, and not by where their images leave.
 
     Args:
         runner: with its policy.
@@ -242,6 +244,8 @@ class TimedRunner:
         self._several = max(1, _LEAST_IMAGES // batch, min(4, len(images) // batch))
         self._counts = np.zeros(exits, dtype=np.int64)
         self._most = len(images)
+        self._chosen: list[Any] = []
+        self._taken = 0
         self.rounds: list[float] = []
 
     def warm_up(self) -> None:
@@ -249,11 +253,12 @@ class TimedRunner:
         self.round()
         self.rounds.clear()
         self._counts[:] = 0
+        self._taken = 0
 
     @property
     def images(self) -> int:
         """How many different images were timed."""
-        return int(min(self._counts.sum(), self._most))
+        return min(self._taken, self._most)
 
     @property
     def shares(self) -> list[float]:
@@ -263,8 +268,10 @@ class TimedRunner:
     def round(self) -> None:
         """Time a few batches: a round is their milliseconds of an image."""
         spent = 0.0
-        for _ in range(self._several):
-            images = next(self._batches)
+        if len(self.rounds) % 2 == 0:
+            self._chosen = [next(self._batches) for _ in range(self._several)]
+            self._taken += self._several * self._batch
+        for images in self._chosen:
             device = images.device if isinstance(images, Tensor) else torch.device("cpu")
             synchronize(device)
             start = time.perf_counter()

@@ -1,6 +1,7 @@
 """What is said of a promise and of what the runner took, and what both are made of."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -65,6 +66,29 @@ def test_a_policy_is_held_against_the_runner(digit_images: torch.Tensor) -> None
     assert found.images == 32
     assert sum(found.shares) == pytest.approx(1)
     assert found.document(bench.conditions)["conditions"]["batch"] == 4
+
+
+def test_even_and_odd_rounds_answer_the_same_images() -> None:
+    seen: list[list[float]] = []
+
+    class Answers:
+        def run(self, images: torch.Tensor) -> tuple[None, torch.Tensor]:
+            seen.append(images[:, 0, 0, 0].tolist())
+            return None, torch.ones(len(images), dtype=torch.int64)
+
+    images = torch.arange(400.0).reshape(400, 1, 1, 1)
+    timed = TimedRunner(cast("Any", Answers()), images, 1, 3)
+    timed.warm_up()
+    seen.clear()
+    for _ in range(4):
+        timed.round()
+    calls = len(seen) // 4
+    rounds = [seen[i * calls : (i + 1) * calls] for i in range(4)]
+    assert rounds[0] == rounds[1]
+    assert rounds[2] == rounds[3]
+    assert not {str(call) for call in rounds[0]} & {str(call) for call in rounds[2]}, "other images, round by round"
+    assert timed.images == 2 * calls
+    assert timed.shares == [1, 0, 0]
 
 
 def test_no_images_are_refused() -> None:
