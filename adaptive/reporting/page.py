@@ -23,7 +23,7 @@ from adaptive.reporting.image_wall import Tile, draw_wall, thumbnail
 from adaptive.reporting.milliseconds_figures import APART, milliseconds_figures, timed_apart
 from adaptive.reporting.published import REFERENCES, TITLES
 from adaptive.reporting.report_data import RunReport, Timing
-from adaptive.reporting.run_intervals import exit_intervals, policy_intervals
+from adaptive.reporting.run_intervals import exit_intervals, full_range, policy_intervals
 from adaptive.reporting.tables import human, percent_range
 
 TEMPLATE = "report.html.j2"
@@ -244,6 +244,7 @@ def _render(
     environment.filters["where"] = where
     environment.filters["range"] = percent_range
     environment.filters["intervals"] = policy_intervals
+    environment.filters["full_range"] = full_range
     # Only "<" could end a script element; JSON may hold it as an escape.
     data = json_text(report_data(runs, published), indent=1, ascii_only=False).replace("<", "\\u003c")
     return environment.get_template(TEMPLATE).render(

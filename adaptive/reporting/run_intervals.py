@@ -18,6 +18,11 @@ def exit_intervals(run: RunReport, number: int) -> dict[str, Any]:
     return compared(run.answers[number - 1] == run.labels, run.answers[-1] == run.labels)
 
 
+def full_range(run: RunReport) -> Interval:
+    """Interval of the accuracy of the last exit, in percent."""
+    return exit_range(run, len(run.answers))
+
+
 def policy_range(run: RunReport) -> Interval:
     """Interval of the accuracy by the policy in percent; needs a policy."""
     return wilson(int(run.right.sum()), run.images)

@@ -186,6 +186,9 @@ def test_every_shape_of_run(tmp_path, exits, classes, settings):
     written = write([run], tmp_path)
     page = Page(written.page)
     assert ("adaptive calibrate runs/digits --budget 0.5" in page.text) == (run.policy is None and exits > 1)
+    right = 100 * float(np.mean(run.right if run.policy else run.answers[-1] == run.labels))
+    low, high = (float(number) for number in re.search(r"([\d.]+) to ([\d.]+)\)", page.text).groups())
+    assert 0 <= low < right < high <= 100, "the first interval is that of the card"
     lacking = not run.timing or (not run.budgeted and exits > 1)  # of one exit neither can be had
     assert ("adaptive evaluate runs/digits" in page.text) == lacking
     assert ("accuracy_ms" in written.figures) == (run.timing is not None)

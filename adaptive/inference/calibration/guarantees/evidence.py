@@ -8,6 +8,7 @@ from collections.abc import Callable
 from adaptive.inference.calibration.guarantees.exact_test import accuracy_p_value, p_value
 from adaptive.inference.calibration.guarantees.risk import Tested, lost_and_won
 from adaptive.inference.calibration.thresholds import Choice, Scored
+from adaptive.inference.intervals import lower_bound
 from adaptive.inference.policy import Evidence
 
 MOST_IMAGES = 1_000_000  # held-out images that are worth a mention
@@ -32,13 +33,14 @@ def images_needed(epsilon: float, delta: float, lost: float = 0.0, won: float = 
     return _held_out(passes) if lost - won < epsilon else None
 
 
-def images_needed_for_accuracy(top1: float, confidence: float, observed: float) -> int | None:
+def images_needed_for_accuracy(top1: float, confidence: float, observed: float, failed: int = 0) -> int | None:
     """Return the least number of held-out images, half for the test, that show an accuracy where one is observed.
 
     Args:
         top1: accuracy to show, in percent.
         confidence: of the test.
         observed: accuracy on the images of the test, in percent.
+        failed: images of a test that did not show it.
 
     Returns:
         The number, or None where a million would not do.
@@ -48,12 +50,12 @@ def images_needed_for_accuracy(top1: float, confidence: float, observed: float) 
         right = math.floor(observed * images / 100 + 1e-9)
         return accuracy_p_value(right, images, top1 / 100) <= 1 - confidence
 
-    return _held_out(passes) if observed > top1 else None
+    return _held_out(passes, failed) if observed > top1 else None
 
 
-def _held_out(passes: Callable[[int], bool]) -> int | None:
-    """Return 2 n - 1 for the least n that passes, up to the steps that whole numbers of images make."""
-    low, high = 0, 1
+def _held_out(passes: Callable[[int], bool], failed: int = 0) -> int | None:
+    """Return 2 n - 1 for the least n above ``failed`` that passes, up to the steps of whole numbers of images."""
+    low, high = failed, failed + 1
     while not passes(high):
         low, high = high, 2 * high
         if 2 * high > MOST_IMAGES:
@@ -96,26 +98,48 @@ def of_accuracy(choice: Choice, tested: Scored, top1: float, confidence: float, 
         confidence: of the bound.
         bound: lower bound on the accuracy in truth, in percent.
     """
-    images, controlled = len(choice.outcome.leaves), isinstance(choice, Tested)
+    images = len(choice.outcome.leaves)
     if bound >= top1 and not (isinstance(choice, Tested) and not choice.passed):
         words = f"at least {bound:.4g} % right in truth with confidence {confidence:g}, by a test on {images:,} of the "
         return Evidence(shown=True, images=images, words=f"{words}held-out images that chose nothing")
+    words = (
+        f"{top1:g} % right in truth with confidence {confidence:g} is not shown by {images:,} images that chose nothing"
+    )
     full = 100 * tested.correct[-1].double().mean().item()
+    if isinstance(choice, Tested):
+        return _of_first(choice, words, top1, confidence, full)
     needed = images_needed_for_accuracy(top1, confidence, full)
     if full <= top1:
-        remedy = f"the full network itself has {full:.2f} % right of the images of the test; ask for less"
+        remedy = _full_is_worse(full)
     elif needed is None:
         remedy = f"the full network has {full:.2f} % right of them, for which a million would not do; ask for less"
-    elif controlled or needed > 2 * images:
+    elif needed > 2 * images:
         remedy = f"at the full network's accuracy on them ({full:.2f} %) it takes {needed:,} held-out images"
     else:
         remedy = f"--confidence {confidence:g} chooses a policy of which it is shown, if there is one"
         needed = None
-    words = f"{top1:g} % right in truth with confidence {confidence:g} is not shown by {images:,} images that chose "
-    words += f"nothing, at least {bound:.2f} % is; {remedy}"
-    if controlled:
-        return _nothing(images, needed, words)
-    return Evidence(shown=False, images=images, needed=needed, words=words)
+    return Evidence(shown=False, images=images, needed=needed, words=f"{words}, at least {bound:.2f} % is; {remedy}")
+
+
+def _of_first(choice: Tested, words: str, top1: float, confidence: float, full: float) -> Evidence:
+    """Say why no policy passed: by the one that was tested first, which was the most accurate where it was chosen."""
+    images, best = len(choice.first.outcome.leaves), choice.first.outcome.top1
+    least = lower_bound(round(best * images / 100), images, confidence)
+    words += (
+        f": the most accurate policy of the other half has {best:.2f} % of them right, at least {least:.2f} % in truth"
+    )
+    needed = images_needed_for_accuracy(top1, confidence, best, images) if full > top1 else None
+    if full <= top1:
+        remedy = _full_is_worse(full)
+    elif needed is None:
+        remedy = f"the full network has {full:.2f} %; ask for less, or give more held-out images to choose it on"
+    else:
+        remedy = f"at that accuracy it takes {needed:,} held-out images"
+    return _nothing(images, needed, f"{words}; {remedy}")
+
+
+def _full_is_worse(full: float) -> str:
+    return f"the full network itself has {full:.2f} % right of the images of the test; ask for less"
 
 
 def _nothing(images: int, needed: int | None, words: str) -> Evidence:

@@ -5,9 +5,14 @@ import re
 import pytest
 import torch
 
-from adaptive.inference.calibration.guarantees.evidence import images_needed, images_needed_for_accuracy, of_loss
+from adaptive.inference.calibration.guarantees.evidence import (
+    images_needed,
+    images_needed_for_accuracy,
+    of_accuracy,
+    of_loss,
+)
 from adaptive.inference.calibration.guarantees.exact_test import accuracy_p_value, p_value
-from adaptive.inference.calibration.guarantees.risk import fixed_sequence
+from adaptive.inference.calibration.guarantees.risk import accuracy_sequence, fixed_sequence
 from adaptive.inference.calibration.thresholds import Choice, Scored, apply_thresholds
 
 
@@ -61,3 +66,37 @@ def test_what_is_said_about_a_loss(images: int, lost: int, shown: bool, words: s
     assert re.search(words, said.words), said.words
     assert (said.needed is None) == (needed is None)
     assert shown or "Nobody leaves early" in said.words
+
+
+@pytest.mark.parametrize(
+    ("early", "full", "words", "needed"),
+    [
+        (
+            0.48,
+            0.52,
+            "half has 48.00 % of them right, at least 42.* in truth; at that accuracy it takes",
+            True,
+        ),
+        (
+            0.44,
+            0.52,
+            "half has 44.00 % .*; the full network has 52.00 %; ask for less, or give more",
+            False,
+        ),
+        (0.40, 0.44, "the full network itself has 44.00 % right of the images of the test; ask for less", False),
+    ],
+)
+def test_why_no_policy_has_an_accuracy_is_said_by_the_one_that_was_tested_first(
+    early: float, full: float, words: str, needed: bool
+) -> None:
+    images, costs = 250, [1.0, 2.0]
+    correct = torch.stack([torch.arange(images) < round(share * images) for share in (early, full)])
+    tested = Scored(torch.full((2, images), 0.9), correct)
+    first = Choice([0.5, -1e8], apply_thresholds(torch.tensor([0.5, -1e8]), tested, costs))
+    found = accuracy_sequence([first], tested, costs, 45.0, 0.95)
+    said = of_accuracy(found, tested, 45.0, 0.95, 45.0)
+    assert not said.shown
+    assert re.search(words, said.words), said.words
+    assert "Nobody leaves early" in said.words
+    assert (said.needed is not None) == needed
+    assert said.needed is None or said.needed > 2 * images, "more than were not enough"
