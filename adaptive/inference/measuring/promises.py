@@ -23,6 +23,7 @@ from adaptive.inference.measuring.time_probe import Contender, Scripted, batches
 from adaptive.inference.measuring.timing import apart, device_name, synchronize
 from adaptive.inference.policy import EVERYBODY, FEATURES, NOBODY, Gate, Policy
 from adaptive.inference.policy_kinds import Kind
+from adaptive.inference.runner import DynamicClassifier
 from adaptive.inference.runtime_names import Runtime
 from adaptive.inference.runtimes import Runner, open_runner
 from adaptive.networks.network import AdaptiveNetwork
@@ -249,7 +250,9 @@ class TimedRunner:
         self.rounds: list[float] = []
 
     def warm_up(self) -> None:
-        """Run a round that does not count."""
+        """Prepare what is compiled, for every number of images, and run a round that does not count."""
+        if isinstance(self._runner, DynamicClassifier):
+            self._runner.warm_up()
         self.round()
         self.rounds.clear()
         self._counts[:] = 0

@@ -10,6 +10,7 @@ from adaptive.errors import DataError
 from adaptive.inference.calibration.calibrate import Target, fit
 from adaptive.inference.measuring.promises import Bench, TimedRunner, Verdict, probe, template, verify
 from adaptive.inference.measuring.time_model import middle
+from adaptive.inference.runner import DynamicClassifier
 from tests.inference.conftest import build
 from tests.inference.measuring.test_time_model import conditions
 
@@ -89,6 +90,14 @@ def test_even_and_odd_rounds_answer_the_same_images() -> None:
     assert not {str(call) for call in rounds[0]} & {str(call) for call in rounds[2]}, "other images, round by round"
     assert timed.images == 2 * calls
     assert timed.shares == [1, 0, 0]
+
+
+def test_nothing_is_left_to_be_compiled_in_a_round_that_counts() -> None:
+    policy = template("confidence", 3)
+    runner = DynamicClassifier(build("resnet"), policy, "fp32", accelerate=lambda run, _: run, batch_sizes=(1, 2, 4))
+    TimedRunner(runner, torch.zeros(4, 3, 32, 32), 4, 3).warm_up()
+    assert runner.prepared > 0
+    assert runner.warm_up().prepared == 0
 
 
 def test_no_images_are_refused() -> None:
