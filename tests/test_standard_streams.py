@@ -4,6 +4,7 @@ says whether the answer arrived.
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def words(tmp_path_factory: pytest.TempPathFactory, existing_run: Path, config_f
 
     folder = tmp_path_factory.mktemp("streams")
     Image.new("RGB", (32, 32)).save(folder / "image.png")
-    return answers(folder, existing_run, config_file)
+    run = shutil.copytree(existing_run, folder / "run")  # calibrate writes into it
+    return answers(folder, run, config_file)
 
 
 def ended(forks: Forks, words: list[str], hurt: Callable[..., None], *descriptors: int) -> Ended:
