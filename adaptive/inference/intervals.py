@@ -45,7 +45,7 @@ def paired_loss(lost: int, won: int, images: int, level: float = LEVEL) -> Inter
     paired proportions it comes nearest to its level where these are few: on 500 images of which 0.4 % were lost and
     0.1 % won it covers 98.8 % of 4,000 draws, Bonett and Price's adjusted Wald 99.8 %; at 2,000 images 94.4 and 96.4 %.
     Where ten images and more are lost or won it covers 94.1 to 95.8 % of 20,000 draws of 500 to 10,000 images, with
-    three to six 92.7 to 97.1 %: the counts are whole numbers, and no interval can be nearer to its level there.
+    three to six 92.7 to 97.1 %: so few whole numbers make it move in steps.
 
     Args:
         lost: images that only the full network has right.

@@ -109,7 +109,8 @@ def test_intervals_cover_what_they_say(name: str, images: int, chosen: list[int]
         apart = generator.multinomial(images, [lost, won, 1 - lost - won], size=DRAWS)[:, :2]
         cover = coverage(apart, lambda a, b: paired_loss(a, b, images), 100 * (lost - won))
         # Where hardly an image of a draw is lost or won, there are too few results for any interval to cover just 95 %.
-        assert 0.93 <= cover <= (0.97 if images * (lost + won) >= 4 else 1), (lost, won)
+        differ = images * (lost + won)
+        assert 0.93 <= cover <= (0.97 if differ >= 4 else 0.975 if differ >= 3 else 1), (lost, won)
         counts = generator.multinomial(images, np.array(there.counts) / sum(there.counts), size=DRAWS)
         assert 0.93 <= coverage(counts, lambda *row: mean_cost(row, source.costs), there.cost) <= 0.97
 
