@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from adaptive.inference.calibration.calibrate import Target, fit
 from adaptive.inference.measuring.promises import Bench, TimedRunner, probe
 from adaptive.inference.measuring.time_model import Asked, middle
 from adaptive.inference.measuring.time_probe import measure, promise, repeats
-from adaptive.inference.measuring.timing import apart
+from adaptive.inference.measuring.timing import Spread, apart
 from adaptive.inference.outputs import Outputs
 from adaptive.inference.policy import Policy
 from adaptive.inference.runtime_names import RUNTIMES
@@ -204,11 +205,13 @@ class _Subject:
         clock = statistics.median(time for one in twins for time in one.rounds)
         shares = [sum(pair) / 2 for pair in zip(*(one.shares for one in twins), strict=True)]
         promised = promise(models, shares, asked)
+        both = [statistics.fmean(pair) for pair in zip(*(one.rounds for one in twins), strict=True)]
         return {
             "shares": shares,
             "promised": promised,
             "clock": clock,
             "ratio": clock / promised,
+            "by_round": asdict(Spread.of_ratios(both, [model.mean(shares, asked) for model in models])),
             "noise": max(
                 apart(*(one.rounds for one in twins)),
                 apart(*(twins[0].rounds[half::2] + twins[1].rounds[half::2] for half in (0, 1))),
@@ -250,7 +253,7 @@ def page(result: Mapping[str, Any]) -> str:
             f"{row['clock']:.3f}",
             f"{row['ratio']:.3f}",
             f"{row['of_full_batches']:.2f}",
-            f"{100 * row['noise']:.1f} %" + (f", too noisy after {row['tries']} tries" if row["noisy"] else ""),
+            f"{100 * row['noise']:.1f} %" + (_noisy(row) if row["noisy"] else ""),
         )
         for row in result["rows"]
     ]
@@ -267,10 +270,19 @@ Milliseconds of an image. Medians of {result["rounds"]} rounds, in each of which
 runner is timed twice, on other images. */ shares* is what milliseconds were once: the clock over the shares of what
 full batches take. *Repeats* is how far the two timings are apart, or halves of the rounds, of the runner or of the
 probe, whichever is the most; above {100 * NOISE:.0f} % the machine was too noisy, and the row is
-measured again. Limit: clock / promise within {LIMIT} either way. {said}
+measured again. There, clock / promise within each round and its quartiles over the rounds are given as well: what lasts
+longer than a round takes no part in them. Limit: clock / promise within {LIMIT} either way. {said}
 
 {pages.table([*columns, "/ shares", "repeats"], rows)}
 """
+
+
+def _noisy(row: Mapping[str, Any]) -> str:
+    """What is said of a row whose times do not repeat."""
+    spread = row["by_round"]
+    within = f"{spread['median']:.3f} ({spread['q1']:.3f} to {spread['q3']:.3f}) within rounds"
+    tries = "1 try" if row["tries"] == 1 else f"{row['tries']} tries"
+    return f", too noisy after {tries}; {within}"
 
 
 if __name__ == "__main__":

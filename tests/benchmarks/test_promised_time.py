@@ -17,6 +17,7 @@ ROW = {
     "shares": [0.5, 0.5],
     "promised": 1.0,
     "clock": 1.02,
+    "by_round": {"median": 1.01, "q1": 0.99, "q3": 1.03},
     "of_full_batches": 1.49,
     "noise": 0.01,
     "tries": 1,
@@ -50,7 +51,7 @@ def test_a_limit_that_does_not_hold_ends_with_one(rows: list[dict[str, Any]], tm
     page = (tmp_path / "promised_time.md").read_text()
     assert "`python benchmarks/promised_time.py --batches 16 RUN...`" in page
     assert "The limit does not hold in 1 rows." in page
-    assert "7.0 %, too noisy after 3 tries" in page
+    assert "7.0 %, too noisy after 3 tries; 1.010 (0.990 to 1.030) within rounds" in page
     assert promised_time.main([*words, "--runtimes", "torch"]) == 0
     assert "The limit holds in every row." in (tmp_path / "promised_time.md").read_text()
 

@@ -141,6 +141,11 @@ class Cluster:
         shown = self.run("scontrol", "-o", "show", "job", str(number)).stdout.splitlines()[0]
         return dict(re.findall(r"(?:^| )([A-Za-z:/_]+)=(\S*)", shown))
 
+    def limit(self, number: int | str, minutes: int) -> None:
+        """Let a running job's time limit end within so many minutes from now, and not sooner than a minute before."""
+        *_, hours, run, _ = map(int, re.split("[-:]", self.job(number)["RunTime"]))
+        self.run("scontrol", "update", f"JobId={number}", f"TimeLimit={60 * hours + run + minutes}")
+
     def wait(self, number: int | str, seconds: float = 240) -> str:
         """Wait until a job is over for good (a requeued one is not) and return its state."""
         self.until(lambda: self.job(number)["JobState"] in OVER, seconds, lambda: f"job {number}: {self.job(number)}")

@@ -21,6 +21,7 @@ RATIO, AGAIN = 1.5, 1.25  # own time over the median's: from where a rank is slo
 SHARE = 0.05  # of a step's time, which the difference to the median must be
 PLAIN = 2.0  # from where a window counts twice
 ENOUGH = 4  # of what windows in a row count
+DECODES_TOO = 0.25  # of the time lost to data, which computing must lose as well to be the cause of both
 NODE_CAUSES = {  # what a node says of itself that explains a slow rank: least value, and the words for it
     "throttled_percent": (5.0, "its CPU quota is used up in {:.0f} % of the periods"),
     "swapped_mib_s": (1.0, "it swaps {:.1f} MiB/s"),
@@ -159,8 +160,10 @@ class SlowRanks:
         median: Mapping[str, float],
         machine: Mapping[str, float],
     ) -> str:
-        cause = max(PARTS, key=lambda name: own[name] - median[name])
-        if own["compute"] >= RATIO * median["compute"] and cause == "data":
+        beyond = {name: own[name] - median[name] for name in PARTS}
+        cause = max(PARTS, key=beyond.__getitem__)
+        computes_slowly = own["compute"] >= RATIO * median["compute"]
+        if cause == "data" and computes_slowly and beyond["compute"] >= DECODES_TOO * beyond["data"]:
             cause = "compute"  # what computes slowly decodes slowly too
         times = f"{cause} {own[cause]:.3f} s a {self.step}, the median rank's is {median[cause]:.3f} s"
         told = [

@@ -126,6 +126,13 @@ def test_a_rank_that_is_slow_at_everything_does_not_blame_its_disk() -> None:
     assert "(compute 0.500 s a step" in told.window({0: {"data": 0.1}, 1: {"compute": 0.5, "data": 0.6}}).lines[0]
 
 
+def test_a_rank_that_waits_for_data_and_wakes_slowly_does_not_blame_its_processor() -> None:
+    told = Told(2)
+    slow = {0: {"compute": 0.024, "data": 0.001}, 1: {"compute": 0.044, "data": 0.25}}
+    told.window(slow)
+    assert "(data 0.250 s a step, the median rank's is 0.001 s)" in told.window(slow).lines[0]
+
+
 def test_nothing_is_compared_before_all_have_done_enough() -> None:
     compared = SlowRanks(2)
     first = {0: RankSums("a", {"steps": 5.0}), 1: RankSums("b", {"steps": 2.0})}
