@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rich.markdown import Markdown
 from adaptive.errors import AdaptiveError, ConfigError
 from adaptive.files import write_atomically
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.measuring.promises import Bench, TimedRunner, probe
+from adaptive.inference.measuring.promises import Bench, TimedRunner, in_turn, probe
 from adaptive.inference.measuring.time_model import Asked, middle
 from adaptive.inference.measuring.time_probe import measure, promise, repeats
 from adaptive.inference.measuring.timing import Spread, apart
@@ -196,12 +197,8 @@ class _Subject:
             one.warm_up()
         asked = Asked.of_policy(policy, bench.network.collaboration)
 
-        def between(number: int) -> None:
-            for one in twins[:: 1 if number % 2 else -1]:
-                one.round()
-
-        rounds, probed = self._options.rounds, bench.images(self._probed)
-        [models] = measure([bench.contender(runner, policy, asked.fires)], probed, batch, rounds, between=between)
+        rounds, probed, beside = self._options.rounds, bench.images(self._probed), partial(in_turn, twins)
+        [models] = measure([bench.contender(runner, policy, asked.fires)], probed, batch, rounds, beside=beside)
         clock = statistics.median(time for one in twins for time in one.rounds)
         shares = [sum(pair) / 2 for pair in zip(*(one.shares for one in twins), strict=True)]
         promised = promise(models, shares, asked)
@@ -267,7 +264,7 @@ def page(result: Mapping[str, Any]) -> str:
 {pages.hardware(result["machine"])}; {result["precision"]}
 
 Milliseconds of an image. Medians of {result["rounds"]} rounds, in each of which the model of time is probed and the
-runner is timed twice, on other images. */ shares* is what milliseconds were once: the clock over the shares of what
+runner is timed twice, on other images, in pieces between the probe's runs. */ shares* is what milliseconds were once: the clock over the shares of what
 full batches take. *Repeats* is how far the two timings are apart, or halves of the rounds, of the runner or of the
 probe, whichever is the most; above {100 * NOISE:.0f} % the machine was too noisy, and the row is
 measured again. There, clock / promise within each round and its quartiles over the rounds are given as well: what lasts

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from adaptive.networks.network import AdaptiveNetwork
 
 LIMIT = 0.05  # relative: what promised and measured may differ by, and how well a machine has to repeat itself
 _LEAST_IMAGES = 64  # that a runner is timed on in a round
+_PIECES = 4  # that a round of a runner is timed in, between the runs of a probe
 _UNITS = 16  # of a gate, as they are fitted
 
 
@@ -199,13 +201,9 @@ def verify(
     full = TimedRunner(runner.with_policy(straight), bench.images(held_out), batch, policy.exits)
     for one in (real, full):
         one.warm_up()
-
-    def between(number: int) -> None:
-        for one in (real, full) if number % 2 else (full, real):
-            one.round()
-
     contender = bench.contender(runner, policy, asked.fires)
-    second = measure([contender], bench.images(probed), batch, rounds, seed=1, between=between)[0]
+    beside = partial(in_turn, (real, full))
+    second = measure([contender], bench.images(probed), batch, rounds, seed=1, beside=beside)[0]
     promised, measured = promise(first, chosen, asked), statistics.median(real.rounds)
     noise = max(
         repeats(first, chosen, asked), repeats(second, real.shares, asked), apart(real.rounds[::2], real.rounds[1::2])
@@ -270,17 +268,38 @@ class TimedRunner:
 
     def round(self) -> None:
         """Time a few batches: a round is their milliseconds of an image."""
-        spent = 0.0
+        for piece in self.pieces():
+            piece()
+
+    def pieces(self) -> list[Callable[[], None]]:
+        """Return the parts of the next round, each with some of its batches; after the last one it is in ``rounds``."""
         if len(self.rounds) % 2 == 0:
             self._chosen = [next(self._batches) for _ in range(self._several)]
             self._taken += self._several * self._batch
-        for images in self._chosen:
-            device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-            synchronize(device)
-            start = time.perf_counter()
-            _, exits = self._runner.run(images)
-            synchronize(device)
-            spent += 1000 * (time.perf_counter() - start)
-            left = exits.cpu().numpy() if isinstance(exits, Tensor) else exits
-            self._counts += np.bincount(left - 1, minlength=self._exits)
-        self.rounds.append(spent / self._several / self._batch)
+        spent: list[float] = []
+        each = -(-self._several // _PIECES)
+
+        def piece(start: int) -> None:
+            spent.extend(map(self._time, self._chosen[start : start + each]))
+            if len(spent) == self._several:
+                self.rounds.append(statistics.fmean(spent) / self._batch)
+
+        return [partial(piece, start) for start in range(0, self._several, each)]
+
+    def _time(self, images: Any) -> float:
+        """Answer a batch and return the milliseconds."""
+        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+        synchronize(device)
+        start = time.perf_counter()
+        _, exits = self._runner.run(images)
+        synchronize(device)
+        spent = 1000 * (time.perf_counter() - start)
+        left = exits.cpu().numpy() if isinstance(exits, Tensor) else exits
+        self._counts += np.bincount(left - 1, minlength=self._exits)
+        return spent
+
+
+def in_turn(runners: Sequence[TimedRunner], number: int) -> list[Callable[[], None]]:
+    """Return the pieces of runners' next rounds, one of each in turn; by the round's number the first or last begins."""
+    pairs = zip(*(one.pieces() for one in runners[:: 1 if number % 2 else -1]), strict=True)
+    return [piece for pair in pairs for piece in pair]

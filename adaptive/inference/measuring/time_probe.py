@@ -161,7 +161,7 @@ def measure(
     rounds: int,
     *,
     seed: int = 0,
-    between: Callable[[int], None] | None = None,
+    beside: Callable[[int], Sequence[Callable[[], object]]] | None = None,
 ) -> list[list[TimeModel]]:
     """Probe runners in turn, in a new order every round, after one round to warm up.
 
@@ -171,7 +171,8 @@ def measure(
         batch: images that arrive together.
         rounds: how many models to form.
         seed: of sizes, orders, and of who stays.
-        between: called after each round with its number from 0, for what is to be measured beside.
+        beside: what else is to be measured in a round, by its number from 0: pieces, which are called one by one
+            between the runs, so that what the machine does meanwhile hits both.
 
     Returns:
         For every contender one model per round.
@@ -182,12 +183,11 @@ def measure(
     turns = list(range(len(contenders)))
     for number in range(-1, rounds):
         order.shuffle(turns)
-        for turn in turns:
-            model = _round(contenders[turn], batches, batch, generator)
+        pieces = beside(number) if beside is not None and number >= 0 else []
+        for place, turn in enumerate(turns):
+            model = _round(contenders[turn], batches, batch, generator, pieces[place :: len(turns)])
             if number >= 0:
                 found[turn].append(model)
-        if between is not None and number >= 0:
-            between(number)
     return found
 
 
@@ -251,16 +251,22 @@ def _sizes(contender: Contender, batch: int, generator: np.random.Generator) -> 
     return sorted({1, *(size for size in inner if size < batch), batch})
 
 
-def _round(contender: Contender, batches: Iterator[Any], batch: int, generator: np.random.Generator) -> TimeModel:
-    """Run every script of a round, in any order, and form a model of the times.
+def _round(
+    contender: Contender,
+    batches: Iterator[Any],
+    batch: int,
+    generator: np.random.Generator,
+    pieces: Sequence[Callable[[], object]],
+) -> TimeModel:
+    """Run every script of a round, in any order, and the pieces of other work between them; form a model of the times.
 
     Observing costs some microseconds a part, which is much of a small network's single image: every script is run
     without an observer as well, and the parts are scaled to what that took.
     """
     sizes = _sizes(contender, batch, generator)
     every = scripts(contender.asked.fires, sizes) * max(1, _IMAGES_A_ROUND // batch)
-    clock, seen = Clock(contender.device), _Seen()
-    for number in generator.permutation(len(every)):
+    clock, seen, called = Clock(contender.device), _Seen(), 0
+    for place, number in enumerate(generator.permutation(len(every)), start=1):
         contender.policy.play(every[number], generator)
         images = next(batches)
         for observed in (True, False) if generator.random() < 0.5 else (False, True):
@@ -271,6 +277,8 @@ def _round(contender: Contender, batches: Iterator[Any], batch: int, generator: 
             else:
                 clock("run", 0, batch)
                 seen.bare += clock.spent()[0][-1]
+        for piece in pieces[called : (called := place * len(pieces) // len(every))]:
+            piece()
     return seen.model(contender, sizes)
 
 

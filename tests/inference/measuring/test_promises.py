@@ -8,7 +8,7 @@ import torch
 
 from adaptive.errors import DataError
 from adaptive.inference.calibration.calibrate import Target, fit
-from adaptive.inference.measuring.promises import Bench, TimedRunner, Verdict, probe, template, verify
+from adaptive.inference.measuring.promises import Bench, TimedRunner, Verdict, in_turn, probe, template, verify
 from adaptive.inference.measuring.time_model import middle
 from adaptive.inference.runner import DynamicClassifier
 from tests.inference.conftest import build
@@ -90,6 +90,29 @@ def test_even_and_odd_rounds_answer_the_same_images() -> None:
     assert not {str(call) for call in rounds[0]} & {str(call) for call in rounds[2]}, "other images, round by round"
     assert timed.images == 2 * calls
     assert timed.shares == [1, 0, 0]
+
+
+def test_runners_are_timed_in_pieces_in_turn() -> None:
+    seen: list[str] = []
+
+    class Answers:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, images: torch.Tensor) -> tuple[None, torch.Tensor]:
+            seen.append(self.name)
+            return None, torch.ones(len(images), dtype=torch.int64)
+
+    pair = [TimedRunner(cast("Any", Answers(name)), torch.zeros(64, 1), 16, 3) for name in "ab"]
+    for number, order in ((0, "ba"), (1, "ab")):
+        pieces = in_turn(pair, number)
+        for piece in pieces[:-1]:
+            piece()
+        assert [len(one.rounds) for one in pair].count(number) == 1, "one has a batch left"
+        pieces[-1]()
+        assert "".join(seen) == 4 * order
+        assert [len(one.rounds) for one in pair] == [number + 1] * 2
+        seen.clear()
 
 
 def test_nothing_is_left_to_be_compiled_in_a_round_that_counts() -> None:

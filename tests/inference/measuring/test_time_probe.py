@@ -150,9 +150,14 @@ def test_a_known_clock_brings_the_model_back(batch: int, monkeypatch: pytest.Mon
     made = Made(of, scripted)
     monkeypatch.setattr(Clock.__init__, "__defaults__", (lambda: made.now,))
     contender = Contender(made, scripted, Asked.everywhere(3), conditions(batch), CPU)
-    calls: list[int] = []
-    [models] = measure([contender], np.zeros((40, 1)), batch, 4, between=calls.append)
-    assert calls == [0, 1, 2, 3]
+    calls: list[tuple[int, int, float]] = []
+
+    def beside(number: int) -> list[Callable[[], object]]:
+        return [lambda piece=piece: calls.append((number, piece, made.now)) for piece in range(3)]  # type: ignore[misc]
+
+    [models] = measure([contender], np.zeros((40, 1)), batch, 4, beside=beside)
+    assert [call[:2] for call in calls] == [(number, piece) for number in range(4) for piece in range(3)]
+    assert len({now for *_, now in calls}) == 12, "between the runs, and not all at once"
     for shares in ([0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.1, 0.0, 0.9]):
         assert promise(models, shares) == pytest.approx(of.mean(shares), rel=1e-3)  # its tables are straight lines
         assert repeats(models, shares) < 1e-3
