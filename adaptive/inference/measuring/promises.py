@@ -300,6 +300,6 @@ class TimedRunner:
 
 
 def in_turn(runners: Sequence[TimedRunner], number: int) -> list[Callable[[], None]]:
-    """Return the pieces of runners' next rounds, one of each in turn; by the round's number the first or last begins."""
+    """Return the pieces of runners' next rounds, one of each in turn; who begins changes with the round's number."""
     pairs = zip(*(one.pieces() for one in runners[:: 1 if number % 2 else -1]), strict=True)
     return [piece for pair in pairs for piece in pair]
