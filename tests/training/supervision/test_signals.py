@@ -15,7 +15,9 @@ LISTENER = """
 import signal, sys, time
 from adaptive.training.supervision.signals import StopSignals
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests may have told us to ignore it
+# Whoever starts the tests may have told us to ignore these: a shell in the background, nohup.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signals = StopSignals().listen()
 signals.immediate = {immediate}
 print("listening", flush=True)
