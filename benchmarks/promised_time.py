@@ -264,11 +264,11 @@ def page(result: Mapping[str, Any]) -> str:
 {pages.hardware(result["machine"])}; {result["precision"]}
 
 Milliseconds of an image. Medians of {result["rounds"]} rounds, in each of which the model of time is probed and the
-runner is timed twice, on other images, in pieces between the probe's runs. */ shares* is what milliseconds were once:
-the clock over the shares of what full batches take. *Repeats* is how far the two timings are apart, or halves of the
-rounds, of the runner or of the probe, whichever is the most; above {100 * NOISE:.0f} % the machine was too noisy, and
-the row is measured again. There, clock / promise within each round and its quartiles over the rounds are given as well:
-what lasts longer than a round takes no part in them. Limit: clock / promise within {LIMIT} either way. {said}
+runner is timed twice, on other images. */ shares* is what milliseconds were once: the clock over the shares of what
+full batches take. *Repeats* is how far the two timings are apart, or halves of the rounds, of the runner or of the
+probe, whichever is the most; above {100 * NOISE:.0f} % the machine was too noisy, and the row is measured again. There,
+clock / promise within each round and its quartiles over the rounds are given as well: what lasts longer than a round
+takes no part in them. Limit: clock / promise within {LIMIT} either way. {said}
 
 {pages.table([*columns, "/ shares", "repeats"], rows)}
 """

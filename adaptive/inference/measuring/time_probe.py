@@ -185,7 +185,8 @@ def measure(
         order.shuffle(turns)
         pieces = beside(number) if beside is not None and number >= 0 else []
         for place, turn in enumerate(turns):
-            model = _round(contenders[turn], batches, batch, generator, pieces[place :: len(turns)])
+            own = pieces[place * len(pieces) // len(turns) : (place + 1) * len(pieces) // len(turns)]
+            model = _round(contenders[turn], batches, batch, generator, own)
             if number >= 0:
                 found[turn].append(model)
     return found
